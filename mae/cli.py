@@ -1,0 +1,50 @@
+"""`mae COMMAND ...`: find the command's module, import it only then, and run its `main`."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from mae import __version__
+from mae.errors import USER_ERROR_EXIT_CODE
+
+# command -> (module whose main(argv) runs it, what it does)
+COMMANDS = {
+    "pack": ("mae.pipelines.pack", "write images into WebDataset shards, with counts and statistics"),
+    "pretrain": ("mae.pipelines.pretrain", "pretrain a masked autoencoder on unlabelled shards"),
+    "finetune": ("mae.pipelines.finetune", "fine-tune the encoder with a head on its cls token"),
+    "export": ("mae.pipelines.export", "write the encoder of a run for timm, reloaded and compared"),
+    "demo": ("mae.demo", "all of the above on scikit-learn's scanned digits, in minutes"),
+}
+
+
+def usage() -> str:
+    """The text of `mae --help`."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {does}" for name, (_, does) in COMMANDS.items())
+    return (
+        "usage: mae COMMAND [--config FILE] [--section.key value ...]\n\n"
+        f"Masked-autoencoder pretraining, version {__version__}.\n\ncommands:\n{rows}\n\n"
+        "`mae COMMAND --help` explains every setting. On several GPUs:\n"
+        "`accelerate launch pipelines/pretrain.py --config FILE ...` runs the same `main` as `mae pretrain`.\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; exits with 2 and one line for a user's mistake."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return
+    if words[0] in ("-V", "--version"):
+        print(f"mae {__version__}")
+        return
+    if words[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"error: unknown command {words[0]!r}; known: {known}; see mae --help", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)
+    module, _ = COMMANDS[words[0]]
+    import_module(module).main(words[1:])
+
+
+if __name__ == "__main__":
+    main()

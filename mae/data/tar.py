@@ -1,0 +1,114 @@
+"""A strict reader of tar headers.
+
+Python's `tarfile`, and with it every streaming reader, takes the first damaged header for the end of the
+archive: the samples behind it are lost without a word. Here a shard is either read to its proper end, two
+blocks of zeros and nothing but zeros after them, or refused with the byte at which it breaks.
+"""
+
+import mmap
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mae.errors import UserError
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+# PAX and GNU long-name records are a few hundred bytes; a huge one is damage or an attack on memory.
+_LONGEST_RECORD = 1 << 20
+_EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+
+
+class Member(NamedTuple):
+    """One regular file of a tar: its bytes are `tar[offset : offset + size]`."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class BadTarError(Exception):
+    """Where and how a tar breaks."""
+
+
+def members(path: Path) -> list[Member]:
+    """The regular files of the tar at `path`, in order.
+
+    Raises:
+        UserError: naming the byte, if the tar is damaged, cut, compressed or no tar at all.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise BadTarError("the file is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return list(_walk(data))
+    except OSError as error:
+        raise UserError(f"shard {path} cannot be read: {error.strerror}") from None
+    except BadTarError as error:
+        raise UserError(f"shard {path} is no intact tar: {error}; copy or pack it again") from None
+
+
+def _walk(data: mmap.mmap) -> Iterator[Member]:
+    if data[:2] == b"\x1f\x8b":
+        raise BadTarError("it is gzip data without the ending .gz")
+    offset, override = 0, {}
+    while True:
+        block = data[offset : offset + _BLOCK]
+        if block == _ZEROS:
+            _check_end(data, offset)
+            return
+        header = _header(block, offset, len(data))
+        start = offset + _BLOCK
+        size = int(override.get("size", header.size))
+        offset = start + -(-size // _BLOCK) * _BLOCK
+        if size < 0 or start + size > len(data):
+            raise BadTarError(
+                f"member {header.name!r} at byte {start} needs {size} bytes, {len(data) - start} are present"
+            )
+        if header.type in _EXTENSION_TYPES:
+            if size > _LONGEST_RECORD:
+                raise BadTarError(f"extended header at byte {start} claims {size} bytes")
+            if header.type != tarfile.XGLTYPE:
+                override |= _overrides(header.type, data[start : start + size], start)
+            continue
+        if header.type in tarfile.REGULAR_TYPES:
+            yield Member(override.get("path", header.name), start, size)
+        override = {}
+
+
+def _header(block: bytes, offset: int, total: int) -> tarfile.TarInfo:
+    if len(block) < _BLOCK:
+        raise BadTarError(f"it ends at byte {total} without the end-of-archive mark")
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise BadTarError(f"bad header at byte {offset} ({error})") from None
+    return header
+
+
+def _check_end(data: mmap.mmap, offset: int) -> None:
+    if data[offset + _BLOCK : offset + 2 * _BLOCK] != _ZEROS:
+        raise BadTarError(f"a single block of zeros at byte {offset} where a header or the end mark belongs")
+    rest = data[offset + 2 * _BLOCK :]
+    if rest.count(0) != len(rest):
+        raise BadTarError(f"data follows the end-of-archive mark at byte {offset}")
+
+
+def _overrides(kind: bytes, record: bytes, offset: int) -> dict[str, str]:
+    """The name and size that a PAX or GNU long-name record gives to the member after it."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": record.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+    found: dict[str, str] = {}
+    rest = record
+    while rest.rstrip(b"\0"):
+        length, _, _ = rest.partition(b" ")
+        if not length.isdigit() or not 0 < int(length) <= len(rest) or rest[int(length) - 1] != ord("\n"):
+            raise BadTarError(f"bad PAX record at byte {offset}")
+        keyword, _, value = rest[len(length) + 1 : int(length) - 1].partition(b"=")
+        found[keyword.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        rest = rest[int(length) :]
+    if not found.get("size", "0").isdigit():
+        raise BadTarError(f"bad PAX size {found['size']!r} at byte {offset}")
+    return {name: found[name] for name in ("path", "size") if name in found}

@@ -1,0 +1,59 @@
+"""Accuracy of a classifier, each sample counted exactly once on any number of processes."""
+
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from mae.data.loader import EvalBatches, load, normalize
+from mae.data.statistics import PixelStatistics
+from mae.errors import UserError
+
+
+class Accuracy(NamedTuple):
+    """Figures over all samples."""
+
+    accuracy: float
+    """Share of samples whose greatest logit is the label's."""
+    loss: float
+    """Mean cross-entropy."""
+    samples: int
+
+
+def evaluate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: EvalBatches,
+    statistics: PixelStatistics,
+    workers: int,
+) -> Accuracy:
+    """Run `model` (not wrapped: the ranks may hold unequal numbers of batches) over this rank's share.
+
+    Only sums cross between the processes, so nothing is padded and nothing is counted twice.
+
+    Raises:
+        UserError: on every rank, if any image is bad, or if the shares do not add up to the whole.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    bad: list[str] = []
+    with torch.no_grad(), accelerator.autocast():
+        for batch in load(batches, range(len(batches)), workers):
+            images = normalize(batch.images.to(accelerator.device), statistics)
+            logits = model(images).float()
+            labels = batch.labels.to(accelerator.device)
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            correct = (logits.argmax(1) == labels).sum()
+            sums += torch.stack([correct.double(), loss.double(), torch.tensor(len(labels)).to(loss)]).cpu()
+            bad += batch.bad
+    model.train(was_training)
+    names: list[str] = gather_object(bad)
+    if names:
+        raise UserError(f"{len(names)} bad images in the evaluation shards: {'; '.join(names[:5])}; remove them")
+    total: torch.Tensor = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
+    correct_count, loss_sum, samples = total.tolist()
+    assert int(samples) == batches.total, f"evaluated {samples} of {batches.total} samples"
+    return Accuracy(correct_count / samples, loss_sum / samples, int(samples))

@@ -1,0 +1,110 @@
+"""Export to timm: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
+
+The folder holds `model.safetensors`, the encoder alone under timm's names, and `config.json` with the
+architecture and the normalisation. It is loaded back by timm and compared before it takes its place.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mae.errors import UserError
+from mae.models.description import ModelDescription
+from mae.models.encoder import build_encoder
+from mae.models.weights import encoder_part, load_encoder
+from mae.training.files import sync, write_atomically
+
+TOLERANCE = 1e-6
+"""Greatest difference of a feature between this program's encoder and timm's."""
+
+# timm's entry for each width of the size table; any other width, depth or patch is put into its model_args.
+_ARCHITECTURES = {
+    192: "vit_tiny_patch16_224",
+    384: "vit_small_patch16_224",
+    768: "vit_base_patch16_224",
+    1024: "vit_large_patch16_224",
+    1280: "vit_huge_patch14_224",
+}
+_COMPARED_IMAGES = 4
+
+
+def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: Path, source: Path) -> float:
+    """Write the encoder for timm into the new folder `out`.
+
+    Returns:
+        The greatest difference of a feature after loading it back.
+
+    Raises:
+        UserError: if `out` is in use, or what timm loads does not give this encoder's features.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; give a new one with --out")
+    part = out.with_name(f".{out.name}.part")
+    if part.exists():
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    save_file(encoder_part(weights), part / "model.safetensors", metadata=description.metadata())
+    sync(part / "model.safetensors")
+    write_atomically(part / "config.json", json.dumps(timm_config(description), indent=2).encode())
+    difference = compare(part, weights, description, source)
+    if not difference <= TOLERANCE:
+        shutil.rmtree(part)
+        raise UserError(
+            f"timm's features differ by {difference:.2e} from the run's, allowed is {TOLERANCE:.0e}; "
+            "nothing was exported. Please report this with the run's settings.yaml"
+        )
+    if out.exists():
+        out.rmdir()
+    part.rename(out)
+    sync(out.parent)
+    return difference
+
+
+def timm_config(description: ModelDescription) -> dict[str, Any]:
+    """The `config.json` of a timm model folder."""
+    height, width = description.image_size
+    return {
+        "architecture": _ARCHITECTURES.get(description.width, "vit_base_patch16_224"),
+        "num_classes": 0,
+        "num_features": description.width,
+        "global_pool": "token",
+        "model_args": {
+            "img_size": [height, width],
+            "patch_size": list(description.patch_size),
+            "in_chans": description.channels,
+            "embed_dim": description.width,
+            "depth": description.depth,
+            "num_heads": description.heads,
+        },
+        "pretrained_cfg": {
+            "tag": "mae",
+            "custom_load": False,
+            "input_size": [description.channels, height, width],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": description.crop_pct,
+            "crop_mode": "center",
+            "mean": list(description.mean),
+            "std": list(description.std),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def compare(folder: Path, weights: dict[str, Tensor], description: ModelDescription, source: Path) -> float:
+    """Load `folder` with timm; the greatest difference of a cls feature from our own encoder on noise."""
+    ours = build_encoder(description.encoder(), description.image_size, description.channels).eval()
+    load_encoder(ours, weights, source)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_COMPARED_IMAGES, description.channels, *description.image_size, generator=generator)
+    with torch.no_grad():
+        return float((ours(images) - theirs(images)).abs().max())

@@ -1,0 +1,1 @@
+"""The masked autoencoder and the classifier: patches, positions, masking, encoder, decoder."""

@@ -1,0 +1,44 @@
+"""The classifier: the pretrained encoder with a head on its normed cls token."""
+
+from collections import OrderedDict
+from typing import Literal
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from mae.models.encoder import build_encoder
+from mae.models.settings import EncoderSettings
+
+HeadKind = Literal["mlp", "linear"]
+
+
+def build_classifier(
+    settings: EncoderSettings,
+    image_size: tuple[int, int],
+    channels: int,
+    classes: int,
+    head: HeadKind,
+    drop_path: float = 0.0,
+) -> VisionTransformer:
+    """A timm ViT whose `head` is a linear layer, or an MLP with one hidden layer of the encoder's width.
+
+    The positions may be learned from here on, as in the published fine-tuning.
+    """
+    classifier = build_encoder(settings, image_size, channels, drop_path)
+    classifier.pos_embed.requires_grad_(True)
+    classifier.num_classes = classes
+    classifier.head = build_head(head, settings.shape.width, classes)
+    return classifier
+
+
+def build_head(kind: HeadKind, width: int, classes: int) -> nn.Module:
+    """`linear`: width -> classes. `mlp`: width -> width, GELU, -> classes. Small last weights, zero biases."""
+    last = nn.Linear(width, classes)
+    nn.init.trunc_normal_(last.weight, std=2e-5)
+    nn.init.zeros_(last.bias)
+    if kind == "linear":
+        return last
+    hidden = nn.Linear(width, width)
+    nn.init.xavier_uniform_(hidden.weight)
+    nn.init.zeros_(hidden.bias)
+    return nn.Sequential(OrderedDict(fc1=hidden, act=nn.GELU(), fc2=last))

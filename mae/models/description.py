@@ -1,0 +1,93 @@
+"""What a model file says of itself, so that nobody has to remember how it was trained."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError, safe_open
+
+from mae.errors import UserError
+from mae.models.settings import EncoderSettings
+
+_FIELD = "mae"
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Architecture of the encoder and how its images were normalised."""
+
+    kind: Literal["masked autoencoder", "classifier"]
+    width: int
+    depth: int
+    heads: int
+    patch_size: tuple[int, int]
+    image_size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+
+    def metadata(self) -> dict[str, str]:
+        """For the header of a safetensors file."""
+        return {"format": "pt", _FIELD: json.dumps(asdict(self))}
+
+    def encoder(self) -> EncoderSettings:
+        """Settings that build this encoder."""
+        return EncoderSettings(
+            width=self.width, depth=self.depth, heads=self.heads, patch_size=self.patch_size
+        )
+
+
+def describe_model(
+    kind: Literal["masked autoencoder", "classifier"],
+    encoder: EncoderSettings,
+    image_size: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    crop_pct: float,
+) -> ModelDescription:
+    """The description of a model built from these settings."""
+    width, depth, heads = encoder.shape
+    return ModelDescription(
+        kind, width, depth, heads, encoder.patch, image_size, len(mean), mean, std, crop_pct
+    )
+
+
+def read_description(path: Path) -> ModelDescription:
+    """The description in the header of a model file.
+
+    Raises:
+        UserError: if the file is missing, damaged, or was not written by this program.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_FIELD)
+    except FileNotFoundError:
+        raise UserError(f"model file {path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model file {path} is no intact safetensors file: {error}") from None
+    if text is None:
+        raise UserError(f"model file {path} does not describe its architecture; it was not written by mae")
+    fields = json.loads(text)
+    for name in ("patch_size", "image_size", "mean", "std"):
+        fields[name] = tuple(fields[name])
+    return ModelDescription(**fields)
+
+
+def find_model(source: Path) -> Path:
+    """The model file of a finished run, of a checkpoint folder, or `source` itself if it is a file.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = source / "model.safetensors" if source.is_dir() else source
+    if path.is_file():
+        return path
+    checkpoints = sorted((source / "checkpoints").glob("step-*"))
+    if checkpoints:
+        raise UserError(
+            f"run {source} is not finished (no {path.name}); finish it with its own command, "
+            f"or give its newest checkpoint {checkpoints[-1]}"
+        )
+    raise UserError(f"{source} holds no {path.name}; give the folder of a finished run, or a .safetensors file")

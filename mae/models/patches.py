@@ -1,0 +1,33 @@
+"""Images <-> sequences of flattened patches."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def grid_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches in an image of (height, width); the sizes must divide."""
+    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+
+def patchify(
+    images: Float[Tensor, "batch channels height width"], patch_size: tuple[int, int]
+) -> Float[Tensor, "batch patches pixels"]:
+    """Cut images into patches, row by row; the pixels of a patch run (row, column, channel).
+
+    This is the order of the published decoder weights: `pixels` = patch height * patch width * channels.
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = grid_size((height, width), patch_size)
+    cells = images.reshape(batch, channels, rows, patch_size[0], columns, patch_size[1])
+    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(
+    patches: Float[Tensor, "batch patches pixels"], grid: tuple[int, int], patch_size: tuple[int, int]
+) -> Float[Tensor, "batch channels height width"]:
+    """The inverse of `patchify` for a grid of (rows, columns)."""
+    rows, columns = grid
+    cells = patches.reshape(len(patches), rows, columns, patch_size[0], patch_size[1], -1)
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(
+        len(patches), -1, rows * patch_size[0], columns * patch_size[1]
+    )

@@ -1,0 +1,92 @@
+"""Weights on disk: the layout of the published files, and loading an encoder out of any of ours.
+
+A whole-model file holds timm's encoder keys (`blocks.0.attn.qkv.weight`) beside the decoder's
+(`decoder_blocks.0...`, `mask_token`), as the published pretraining files do.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mae.errors import UserError
+
+_DECODER_PREFIXES = ("decoder_", "mask_token")
+_HEAD_PREFIXES = ("head.", "fc_norm.")
+_NAMED_AT_MOST = 4
+
+
+def file_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All weights of an autoencoder or classifier as they stand in a file, on the CPU."""
+    return {
+        _name_in_file(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+
+
+def load_all(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Load every tensor of a file that `file_tensors` filled.
+
+    Raises:
+        UserError: if the tensors are not those of this model, naming the first that differ.
+    """
+    names = {_name_in_file(name): name for name in model.state_dict()}
+    _require_same_tensors(file_tensors(model), weights, source)
+    model.load_state_dict({names[name]: tensor for name, tensor in weights.items()})
+
+
+def encoder_part(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's tensors of a whole-model or classifier file, under timm's names."""
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith(_DECODER_PREFIXES + _HEAD_PREFIXES)
+    }
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: if it is missing or no intact safetensors file.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"weights file {path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"weights file {path} is no intact safetensors file: {error}") from None
+
+
+def load_encoder(model: VisionTransformer, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Load the encoder of `weights` into an encoder or classifier, whose head stays as it is.
+
+    Raises:
+        UserError: if the tensors are not those of this model, naming the first that differ.
+    """
+    given = encoder_part(weights)
+    _require_same_tensors(encoder_part(model.state_dict()), given, source)
+    model.load_state_dict(given, strict=False)
+
+
+def _name_in_file(name: str) -> str:
+    return name.removeprefix("encoder.").removeprefix("decoder.")
+
+
+def _require_same_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: Path) -> None:
+    wrong = [f"{name} is missing" for name in wanted if name not in given]
+    wrong += [f"{name} is not known" for name in given if name not in wanted]
+    wrong += [
+        f"{name} is {list(given[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = len(wrong) - _NAMED_AT_MOST
+        raise UserError(
+            f"{source} holds another model than the settings ask for: {'; '.join(wrong[:_NAMED_AT_MOST])}"
+            + (f" and {more} more" if more > 0 else "")
+            + "; set model.* and data.image_size as they were when it was trained"
+        )

@@ -1,0 +1,41 @@
+"""Curves of a run, from the records of its `metrics.jsonl`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mae.report.pictures import figure_png
+
+
+def draw_training(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Loss, learning rate and speed over epochs: a PNG file."""
+    train = [r for r in records if r["kind"] == "train"]
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    for axes, (name, label) in zip(
+        figure.subplots(1, 3),
+        (("loss", "training loss"), ("lr", "learning rate"), ("images_per_second", "images per second")),
+        strict=True,
+    ):
+        axes.plot([r["epoch"] for r in train], [r[name] for r in train], color="#1f6feb", linewidth=1.3)
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    return figure_png(figure)
+
+
+def draw_accuracy(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Evaluation accuracy over epochs: a PNG file."""
+    evaluations = [r for r in records if r["kind"] == "eval"]
+    figure = Figure(figsize=(5, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        [r["epoch"] for r in evaluations], [100 * r["accuracy"] for r in evaluations], color="#1a7f37", marker="."
+    )
+    axes.set_title("evaluation accuracy [%]", fontsize=10)
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    return figure_png(figure)

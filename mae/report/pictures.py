@@ -1,0 +1,92 @@
+"""Reconstruction pictures: original | masked | reconstruction | reconstruction with the visible patches."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.data.statistics import PixelStatistics
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.patches import patchify, unpatchify
+
+COLUMNS = ("original", "masked", "reconstruction", "with visible patches")
+_HIDDEN_GRAY = 0.5
+_INCHES = 1.5
+
+
+def reconstruction_panels(
+    model: MaskedAutoencoder,
+    images: Float[Tensor, "batch channels height width"],
+    noise: Float[Tensor, "batch patches"],
+    statistics: PixelStatistics,
+) -> list[Float[Tensor, "batch channels height width"]]:
+    """The four columns of the picture, as pixels from 0 to 1, for normalised `images` and fixed `noise`."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        result = model(images, noise)
+        rebuilt = _pixels(model.to_images(result.predicted, images), statistics)
+    model.train(was_training)
+    original = _pixels(images, statistics)
+    hidden = _as_image(model, result.hidden, original)
+    masked = torch.where(hidden, torch.full_like(original, _HIDDEN_GRAY), original)
+    pasted = torch.where(hidden, rebuilt, original)
+    return [panel.cpu() for panel in (original, masked, rebuilt, pasted)]
+
+
+def draw_reconstructions(
+    panels: Sequence[Float[Tensor, "batch channels height width"]], title: str, norm_pix_loss: bool
+) -> bytes:
+    """One row per image, labelled columns: a PNG file."""
+    rows, columns = len(panels[0]), len(panels)
+    aspect = panels[0].shape[2] / panels[0].shape[3]
+    figure = Figure(figsize=(_INCHES * columns + 0.4, _INCHES * aspect * rows + 1.0), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for column, (name, panel) in enumerate(zip(COLUMNS, panels, strict=True)):
+        axes[0][column].set_title(name, fontsize=9)
+        for row in range(rows):
+            axes[row][column].imshow(
+                _displayable(panel[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+            )
+            axes[row][column].set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    if norm_pix_loss:
+        figure.supxlabel("mean and contrast of each predicted patch are taken from the original", fontsize=7)
+    return figure_png(figure)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """Render with matplotlib's own rasteriser: no display, no window, no global state."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"savefig.dpi": 130}):
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _pixels(
+    images: Float[Tensor, "batch channels height width"], statistics: PixelStatistics
+) -> Float[Tensor, "batch channels height width"]:
+    mean = torch.tensor(statistics.mean, device=images.device).view(1, -1, 1, 1)
+    std = torch.tensor(statistics.std, device=images.device).view(1, -1, 1, 1)
+    return (images.float() * std + mean).clamp(0, 1)
+
+
+def _as_image(
+    model: MaskedAutoencoder,
+    hidden: Bool[Tensor, "batch patches"],
+    like: Float[Tensor, "batch channels height width"],
+) -> Bool[Tensor, "batch channels height width"]:
+    spread = hidden[:, :, None].expand(-1, -1, patchify(like, model.patch_size).shape[2])
+    return unpatchify(spread, model.grid, model.patch_size)
+
+
+def _displayable(image: Float[Tensor, "channels height width"]) -> NDArray[np.float32]:
+    """Three channels as colours; of any other number the first as gray."""
+    array: NDArray[np.float32] = image.permute(1, 2, 0).numpy()
+    return array[:, :, :3] if array.shape[2] >= 3 else array[:, :, 0]

@@ -1,0 +1,194 @@
+"""Settings: frozen dataclasses filled from a YAML file and from flags by one strict parser.
+
+The YAML file is read as flags that nobody had to type: both go through tyro, so a value means the same
+and fails the same in either place. Flags win over the file.
+"""
+
+import dataclasses
+import difflib
+import io
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from mae.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def parse(schema: type[Settings], argv: Sequence[str], prog: str, description: str | None = None) -> Settings:
+    """Fill the dataclass `schema` from `argv`, in which `--config FILE` names a YAML file to start from.
+
+    Raises:
+        UserError: for an unknown key, a wrong type, a value out of range or an unreadable file.
+    """
+    path, flags = _split_config_flag(argv)
+    from_file = _flags_of_file(path, schema) if path is not None else []
+    help_text = (
+        description or schema.__doc__ or ""
+    ) + "\n\n--config FILE reads these settings from a YAML file first."
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(
+                schema,
+                args=[*from_file, *flags],
+                prog=prog,
+                description=help_text,
+                use_underscores=True,
+                console_outputs=_is_rank_zero(),
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UserError(_one_line(complaint.getvalue())) from None
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """The nested mapping of plain values that `save` writes and `parse` reads back."""
+    return {
+        field.name: _plain(getattr(settings, field.name))
+        for field in dataclasses.fields(settings)
+    }
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"data": {"workers": 2}}` -> `{"data.workers": 2}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def dump(settings: Any) -> str:
+    """The settings as YAML text; `mae COMMAND --config` reads it back to an equal dataclass."""
+    return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; tags and duplicate keys are refused.
+
+    Raises:
+        UserError: if the file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise UserError(f"settings file {path} does not exist; check the path given to --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"settings file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"settings file {path} must hold a mapping of settings, not {type(tree).__name__}")
+    return tree
+
+
+def check(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a `UserError` that names the setting, its value and what is allowed unless `condition` holds."""
+    if not condition:
+        raise UserError(f"{name} is {value}; allowed: {allowed}")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys in silence; a settings file with both is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Take `--config FILE` or `--config=FILE` out of the arguments."""
+    path: Path | None = None
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--config" or word.startswith("--config="):
+            value = word.partition("=")[2] if "=" in word else next(words, None)
+            if not value:
+                raise UserError("--config needs the path of a YAML file")
+            if path is not None:
+                raise UserError(f"--config is given twice ({path} and {value}); give it once")
+            path = Path(value)
+        else:
+            rest.append(word)
+    return path, rest
+
+
+def _flags_of_file(path: Path, schema: type) -> list[str]:
+    return list(_flags(load_yaml(path), schema, path, prefix=""))
+
+
+def _flags(tree: Mapping[str, Any], schema: type, path: Path, prefix: str) -> Iterator[str]:
+    fields = get_type_hints(schema)
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if key not in fields:
+            raise UserError(f"{path}: unknown setting {name!r}{_nearest(str(key), list(fields), prefix)}")
+        section = fields[key]
+        if dataclasses.is_dataclass(section):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{path}: {name} is a section of settings, got {value!r}")
+            assert isinstance(section, type)
+            yield from _flags(value, section, path, f"{name}.")
+        elif isinstance(value, Mapping):
+            raise UserError(f"{path}: {name} takes a value, got a section {dict(value)!r}")
+        else:
+            yield f"--{name}"
+            yield from (str(v) for v in (value if _is_list_of(section, value) else [value]))
+
+
+def _is_list_of(annotation: Any, value: object) -> bool:
+    """A YAML list fills a tuple field; for any other field tyro shall see, and refuse, the list itself."""
+    options = get_args(annotation) if get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+    return isinstance(value, list) and any(get_origin(option) is tuple for option in options)
+
+
+def _nearest(key: str, known: list[str], prefix: str) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    return f"; known here: {', '.join(prefix + name for name in known)}"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _one_line(boxed: str) -> str:
+    """tyro frames its complaints in boxes of several lines; the same words on one line."""
+    lines = []
+    for raw in boxed.splitlines():
+        line = raw.strip("│╭╮╰╯─ ")
+        if raw.lstrip().startswith("╭") or not line:
+            continue
+        lines.append(line)
+    return " ".join(" ".join(lines).split())
+
+
+def _is_rank_zero() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,61 @@
+"""Live progress for a person: a bar on a terminal, plain lines anywhere else, rank 0 only."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class TrainingProgress:
+    """Shows the step, the loss, the speed and the time that is left."""
+
+    def __init__(self, title: str, enabled: bool) -> None:
+        self._title, self._enabled = title, enabled
+        self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._total = 0
+
+    @contextmanager
+    def running(self, done: int, total: int) -> Iterator[None]:
+        """Show a bar from `done` to `total` steps while the context lasts."""
+        self._total = total
+        if not (self._enabled and self._console.is_terminal):
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} {task.fields[status]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console) as self._bar:
+            self._task = self._bar.add_task(self._title, total=total, completed=done, status="")
+            yield
+        self._bar = None
+
+    def step(self, done: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+
+    def status(self, done: int, text: str) -> None:
+        """Show the newest figures."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, status=text)
+        else:
+            self.say(f"{self._title} {done}/{self._total} {text}")
+
+    def say(self, text: str) -> None:
+        """One line of plain text."""
+        if self._enabled:
+            self._console.print(text, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,60 @@
+"""The settings that every training pipeline shares."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mae.settings import check
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long, how large a batch, and what is written when."""
+
+    run_dir: Path
+    """Folder of this run: settings, log, checkpoints, pictures, report. The same command resumes it."""
+    seed: int = 0
+    """Key of every random number: weights, order, crops, masks, drop path."""
+    epochs: float = 100.0
+    """How often each sample is seen; the last batch is completed from the next epoch."""
+    batch_size: int = 256
+    """Global batch [images per optimiser step], over all processes and accumulation steps."""
+    micro_batch_size: int | None = None
+    """Most images that one process takes at a time; smaller ones are accumulated. None: no limit."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the blocks; auto: bf16 on a GPU that has it, else fp32. The loss is always fp32."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl; each costs one wait for the device."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; one more is written at the end."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    record_samples: bool = False
+    """Append the sample ids of every step to samples-rankN.jsonl, to audit the order."""
+
+    def __post_init__(self) -> None:
+        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(0 < self.epochs < math.inf, "epochs", self.epochs, "above 0")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        for name in ("micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, value, "1 or more")
+
+
+# Settings that may differ when a run is resumed: they change speed, places or what is shown, never weights.
+# The shards themselves are compared by their fingerprint, wherever they lie.
+FREE_ON_RESUME = frozenset(
+    {
+        "run_dir",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "picture_every",
+        "record_samples",
+        "data.shards",
+        "data.workers",
+        "data.cache_dir",
+        "eval_shards",
+    }
+)

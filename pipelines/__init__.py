@@ -1,0 +1,1 @@
+"""One file per task, from top to bottom; started by `accelerate launch` or by `mae COMMAND`."""

@@ -1,0 +1,52 @@
+"""Export the encoder of a run for other libraries.
+
+mae export runs/pretrain --to timm --out encoders/mine
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from mae.errors import one_line_errors
+from mae.export.timm import export_timm
+from mae.models.description import find_model, read_description
+from mae.models.weights import read_weights
+from mae.settings import parse
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Write the encoder of a pretraining or fine-tuning run as a folder that another library loads."""
+
+    source: Positional[Path]
+    """Folder of a finished run, a checkpoint folder, or a model file."""
+    to: Literal["timm"] = "timm"
+    """The library to export for."""
+    out: Path | None = None
+    """New folder to write; None: export-timm beside the model."""
+
+
+def run(settings: ExportSettings) -> Path:
+    """Export, load back, compare; returns the new folder."""
+    model = find_model(settings.source)
+    out = settings.out or model.parent / f"export-{settings.to}"
+    difference = export_timm(read_weights(model), read_description(model), out, model)
+    sys.stdout.write(
+        f"exported to {out}; loaded back, features differ by at most {difference:.1e}\n"
+        f'  timm.create_model("local-dir:{out}", pretrained=True)\n'
+    )
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`mae export`."""
+    with one_line_errors():
+        run(parse(ExportSettings, sys.argv[1:] if argv is None else argv, prog="mae export"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Pretrain a masked autoencoder on unlabelled image shards.
+
+accelerate launch pipelines/pretrain.py --config configs/pretrain/vit_base.yaml --data.shards 'shards/train-*.tar'
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mae import keyed
+from mae.data.augment import AugmentSettings
+from mae.data.index import ShardIndex
+from mae.data.loader import Batch, DataSettings, EvalBatches, TrainBatches, normalize, plan_batches
+from mae.data.prepare import open_shards, resolve_statistics, statistics_of
+from mae.errors import UserError, one_line_errors
+from mae.keyed import Purpose
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.description import describe_model
+from mae.models.settings import MaskedAutoencoderSettings
+from mae.report.pictures import draw_reconstructions, reconstruction_panels
+from mae.report.run import write_pretrain_report
+from mae.settings import check, parse
+from mae.training.distributed import start_accelerator
+from mae.training.files import write_atomically
+from mae.training.loop import Job, train
+from mae.training.optimizer import OptimSettings, parameter_groups
+from mae.training.progress import TrainingProgress
+from mae.training.run_folder import RunFolder
+from mae.training.settings import TrainSettings
+from mae.training.start import finish_job, start_job
+
+
+@dataclass(frozen=True)
+class PretrainSettings(TrainSettings):
+    """Pretrain a masked autoencoder; the defaults are the paper's ViT-B/16 recipe."""
+
+    epochs: float = 800.0
+    """How often each sample is seen; the last batch is completed from the next epoch."""
+    batch_size: int = 4096
+    """Global batch [images per optimiser step], over all processes and accumulation steps."""
+    picture_every: int = 5000
+    """Steps between reconstruction pictures; one more is drawn at the end."""
+    picture_images: int = 8
+    """Images in a reconstruction picture, always the same ones under the same masks."""
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    model: MaskedAutoencoderSettings = field(default_factory=MaskedAutoencoderSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.picture_every >= 1, "picture_every", self.picture_every, "1 or more")
+        check(self.picture_images >= 1, "picture_images", self.picture_images, "1 or more")
+        self.model.check_image_size(self.data.size)
+
+
+def run(settings: PretrainSettings) -> RunFolder:
+    """Train, or go on training, and write the run folder."""
+    accelerator = start_accelerator(settings.precision)
+    progress = TrainingProgress("pretrain", accelerator.is_main_process)
+
+    index = open_shards(settings.data.shards, settings.data)
+    settings = replace(settings, data=resolve_statistics(index, settings.data, progress.say))
+    statistics = statistics_of(settings.data)
+
+    torch.manual_seed(settings.seed)
+    model = MaskedAutoencoder(settings.model, settings.data.size, settings.data.channels)
+    plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_size)
+    batches = TrainBatches(
+        index, plan, accelerator.process_index, settings.seed, settings.data, settings.augment, model.patches
+    )
+
+    def loss_of(prepared: nn.Module, batch: Batch) -> Tensor:
+        loss: Tensor = prepared(normalize(batch.images, statistics), batch.noise).loss
+        return loss
+
+    job = start_job(
+        accelerator=accelerator,
+        settings=settings,
+        model=model,
+        description=describe_model(
+            "masked autoencoder",
+            settings.model,
+            settings.data.size,
+            statistics.mean,
+            statistics.std,
+            settings.data.crop_pct,
+        ),
+        optim=settings.optim,
+        groups=parameter_groups(model, settings.optim.weight_decay),
+        batches=batches,
+        loss_of=loss_of,
+        progress=progress,
+    )
+    draw = picture_drawer(job, settings, index)
+    for step in train(job):
+        if step % settings.picture_every == 0 or step == job.total:
+            draw(step)
+    finish_job(job)
+    if accelerator.is_main_process:
+        write_pretrain_report(job.folder, settings, accelerator.device)
+    progress.say(f"model {job.folder.model}, report {job.folder.report}")
+    return job.folder
+
+
+def picture_drawer(job: Job, settings: PretrainSettings, index: ShardIndex) -> Callable[[int], None]:
+    """A function that draws the reconstructions of fixed images under fixed masks into the run folder.
+
+    The images are spread evenly over the data; rank 0 draws.
+    """
+    if not job.accelerator.is_main_process:
+        return lambda step: None
+    count = min(settings.picture_images, len(index))
+    ids = np.linspace(0, len(index) - 1, count).astype(np.int64)
+    (batch,) = [EvalBatches(index, count, settings.data, ids=ids)[0]]
+    if batch.bad:
+        raise UserError(f"bad image {batch.bad[0]}; pack the shards again without it")
+    device, statistics = job.accelerator.device, statistics_of(settings.data)
+    images = normalize(batch.images.to(device), statistics)
+    model = job.bare_model
+    assert isinstance(model, MaskedAutoencoder)
+    key = keyed.key(Purpose.PICTURE, settings.seed)
+    noise = torch.from_numpy(keyed.uniform_float32(key, ids, model.patches)).to(device)
+
+    def draw(step: int) -> None:
+        with job.accelerator.autocast():
+            panels = reconstruction_panels(model, images, noise, statistics)
+        title = f"step {step:,} of {job.total:,}, {settings.model.mask_ratio:.0%} of the patches hidden"
+        picture = draw_reconstructions(panels, title, settings.model.norm_pix_loss)
+        write_atomically(job.folder.pictures / f"step-{step:09d}.png", picture)
+
+    return draw
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`mae pretrain`."""
+    with one_line_errors():
+        run(parse(PretrainSettings, sys.argv[1:] if argv is None else argv, prog="mae pretrain"))
+
+
+if __name__ == "__main__":
+    main()
