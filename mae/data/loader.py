@@ -49,6 +49,8 @@ class DataSettings:
     """Standard deviation of each channel on a scale of 0..1; None: as for mean."""
     crop_pct: float = 0.875
     """Evaluation resizes so that the central crop is this share of the image's side (timm's crop_pct)."""
+    keep_decoded: bool = False
+    """Keep every decoded image in the memory of each worker; for sets of a few hundred megabytes of pixels."""
     cache_dir: Path | None = None
     """Where gzipped shards are unpacked; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
 
@@ -124,6 +126,28 @@ def plan_batches(global_batch: int, processes: int, micro_batch: int | None) -> 
     return BatchPlan(global_batch, processes, most, global_batch // unit)
 
 
+class ImageDecoder:
+    """Sample id -> decoded image; what is bad is named, and given back as None."""
+
+    def __init__(self, index: ShardIndex, data: DataSettings) -> None:
+        self.index = index
+        self._reader, self._channels = ImageReader(index), data.channels
+        self._kept: dict[int, Tensor] | None = {} if data.keep_decoded else None
+
+    def decode(self, sample_id: int, bad: list[str]) -> UInt8[Tensor, "channels height width"] | None:
+        """The image, or None with its name and what is wrong with it added to `bad`."""
+        if self._kept is not None and sample_id in self._kept:
+            return self._kept[sample_id]
+        try:
+            image = decode(self._reader.read(sample_id), self._channels)
+        except BadImageError as error:
+            bad.append(f"{self.index.name(sample_id)} ({error})")
+            return None
+        if self._kept is not None:
+            self._kept[sample_id] = image
+        return image
+
+
 class TrainBatches(Dataset[Batch]):
     """Micro-batch number -> augmented images, in the exact order of `mae.data.order`."""
 
@@ -138,7 +162,7 @@ class TrainBatches(Dataset[Batch]):
         patches: int = 0,
         subset: NDArray[np.int64] | None = None,
     ) -> None:
-        self.reader = ImageReader(index)
+        self.images = ImageDecoder(index, data)
         self.plan, self.rank, self.seed = plan, rank, seed
         self.data, self.augmentation, self.patches = data, augmentation, patches
         self.subset = np.arange(len(index)) if subset is None else subset
@@ -151,7 +175,7 @@ class TrainBatches(Dataset[Batch]):
     def __getitem__(self, micro_step: int) -> Batch:
         places, epochs = sample_ids(self.seed, len(self.subset), *self.plan.positions(micro_step, self.rank))
         ids = self.subset[places]
-        batch = _empty_batch(self.reader.index, ids, self.data, self.patches)
+        batch = _empty_batch(self.images.index, ids, self.data, self.patches)
         for epoch in np.unique(epochs).tolist():
             self._fill(batch, np.flatnonzero(epochs == epoch), ids, epoch)
         return batch
@@ -166,7 +190,7 @@ class TrainBatches(Dataset[Batch]):
         noise = keyed.uniform_float32(keyed.key(Purpose.MASK, self.seed, epoch), chosen, self.patches)
         batch.noise[rows] = torch.from_numpy(noise)
         for row, sample_id, uniform, word in zip(rows.tolist(), chosen.tolist(), numbers, words, strict=True):
-            image = _decode_or_note(self.reader, sample_id, self.data.channels, batch.bad)
+            image = self.images.decode(sample_id, batch.bad)
             if image is not None:
                 if self.augmentation.rand_augment:
                     augment.seed_augmentation(word)
@@ -185,7 +209,7 @@ class EvalBatches(Dataset[Batch]):
         processes: int = 1,
         ids: NDArray[np.int64] | None = None,
     ) -> None:
-        self.reader, self.data = ImageReader(index), data
+        self.images, self.data = ImageDecoder(index, data), data
         everyone = np.arange(len(index)) if ids is None else ids
         self.total = len(everyone)
         mine = everyone[rank::processes]
@@ -196,9 +220,9 @@ class EvalBatches(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         ids = self.chunks[number]
-        batch = _empty_batch(self.reader.index, ids, self.data, patches=0)
+        batch = _empty_batch(self.images.index, ids, self.data, patches=0)
         for row, sample_id in enumerate(ids.tolist()):
-            image = _decode_or_note(self.reader, sample_id, self.data.channels, batch.bad)
+            image = self.images.decode(sample_id, batch.bad)
             if image is not None:
                 batch.images[row] = augment.eval_view(image, self.data.size, self.data.crop_pct)
         return batch
@@ -256,14 +280,6 @@ def _empty_batch(index: ShardIndex, ids: NDArray[np.int64], data: DataSettings, 
         noise=torch.zeros(len(ids), patches),
         bad=[],
     )
-
-
-def _decode_or_note(reader: ImageReader, sample_id: int, channels: int, bad: list[str]) -> Tensor | None:
-    try:
-        return decode(reader.read(sample_id), channels)
-    except BadImageError as error:
-        bad.append(f"{reader.index.name(sample_id)} ({error})")
-        return None
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -55,6 +55,7 @@ FREE_ON_RESUME = frozenset(
         "data.shards",
         "data.workers",
         "data.cache_dir",
+        "data.keep_decoded",
         "eval_shards",
     }
 )

@@ -43,7 +43,7 @@ def start_job(
     schedule = cosine_schedule(
         optim, plan.global_batch, settings.epochs, samples / plan.global_batch, total
     )
-    fingerprint = batches.reader.index.fingerprint
+    fingerprint = batches.images.index.fingerprint
     folder = RunFolder(settings.run_dir)
     folder.check(settings)
     require_agreement(accelerator, settings=dump(settings), data=fingerprint, torch=torch.__version__)
