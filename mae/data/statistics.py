@@ -69,8 +69,8 @@ def stored_statistics(shards: Sequence[Path], channels: int) -> PixelStatistics 
         for split in read_info(folder).get("splits", {}).values():
             if names <= set(split.get("filenames", ())) and "mean" in split:
                 found.add(PixelStatistics(tuple(split["mean"]), tuple(split["std"])))
-                names = set()
-        if names:
+                break
+        else:
             return None
     if len(found) != 1:
         return None

@@ -1,0 +1,62 @@
+"""What the whole suite shares: shape checks at every border, an empty cache, and shards made on the fly."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+from PIL import Image
+
+# Every jaxtyping annotation of the library is checked at run time, in tests only.
+install_import_hook("mae", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing a test unpacks lands in the user's cache, and no launcher's environment leaks in."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The models of the tests are too small to gain from more."""
+    torch.set_num_threads(1)
+
+
+def png(number: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> bytes:
+    """A PNG of (height, width) whose pixels depend on `number`: no two are alike."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(number).integers(0, 256, (*size, channels), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze() if channels == 1 else pixels, mode=None).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes shards of the given lengths into a folder and returns it.
+
+    Sample n (counted over all shards) is `png(n)` with the label n % classes.
+    """
+    from webdataset import TarWriter
+
+    def make(
+        lengths: Sequence[int], name: str = "shards", classes: int = 4, size: tuple[int, int] = (8, 8), mode: str = "L"
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        number = 0
+        for shard, length in enumerate(lengths):
+            with (folder / f"train-{shard:06d}.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+                for _ in range(length):
+                    label = str(number % classes).encode()
+                    tar.write({"__key__": f"{number:06d}", "png": png(number, size, mode), "cls": label})
+                    number += 1
+        return folder
+
+    return make

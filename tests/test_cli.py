@@ -1,0 +1,67 @@
+"""`mae` itself: quick help, known commands, one line for a mistake."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from mae import __version__
+from mae.cli import COMMANDS, main
+
+
+def test_help_needs_neither_torch_nor_the_pipelines() -> None:
+    code = (
+        "import sys, mae.cli; mae.cli.main(['--help']); "
+        "heavy = {'torch', 'timm', 'numpy', 'tyro', 'mae.pipelines'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in COMMANDS:
+        assert command in done.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"mae {__version__}\n"
+
+
+def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["pretran"])
+    assert end.value.code == 2
+    assert "'pretran'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: mae {command}" in capsys.readouterr().out
+    assert callable(import_module(COMMANDS[command][0]).main)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["pretrain", "--run_dir", "x", "--model.mask_ratio", "1.5"], ["model.mask_ratio is 1.5", "below 1"]),
+        (["pretrain", "--run_dir", "x", "--data.image_size", "30"], ["model.patch_size", "30x30"]),
+        (["pretrain", "--run_dir", "x", "--data.shards", "nowhere-*.tar"], ["nowhere-*.tar", "matches no file"]),
+        (["pretrain", "--run_dir", "x", "--modle.size", "tiny"], ["--modle.size", "--model.size"]),
+        (["finetune", "--run_dir", "x", "--init", "nowhere", "--data.shards", "{1"], ["{1"]),
+        (["export", "nowhere"], ["nowhere"]),
+        (["pack", "nowhere", "--out", "x"], ["nowhere"]),
+        (["demo", "--seeds", "0"], ["seeds is 0"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    shown = capsys.readouterr().err.strip().splitlines()
+    assert len(shown) == 1
+    assert shown[0].startswith("error: ")
+    for word in words:
+        assert word in shown[0]

@@ -1,0 +1,78 @@
+"""Imports point one way; pipelines never import each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the ground up; a module may import from its own floor and from the floors below.
+FLOORS = (
+    ("mae", "mae.errors"),
+    ("mae.settings", "mae.keyed"),
+    ("mae.data", "mae.models"),
+    ("mae.training",),
+    ("mae.evaluation", "mae.export", "mae.report"),
+    ("mae.pipelines",),
+    ("mae.demo", "mae.cli", "mae.__main__"),
+)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("mae", *parts) if parts[0] == "pipelines" else parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def floor(module: str) -> int:
+    for number, prefixes in enumerate(FLOORS):
+        for prefix in prefixes:
+            if module == prefix or (prefix != "mae" and module.startswith(f"{prefix}.")):
+                return number
+    raise AssertionError(f"{module} stands on no floor: add it to FLOORS")
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    known = {module_name(p) for p in SOURCES}
+    return {name for name in names if name in known}
+
+
+SOURCES = sorted([*(ROOT / "mae").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_point_down(path: Path) -> None:
+    module = module_name(path)
+    for name in imported(path):
+        assert floor(name) <= floor(module), f"{module} imports {name} from a higher floor"
+        if module.startswith("mae.pipelines."):
+            assert not name.startswith("mae.pipelines."), f"pipeline {module} imports pipeline {name}"
+
+
+def test_data_and_models_do_not_know_each_other_or_accelerate() -> None:
+    for path in SOURCES:
+        module = module_name(path)
+        names = {
+            node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+        }
+        if module.startswith("mae.data"):
+            assert not any(name.startswith("mae.models") for name in names), module
+        if module.startswith(("mae.data", "mae.models")):
+            assert not any(name.startswith("accelerate") for name in names), module
+
+
+def test_no_unsafe_loading_anywhere() -> None:
+    """Nothing found in a shard, a checkpoint or a settings file may run."""
+    forbidden = ("pickle.load", "weights_only=False", "allow_pickle=True", "shell=True", "yaml.load(open")
+    for path in SOURCES:
+        text = path.read_text()
+        assert not [word for word in forbidden if word in text], path
+        calls = {n.func.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        assert not calls & {"eval", "exec"}, path
