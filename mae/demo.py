@@ -159,7 +159,9 @@ def _feature_shape(exported: Path) -> list[int]:
 
 
 def _print_table(cells: Sequence[Cell], settings: DemoSettings) -> None:
-    table = Table(title=f"\naccuracy on {SPLITS[settings.eval_split]} held-out digits, mean ± deviation of {settings.seeds} seeds")
+    table = Table(
+        title=f"\naccuracy on {SPLITS[settings.eval_split]} held-out digits, mean ± deviation of {settings.seeds} seeds"
+    )
     table.add_column("encoder")
     for column in COLUMNS:
         table.add_column(column.name, justify="right")
@@ -176,12 +178,8 @@ def _report(
     exported: Path,
     features: list[int],
 ) -> str:
-    rows = [
-        (model, *(str(cell) for cell in cells if cell.model == model)) for model in (PRETRAINED, FROM_SCRATCH)
-    ]
-    every = [
-        (cell.column, cell.model, *(f"{accuracy:.1%}" for accuracy in cell.accuracies)) for cell in cells
-    ]
+    rows = [(model, *(str(cell) for cell in cells if cell.model == model)) for model in (PRETRAINED, FROM_SCRATCH)]
+    every = [(cell.column, cell.model, *(f"{accuracy:.1%}" for accuracy in cell.accuracies)) for cell in cells]
     first_finetuned = min((settings.out / "finetune").iterdir())
     picture = sorted(pretrained.pictures.glob("step-*.png"))[-1]
     sections = [
@@ -203,7 +201,10 @@ def _report(
             + page.table(("encoder", *(column.name for column in COLUMNS)), rows)
             + page.table(("labels", "encoder", *(f"seed {s}" for s in range(settings.seeds))), every),
         ),
-        ("Reconstructions", page.picture(picture.read_bytes(), "Fixed images under fixed masks, end of pretraining")),
+        (
+            "Reconstructions",
+            page.picture(picture.read_bytes(), "Fixed images under fixed masks, end of pretraining"),
+        ),
         ("Pretraining", page.picture(draw_training(pretrained.metrics()), "Training curves")),
         (
             "Time",

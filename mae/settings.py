@@ -24,7 +24,7 @@ from mae.errors import UserError
 Settings = TypeVar("Settings")
 
 
-def parse(schema: type[Settings], argv: Sequence[str], prog: str, description: str | None = None) -> Settings:
+def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
     """Fill the dataclass `schema` from `argv`, in which `--config FILE` names a YAML file to start from.
 
     Raises:
@@ -32,9 +32,7 @@ def parse(schema: type[Settings], argv: Sequence[str], prog: str, description: s
     """
     path, flags = _split_config_flag(argv)
     from_file = _flags_of_file(path, schema) if path is not None else []
-    help_text = (
-        description or schema.__doc__ or ""
-    ) + "\n\n--config FILE reads these settings from a YAML file first."
+    help_text = f"{schema.__doc__}\n--config FILE reads these settings from a YAML file first; flags win over it."
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
@@ -55,10 +53,7 @@ def parse(schema: type[Settings], argv: Sequence[str], prog: str, description: s
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """The nested mapping of plain values that `save` writes and `parse` reads back."""
-    return {
-        field.name: _plain(getattr(settings, field.name))
-        for field in dataclasses.fields(settings)
-    }
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

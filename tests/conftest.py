@@ -46,13 +46,20 @@ def make_shards(tmp_path: Path) -> Callable[..., Path]:
     from webdataset import TarWriter
 
     def make(
-        lengths: Sequence[int], name: str = "shards", classes: int = 4, size: tuple[int, int] = (8, 8), mode: str = "L"
+        lengths: Sequence[int],
+        name: str = "shards",
+        classes: int = 4,
+        size: tuple[int, int] = (8, 8),
+        mode: str = "L",
     ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         number = 0
         for shard, length in enumerate(lengths):
-            with (folder / f"train-{shard:06d}.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+            with (
+                (folder / f"train-{shard:06d}.tar").open("wb") as file,
+                TarWriter(file, encoder=False, mtime=0) as tar,
+            ):
                 for _ in range(length):
                     label = str(number % classes).encode()
                     tar.write({"__key__": f"{number:06d}", "png": png(number, size, mode), "cls": label})

@@ -46,7 +46,10 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     [
         (["pretrain", "--run_dir", "x", "--model.mask_ratio", "1.5"], ["model.mask_ratio is 1.5", "below 1"]),
         (["pretrain", "--run_dir", "x", "--data.image_size", "30"], ["model.patch_size", "30x30"]),
-        (["pretrain", "--run_dir", "x", "--data.shards", "nowhere-*.tar"], ["nowhere-*.tar", "matches no file"]),
+        (
+            ["pretrain", "--run_dir", "x", "--data.shards", "nowhere-*.tar"],
+            ["nowhere-*.tar", "matches no file"],
+        ),
         (["pretrain", "--run_dir", "x", "--modle.size", "tiny"], ["--modle.size", "--model.size"]),
         (["finetune", "--run_dir", "x", "--init", "nowhere", "--data.shards", "{1"], ["{1"]),
         (["export", "nowhere"], ["nowhere"]),

@@ -24,9 +24,7 @@ def test_pretrain_settings_are_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
 def test_finetune_settings_fit_the_pretraining_of_the_same_name(path: Path) -> None:
     tuned = parse(FinetuneSettings, ["--config", str(path)], prog="mae finetune")
-    trained = parse(
-        PretrainSettings, ["--config", str(CONFIGS / "pretrain" / path.name)], prog="mae pretrain"
-    )
+    trained = parse(PretrainSettings, ["--config", str(CONFIGS / "pretrain" / path.name)], prog="mae pretrain")
     assert tuned.model.shape == trained.model.shape
     assert tuned.model.patch == trained.model.patch
     assert tuned.data.size == trained.data.size
@@ -36,4 +34,12 @@ def test_finetune_settings_fit_the_pretraining_of_the_same_name(path: Path) -> N
 @pytest.mark.parametrize(("stage", "files"), [("pretrain", PRETRAIN), ("finetune", FINETUNE)])
 def test_the_promised_settings_are_there(stage: str, files: list[Path]) -> None:
     names = {path.stem for path in files}
-    assert {"digits", "fashion_mnist", "cifar10", "tiny_imagenet", "vit_base", "vit_large", "vit_huge"} <= names
+    assert {
+        "digits",
+        "fashion_mnist",
+        "cifar10",
+        "tiny_imagenet",
+        "vit_base",
+        "vit_large",
+        "vit_huge",
+    } <= names

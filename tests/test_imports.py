@@ -74,5 +74,7 @@ def test_no_unsafe_loading_anywhere() -> None:
     for path in SOURCES:
         text = path.read_text()
         assert not [word for word in forbidden if word in text], path
-        calls = {n.func.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        calls = {
+            n.func.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
         assert not calls & {"eval", "exec"}, path

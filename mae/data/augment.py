@@ -96,11 +96,16 @@ def train_view(
 def eval_view(
     image: UInt8[Tensor, "channels height width"], size: tuple[int, int], crop_pct: float
 ) -> UInt8[Tensor, "channels out_height out_width"]:
-    """Resize so that `size` / `crop_pct` is just covered, then cut `size` = (height, width) from the centre."""
+    """Resize so that `size` / `crop_pct` is just covered, then cut `size` = (height, width) from the centre.
+
+    Both roundings are down, as in timm's and torchvision's evaluation transforms.
+    """
     height, width = image.shape[1:]
-    scale = max(size[0] / crop_pct / height, size[1] / crop_pct / width)
-    covering = max(size[0], round(height * scale)), max(size[1], round(width * scale))
-    return vision.center_crop(resize(image, covering), list(size))
+    least = math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
+    scale = max(least[0] / height, least[1] / width)
+    covering = max(least[0], int(height * scale)), max(least[1], int(width * scale))
+    centre: Tensor = vision.center_crop(resize(image, covering), list(size))
+    return centre
 
 
 def resize(
@@ -109,9 +114,10 @@ def resize(
     """Bicubic with antialiasing, in uint8."""
     if tuple(image.shape[1:]) == size:
         return image
-    return vision.resize(image, list(size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    resized: Tensor = vision.resize(image, list(size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    return resized
 
 
 def seed_augmentation(word: int) -> None:
-    """Key torch's generator of this worker, from which RandAugment draws."""
-    torch.manual_seed(word)
+    """Key torch's CPU generator, from which RandAugment draws; those of other devices stay as they are."""
+    torch.default_generator.manual_seed(word)

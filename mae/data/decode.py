@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mae.errors import BadImageError
@@ -32,6 +32,8 @@ def decode(data: bytes, channels: int) -> UInt8[Tensor, "channels height width"]
         pixels = _load_npy(data)
     else:
         with warnings.catch_warnings():
+            # Pillow's other warnings, of broken EXIF blocks or odd palettes, say nothing against the pixels.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             pixels = _load_with_pillow(data, channels)
     if pixels.shape[2] != channels:
@@ -42,9 +44,10 @@ def decode(data: bytes, channels: int) -> UInt8[Tensor, "channels height width"]
 def is_gray(data: bytes) -> bool:
     """Whether the file itself stores a single plane of gray."""
     if data.startswith(_NPY_MAGIC):
-        return _load_npy(data).shape[2] == 1
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return image.mode in ("1", "L") or image.mode.startswith("I")
+        return int(_load_npy(data).shape[2]) == 1
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        mode: str = image.mode
+    return mode in ("1", "L") or mode.startswith("I")
 
 
 def native_channels(data: bytes) -> int:
@@ -65,6 +68,8 @@ def _load_with_pillow(data: bytes, channels: int) -> NDArray[np.uint8]:
             pixels = np.array(plain.convert(_MODES[channels]))
     except BadImageError:
         raise
+    except UnidentifiedImageError:
+        raise BadImageError(f"it is no intact file of {', '.join(FORMATS)}") from None
     except Exception as error:  # whatever a decoder makes of hostile bytes: the image is bad, and is named
         raise BadImageError(f"{type(error).__name__}: {error}") from None
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
@@ -77,12 +82,11 @@ def _upper_byte(image: Image.Image) -> Image.Image:
 
 def _load_npy(data: bytes) -> NDArray[np.uint8]:
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array: NDArray[np.uint8] = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # hostile headers also end in memory, overflow and tokenizer errors
         raise BadImageError(f"no readable .npy array: {error}") from None
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise BadImageError(
-            f".npy array is {array.dtype} {list(array.shape)}; allowed: uint8 [height width] "
-            "or [height width channels]"
+            f".npy array is {array.dtype} {list(array.shape)}; allowed: uint8 [height width] or [height width channels]"
         )
     return array if array.ndim == 3 else array[:, :, None]

@@ -22,7 +22,10 @@ from mae.errors import BadImageError, UserError
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "npy")
 LABEL_EXTENSION = "cls"
 NO_LABEL = -1
+# Bytes of a .cls file; 18 digits and some white space.
 _LONGEST_LABEL = 20
+# A process may often open only 1,024 files, and a set may have more shards than that.
+_OPEN_AT_MOST = 256
 
 
 class Sample(NamedTuple):
@@ -54,7 +57,7 @@ class ShardIndex:
     keys: tuple[str, ...] = field(repr=False)
     """[samples] key.extension, for messages."""
     fingerprint: str = ""
-    """sha256 over the order, names, sizes and labels of all samples: two sets with it equal are the same."""
+    """sha256 over the order, names, places, sizes and labels of all samples, wherever the shards lie."""
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -105,11 +108,18 @@ class ImageReader:
     def __getstate__(self) -> dict[str, object]:
         return {"index": self.index, "_descriptors": {}, "_process": 0}
 
+    def __del__(self) -> None:
+        if self._process == os.getpid():
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+
     def _descriptor(self, shard: int) -> int:
         if self._process != os.getpid():
             # After a fork the numbers are the parent's; pread shares no position, but let each own its files.
             self._descriptors, self._process = {}, os.getpid()
         if shard not in self._descriptors:
+            if len(self._descriptors) == _OPEN_AT_MOST:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
             self._descriptors[shard] = os.open(self.index.files[shard], os.O_RDONLY)
         return self._descriptors[shard]
 
@@ -142,7 +152,7 @@ def read_samples(file: Path, shard: Path) -> list[Sample]:
     found: list[Sample] = []
     seen: set[str] = set()
     with file.open("rb") as tar:
-        for key, group in grouped(members(file)):
+        for key, group in grouped(members(file, shard)):
             if key in seen:
                 raise UserError(
                     f"shard {shard}: key {key!r} occurs twice, or its files are not side by side; pack it again"
@@ -162,17 +172,18 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def grouped(listing: Sequence[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Neighbouring members of one key; hidden files and files without an extension are no samples."""
+    """Neighbouring members of one key; hidden files and files without an extension are no samples.
+
+    A second file of the same name begins a new group of the same key, which `read_samples` refuses.
+    """
     current, group = "", dict[str, Member]()
     for member in listing:
         key, extension = split_name(member.name)
         if not extension or not key or key.endswith("/"):
             continue
-        if group and key != current:
+        if group and (key != current or extension in group):
             yield current, group
             group = {}
-        if extension in group:
-            raise UserError(f"{member.name!r} occurs twice in a shard; pack it again")
         current, group = key, {**group, extension: member}
     if group:
         yield current, group
@@ -192,8 +203,10 @@ def _sample(key: str, group: dict[str, Member], descriptor: int, shard: Path) ->
     if LABEL_EXTENSION in group:
         member = group[LABEL_EXTENSION]
         text = os.pread(descriptor, min(member.size, _LONGEST_LABEL), member.offset).strip()
-        if not re.fullmatch(rb"[0-9]+", text):
-            raise UserError(f"shard {shard}: label {member.name!r} is {text!r}; allowed: an integer >= 0")
+        if member.size > _LONGEST_LABEL or not re.fullmatch(rb"[0-9]{1,18}", text):
+            raise UserError(
+                f"shard {shard}: label {member.name!r} is {text!r}; allowed: an integer >= 0 of at most 18 digits"
+            )
         label = int(text)
     return Sample(key, images[0], image.offset, image.size, label)
 

@@ -101,7 +101,7 @@ class BatchPlan:
     accumulation: int
 
     def positions(self, micro_step: int, rank: int) -> tuple[int, int]:
-        """First and last-but-one position of the endless sample stream for one micro-batch of one rank."""
+        """First position of the endless sample stream, and the one after the last, of a rank's micro-batch."""
         start = (micro_step * self.processes + rank) * self.per_process
         return start, start + self.per_process
 
@@ -112,18 +112,17 @@ def plan_batches(global_batch: int, processes: int, micro_batch: int | None) -> 
     Raises:
         UserError: if the numbers do not divide, naming the nearest global batches that do.
     """
-    most = micro_batch or -(-global_batch // processes)
-    unit = processes * most
-    if global_batch % processes == 0 and micro_batch is None:
-        return BatchPlan(global_batch, processes, global_batch // processes, 1)
+    is_limited = micro_batch is not None and micro_batch * processes < global_batch
+    unit = processes * micro_batch if is_limited and micro_batch else processes
     if global_batch % unit:
-        lower, upper = global_batch // unit * unit, (global_batch // unit + 1) * unit
+        below, above = global_batch // unit * unit, (global_batch // unit + 1) * unit
         raise UserError(
             f"batch_size {global_batch} cannot be dealt to {processes} processes"
-            + (f" in micro-batches of {micro_batch}" if micro_batch else "")
-            + f"; nearest that can: {f'{lower} or ' if lower else ''}{upper}"
+            + (f" in micro-batches of {micro_batch}" if is_limited else "")
+            + f"; nearest that can: {f'{below} or ' if below else ''}{above}"
         )
-    return BatchPlan(global_batch, processes, most, global_batch // unit)
+    accumulation = global_batch // unit if is_limited else 1
+    return BatchPlan(global_batch, processes, global_batch // (processes * accumulation), accumulation)
 
 
 class ImageDecoder:
@@ -171,6 +170,11 @@ class TrainBatches(Dataset[Batch]):
                 f"batch_size is {plan.global_batch} but the data holds {len(self.subset)} samples; "
                 f"allowed: 1 to {len(self.subset)}"
             )
+        if augmentation.rand_augment and data.channels not in (1, 3):
+            raise UserError(
+                f"augment.rand_augment is {augmentation.rand_augment} but the images have {data.channels} channels; "
+                "it knows gray and RGB only: set it to 0"
+            )
 
     def __getitem__(self, micro_step: int) -> Batch:
         places, epochs = sample_ids(self.seed, len(self.subset), *self.plan.positions(micro_step, self.rank))
@@ -183,18 +187,18 @@ class TrainBatches(Dataset[Batch]):
     def _fill(self, batch: Batch, rows: NDArray[np.int64], ids: NDArray[np.int64], epoch: int) -> None:
         """Make the rows that belong to one epoch; every random number is keyed by (seed, epoch, id)."""
         chosen = ids[rows]
-        numbers = keyed.uniform(
-            keyed.key(Purpose.CROP, self.seed, epoch), chosen, augment.NUMBERS_PER_SAMPLE
-        ).tolist()
+        numbers = keyed.uniform(keyed.key(Purpose.CROP, self.seed, epoch), chosen, augment.NUMBERS_PER_SAMPLE).tolist()
         words = keyed.bits(keyed.key(Purpose.AUGMENT, self.seed, epoch), chosen, 1)[:, 0].tolist()
         noise = keyed.uniform_float32(keyed.key(Purpose.MASK, self.seed, epoch), chosen, self.patches)
         batch.noise[rows] = torch.from_numpy(noise)
-        for row, sample_id, uniform, word in zip(rows.tolist(), chosen.tolist(), numbers, words, strict=True):
-            image = self.images.decode(sample_id, batch.bad)
-            if image is not None:
-                if self.augmentation.rand_augment:
-                    augment.seed_augmentation(word)
-                batch.images[row] = augment.train_view(image, self.data.size, uniform, self.augmentation)
+        # Without workers this is the trainer's own process, and drop path must find its generator as it was.
+        with torch.random.fork_rng(devices=[], enabled=self.augmentation.rand_augment > 0):
+            for row, sample_id, uniform, word in zip(rows.tolist(), chosen.tolist(), numbers, words, strict=True):
+                image = self.images.decode(sample_id, batch.bad)
+                if image is not None:
+                    if self.augmentation.rand_augment:
+                        augment.seed_augmentation(word)
+                    batch.images[row] = augment.train_view(image, self.data.size, uniform, self.augmentation)
 
 
 class EvalBatches(Dataset[Batch]):
@@ -234,10 +238,10 @@ def load(batches: Dataset[Batch], numbers: Sequence[int], workers: int, pin_memo
         DataLoader(
             batches,
             batch_size=None,
-            sampler=numbers,  # type: ignore[arg-type]  # any sized iterable of numbers will do
+            sampler=numbers,
             num_workers=workers,
             pin_memory=pin_memory,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batch_size it is given one item
             worker_init_fn=_leave_signals_to_the_trainer,
             timeout=_SECONDS_WITHOUT_A_BATCH if workers else 0,
         )
@@ -287,5 +291,5 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ctrl-C and a preemption reach the whole process group; only the trainer decides what follows."""
+    """Ctrl-C reaches the whole process group; only the trainer decides what follows."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -17,9 +17,7 @@ ORDER_VERSION = 1
 _ROUNDS = 6
 
 
-def sample_ids(
-    seed: int, count: int, start: int, stop: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def sample_ids(seed: int, count: int, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The ids and epochs of the positions start ... stop - 1 of an endless stream over `count` samples.
 
     Position p belongs to epoch p // count; within an epoch every sample occurs exactly once. A batch that

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose
 
 CLASSES_FILE, BAD_FILE = "classes.txt", "bad-images.txt"
+# File names need not be UTF-8; what Python makes of their bytes is written as those bytes.
+_NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
+# timm looks for jpg, png and webp only.
+_PACKED_EXTENSION = {"jpeg": "jpg"}
 _CHUNK = 64
 _NAMED_AT_MOST = 5
 
@@ -92,10 +96,10 @@ def find_images(source: str, cache_dir: Path, known_classes: Sequence[str] = ())
     """
     root = Path(source)
     if not root.is_dir() or any(p.name.endswith((".tar", ".tar.gz", ".tgz")) for p in root.iterdir()):
-        return _from_shards(source, cache_dir)
+        return _from_shards(source, cache_dir, known_classes)
     files = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
-    images = [p for p in files if p.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS]
-    ignored = tuple(str(p.relative_to(root)) for p in files if p not in set(images))
+    images = [p for p in files if _is_image(p)]
+    ignored = tuple(str(p.relative_to(root)) for p in files if not _is_image(p))
     if not images:
         raise UserError(f"{source} holds no image (.{', .'.join(IMAGE_EXTENSIONS)})")
     flat = [p for p in images if p.parent == root]
@@ -145,7 +149,7 @@ def write_split(
         UserError: if the split is there already, or images are bad and `skip_bad` is off.
     """
     info = read_info(out)
-    if split in info.get("splits", {}) or list(out.glob(f"{split}-*.tar")):
+    if split in info.get("splits", {}) or list(out.glob(f"{split}-[0-9]*.tar")):
         raise UserError(f"{out} holds a split {split!r} already; give another --split or another --out")
     part = out / f".{split}.part"
     try:
@@ -167,9 +171,9 @@ def write_split(
         for name in packed.filenames:
             (part / name).rename(out / name)
         if packed.bad:
-            (out / f"{split}-{BAD_FILE}").write_text("\n".join(packed.bad) + "\n", encoding="utf-8")
+            _write_lines(out / f"{split}-{BAD_FILE}", packed.bad)
         if classes:
-            (out / CLASSES_FILE).write_text("\n".join(classes) + "\n", encoding="utf-8")
+            _write_lines(out / CLASSES_FILE, classes)
         _write_info(out, info, split, packed)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -179,11 +183,17 @@ def write_split(
 def known_classes(out: Path) -> tuple[str, ...]:
     """The class list of a folder of shards; empty if there is none."""
     path = out / CLASSES_FILE
-    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1]) if path.exists() else ()
+    return tuple(filter(None, path.read_text(**_NAMES).split("\n"))) if path.exists() else ()
 
 
-def _from_shards(source: str, cache_dir: Path) -> Source:
+def _from_shards(source: str, cache_dir: Path, known: Sequence[str]) -> Source:
     shards = expand([source])
+    classes = known_classes(shards[0].parent)
+    if known and classes and tuple(known) != classes:
+        raise UserError(
+            f"{shards[0].parent / CLASSES_FILE} and the packed {CLASSES_FILE} list different classes; "
+            "pack splits of the same classes into one folder"
+        )
     items: list[Item] = []
     for shard in shards:
         tar = plain_tar(shard, cache_dir)
@@ -197,7 +207,11 @@ def _from_shards(source: str, cache_dir: Path) -> Source:
             )
             image = Extent(tar, sample.offset, sample.size)
             items.append(Item(f"{shard.name}/{key}", sample.extension, image, sample.label, side))
-    return Source(items, known_classes(shards[0].parent))
+    return Source(items, classes)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS
 
 
 def _hidden(path: Path) -> bool:
@@ -227,7 +241,8 @@ def _read(item: Item) -> _Read:
     try:
         data = item.image if isinstance(item.image, bytes) else item.image.read()
         pixels = decode(data, native_channels(data))
-        files = {item.extension: data} | {name: extent.read() for name, extent in item.side_files}
+        extension = _PACKED_EXTENSION.get(item.extension, item.extension)
+        files = {extension: data} | {name: extent.read() for name, extent in item.side_files}
     except (BadImageError, OSError) as error:
         return _Read(item, {}, None, False, f"{item.name} ({error})")
     sums = PixelSums(len(pixels))
@@ -269,14 +284,16 @@ def _write_shards(
     advance: Callable[[int], None],
 ) -> Packed:
     packed, sums, all_gray = Packed(), dict[int, PixelSums](), True
+    shard = _ShardFile()
     writer = ShardWriter(
-        str(folder / f"{split}-%06d.tar").replace("%%", "%"),
+        f"{str(folder).replace('%', '%%')}/{split}-%06d.tar",
         maxcount=shard_samples,
         maxsize=shard_bytes,
         verbose=0,
         encoder=False,
         mtime=0,
-        opener=_open_to_write,
+        opener=shard.open,
+        post=shard.close,
     )
     with writer:
         for read in _read_all(items, workers):
@@ -297,9 +314,19 @@ def _write_shards(
     return packed
 
 
-def _open_to_write(path: str) -> Any:
-    """webdataset's own opener would run a shell for names such as `pipe:...`."""
-    return Path(path).open("wb")
+class _ShardFile:
+    """The shard being written. webdataset's own opener would run a shell for names such as `pipe:...`;
+    and it leaves files it has not opened to the garbage collector.
+    """
+
+    def open(self, path: str) -> BinaryIO:
+        self._file = Path(path).open("wb")  # noqa: SIM115 (closed by `close`)
+        return self._file
+
+    def close(self, _: str) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
 
 
 def _sample(read: _Read, number: int, provenance: bool) -> dict[str, Any]:
@@ -307,8 +334,14 @@ def _sample(read: _Read, number: int, provenance: bool) -> dict[str, Any]:
     if read.item.label != NO_LABEL:
         sample[LABEL_EXTENSION] = str(read.item.label).encode()
     if provenance:
+        if "json" in sample:
+            raise UserError(f"{read.item.name} has a .json file already; pack it without --provenance")
         sample["json"] = json.dumps({"source": read.item.name}).encode()
     return sample
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", **_NAMES)
 
 
 def _count(packed: Packed, filename: str, label: int) -> None:

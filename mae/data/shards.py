@@ -6,10 +6,11 @@ import gzip
 import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from mae.errors import UserError
 
@@ -62,8 +63,7 @@ def plain_tar(path: Path, cache_dir: Path) -> Path:
                 _gunzip(path, target)
     except OSError as error:
         raise UserError(
-            f"gzipped shard {path} cannot be unpacked into {folder}: {error}; "
-            "unpack it yourself or set data.cache_dir"
+            f"gzipped shard {path} cannot be unpacked into {folder}: {error}; unpack it yourself or set data.cache_dir"
         ) from None
     return target
 
@@ -75,16 +75,17 @@ def _gunzip(source: Path, target: Path) -> None:
             shutil.copyfileobj(packed, plain, 1 << 20)
             plain.flush()
             os.fsync(plain.fileno())
-    except (EOFError, gzip.BadGzipFile) as error:
-        part.unlink(missing_ok=True)
+        part.rename(target)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"shard {source} is a damaged gzip file: {error}; copy or pack it again") from None
-    part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _expand_one(pattern: str) -> list[Path]:
     try:
         names = list(braceexpand(pattern))
-    except (UnbalancedBracesError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"data.shards pattern {pattern!r} cannot be expanded: {error}") from None
     return [path for name in names for path in _matches(name)]
 

@@ -101,7 +101,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = folder / INFO_FILE
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; pack the shards again or delete it") from None

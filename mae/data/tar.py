@@ -6,6 +6,7 @@ blocks of zeros and nothing but zeros after them, or refused with the byte at wh
 """
 
 import mmap
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,18 @@ _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 # PAX and GNU long-name records are a few hundred bytes; a huge one is damage or an attack on memory.
 _LONGEST_RECORD = 1 << 20
+# Digits of the greatest 64-bit number; int() would try, and refuse, thousands of them.
+_LONGEST_NUMBER = 20
 _EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+# Nothing follows these headers, whatever size they state.
+_TYPES_WITHOUT_DATA = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.DIRTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.FIFOTYPE,
+)
 
 
 class Member(NamedTuple):
@@ -32,8 +44,8 @@ class BadTarError(Exception):
     """Where and how a tar breaks."""
 
 
-def members(path: Path) -> list[Member]:
-    """The regular files of the tar at `path`, in order.
+def members(path: Path, name: Path | None = None) -> list[Member]:
+    """The regular files of the tar at `path`, in order; messages call it `name` where that is given.
 
     Raises:
         UserError: naming the byte, if the tar is damaged, cut, compressed or no tar at all.
@@ -45,15 +57,16 @@ def members(path: Path) -> list[Member]:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return list(_walk(data))
     except OSError as error:
-        raise UserError(f"shard {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"shard {name or path} cannot be read: {error.strerror}") from None
     except BadTarError as error:
-        raise UserError(f"shard {path} is no intact tar: {error}; copy or pack it again") from None
+        raise UserError(f"shard {name or path} is no intact tar: {error}; copy or pack it again") from None
 
 
 def _walk(data: mmap.mmap) -> Iterator[Member]:
     if data[:2] == b"\x1f\x8b":
         raise BadTarError("it is gzip data without the ending .gz")
-    offset, override = 0, {}
+    offset = 0
+    override: dict[str, str] = {}
     while True:
         block = data[offset : offset + _BLOCK]
         if block == _ZEROS:
@@ -61,7 +74,7 @@ def _walk(data: mmap.mmap) -> Iterator[Member]:
             return
         header = _header(block, offset, len(data))
         start = offset + _BLOCK
-        size = int(override.get("size", header.size))
+        size = _size(header, override)
         offset = start + -(-size // _BLOCK) * _BLOCK
         if size < 0 or start + size > len(data):
             raise BadTarError(
@@ -88,6 +101,15 @@ def _header(block: bytes, offset: int, total: int) -> tarfile.TarInfo:
     return header
 
 
+def _size(header: tarfile.TarInfo, override: dict[str, str]) -> int:
+    """Bytes that follow a header; the size in a PAX record is meant for the file, not for records between."""
+    if header.type in _TYPES_WITHOUT_DATA:
+        return 0
+    if header.type in _EXTENSION_TYPES:
+        return header.size
+    return int(override.get("size", header.size))
+
+
 def _check_end(data: mmap.mmap, offset: int) -> None:
     if data[offset + _BLOCK : offset + 2 * _BLOCK] != _ZEROS:
         raise BadTarError(f"a single block of zeros at byte {offset} where a header or the end mark belongs")
@@ -101,14 +123,16 @@ def _overrides(kind: bytes, record: bytes, offset: int) -> dict[str, str]:
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": record.rstrip(b"\0").decode("utf-8", "surrogateescape")}
     found: dict[str, str] = {}
-    rest = record
-    while rest.rstrip(b"\0"):
-        length, _, _ = rest.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(rest) or rest[int(length) - 1] != ord("\n"):
+    position, end = 0, len(record.rstrip(b"\0"))
+    while position < end:
+        digits = record[position : position + _LONGEST_NUMBER].partition(b" ")[0]
+        length = int(digits) if digits.isdigit() else 0
+        line = record[position : position + length]
+        if not 0 < length == len(line) or not line.endswith(b"\n"):
             raise BadTarError(f"bad PAX record at byte {offset}")
-        keyword, _, value = rest[len(length) + 1 : int(length) - 1].partition(b"=")
+        keyword, _, value = line[len(digits) + 1 : -1].partition(b"=")
         found[keyword.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-        rest = rest[int(length) :]
-    if not found.get("size", "0").isdigit():
-        raise BadTarError(f"bad PAX size {found['size']!r} at byte {offset}")
+        position += length
+    if not re.fullmatch(rf"[0-9]{{1,{_LONGEST_NUMBER}}}", found.get("size", "0")):
+        raise BadTarError(f"bad PAX size {found['size'][:_LONGEST_NUMBER]!r} at byte {offset}")
     return {name: found[name] for name in ("path", "size") if name in found}

@@ -11,6 +11,8 @@ from mae.data.loader import EvalBatches, load, normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError
 
+_BAD_NAMED_AT_MOST = 5
+
 
 class Accuracy(NamedTuple):
     """Figures over all samples."""
@@ -52,7 +54,10 @@ def evaluate(
     model.train(was_training)
     names: list[str] = gather_object(bad)
     if names:
-        raise UserError(f"{len(names)} bad images in the evaluation shards: {'; '.join(names[:5])}; remove them")
+        raise UserError(
+            f"{len(names)} bad image{'s' if len(names) > 1 else ''} in the evaluation shards: "
+            f"{'; '.join(names[:_BAD_NAMED_AT_MOST])}; pack the shards again without them"
+        )
     total: torch.Tensor = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
     correct_count, loss_sum, samples = total.tolist()
     assert int(samples) == batches.total, f"evaluated {samples} of {batches.total} samples"

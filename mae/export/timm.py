@@ -31,6 +31,9 @@ _ARCHITECTURES = {
     1024: "vit_large_patch16_224",
     1280: "vit_huge_patch14_224",
 }
+# timm before 1.0.31 takes all weights to be of 3 channels: told which layer reads the image, it would put
+# random weights into one of 2 or 5 channels.
+_CONVERTED_CHANNELS = (1, 3)
 _COMPARED_IMAGES = 4
 
 
@@ -45,20 +48,24 @@ def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: 
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; give a new one with --out")
+    out = out.resolve()
     part = out.with_name(f".{out.name}.part")
     if part.exists():
         shutil.rmtree(part)
     part.mkdir(parents=True)
-    save_file(encoder_part(weights), part / "model.safetensors", metadata=description.metadata())
-    sync(part / "model.safetensors")
-    write_atomically(part / "config.json", json.dumps(timm_config(description), indent=2).encode())
-    difference = compare(part, weights, description, source)
-    if not difference <= TOLERANCE:
+    try:
+        save_file(encoder_part(weights), part / "model.safetensors", metadata=description.metadata())
+        sync(part / "model.safetensors")
+        write_atomically(part / "config.json", json.dumps(timm_config(description), indent=2).encode())
+        difference = compare(part, weights, description, source)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"timm's features differ by {difference:.2e} from the run's, allowed is {TOLERANCE:.0e}; "
+                "nothing was exported. Please report this with the run's settings.yaml"
+            )
+    except BaseException:
         shutil.rmtree(part)
-        raise UserError(
-            f"timm's features differ by {difference:.2e} from the run's, allowed is {TOLERANCE:.0e}; "
-            "nothing was exported. Please report this with the run's settings.yaml"
-        )
+        raise
     if out.exists():
         out.rmdir()
     part.rename(out)
@@ -93,7 +100,7 @@ def timm_config(description: ModelDescription) -> dict[str, Any]:
             "mean": list(description.mean),
             "std": list(description.std),
             "num_classes": 0,
-            "first_conv": "patch_embed.proj",
+            "first_conv": "patch_embed.proj" if description.channels in _CONVERTED_CHANNELS else None,
             "classifier": "head",
         },
     }

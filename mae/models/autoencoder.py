@@ -11,6 +11,7 @@ from mae.models.encoder import build_encoder, encode_visible
 from mae.models.masking import random_mask
 from mae.models.patches import patchify, unpatchify
 from mae.models.settings import MaskedAutoencoderSettings
+from mae.settings import check
 
 # Keeps the target of a patch of one colour finite; the published value.
 _VARIANCE_EPS = 1e-6
@@ -33,6 +34,13 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
         settings.check_image_size(image_size)
+        patch_pixels = settings.patch[0] * settings.patch[1] * channels
+        check(
+            patch_pixels > 1 or not settings.norm_pix_loss,
+            "model.norm_pix_loss",
+            settings.norm_pix_loss,
+            "False, because a patch of a single value has no variance",
+        )
         self.grid, self.patch_size = settings.grid(image_size), settings.patch
         self.mask_ratio, self.norm_pix_loss = settings.mask_ratio, settings.norm_pix_loss
         self.encoder = build_encoder(settings, image_size, channels)
@@ -42,7 +50,7 @@ class MaskedAutoencoder(nn.Module):
             depth=settings.decoder_depth,
             heads=settings.decoder_heads,
             grid=self.grid,
-            patch_pixels=settings.patch[0] * settings.patch[1] * channels,
+            patch_pixels=patch_pixels,
         )
 
     @property
@@ -73,9 +81,7 @@ class MaskedAutoencoder(nn.Module):
             error = (predicted.float() - self.target(images)).square().mean(dim=2)
             return (error * hidden).sum() / hidden.sum()
 
-    def target(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float32[Tensor, "batch patches pixels"]:
+    def target(self, images: Float[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch patches pixels"]:
         """The pixels to predict: with `norm_pix_loss` each patch minus its mean, over its deviation."""
         pixels = patchify(images.float(), self.patch_size)
         if not self.norm_pix_loss:
@@ -95,8 +101,6 @@ class MaskedAutoencoder(nn.Module):
         """
         pixels = predicted.float()
         if self.norm_pix_loss:
-            variance, mean = torch.var_mean(
-                patchify(images.float(), self.patch_size), dim=2, keepdim=True
-            )
+            variance, mean = torch.var_mean(patchify(images.float(), self.patch_size), dim=2, keepdim=True)
             pixels = pixels * (variance + _VARIANCE_EPS).sqrt() + mean
         return unpatchify(pixels, self.grid, self.patch_size)

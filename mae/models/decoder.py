@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(
-        self, encoded: Float[Tensor, "batch kept+1 encoder_width"], ids_keep: Int64[Tensor, "batch kept"]
+        self, encoded: Float[Tensor, "batch tokens encoder_width"], ids_keep: Int64[Tensor, "batch kept"]
     ) -> Float[Tensor, "batch patches pixels"]:
         """Put the visible tokens back to their places, mask tokens elsewhere, and predict every patch."""
         tokens = self.decoder_embed(encoded)

@@ -34,9 +34,7 @@ class ModelDescription:
 
     def encoder(self) -> EncoderSettings:
         """Settings that build this encoder."""
-        return EncoderSettings(
-            width=self.width, depth=self.depth, heads=self.heads, patch_size=self.patch_size
-        )
+        return EncoderSettings(width=self.width, depth=self.depth, heads=self.heads, patch_size=self.patch_size)
 
 
 def describe_model(
@@ -49,9 +47,7 @@ def describe_model(
 ) -> ModelDescription:
     """The description of a model built from these settings."""
     width, depth, heads = encoder.shape
-    return ModelDescription(
-        kind, width, depth, heads, encoder.patch, image_size, len(mean), mean, std, crop_pct
-    )
+    return ModelDescription(kind, width, depth, heads, encoder.patch, image_size, len(mean), mean, std, crop_pct)
 
 
 def read_description(path: Path) -> ModelDescription:
@@ -69,10 +65,16 @@ def read_description(path: Path) -> ModelDescription:
         raise UserError(f"model file {path} is no intact safetensors file: {error}") from None
     if text is None:
         raise UserError(f"model file {path} does not describe its architecture; it was not written by mae")
-    fields = json.loads(text)
-    for name in ("patch_size", "image_size", "mean", "std"):
-        fields[name] = tuple(fields[name])
-    return ModelDescription(**fields)
+    try:
+        fields = json.loads(text)
+        for name in ("patch_size", "image_size", "mean", "std"):
+            fields[name] = tuple(fields[name])
+        return ModelDescription(**fields)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"model file {path} describes its architecture in a way this version of mae does not know; "
+            "install the version that wrote it, or give another file"
+        ) from None
 
 
 def find_model(source: Path) -> Path:
@@ -84,6 +86,8 @@ def find_model(source: Path) -> Path:
     path = source / "model.safetensors" if source.is_dir() else source
     if path.is_file():
         return path
+    if not source.exists():
+        raise UserError(f"{source} does not exist; give the folder of a finished run, or a .safetensors file")
     checkpoints = sorted((source / "checkpoints").glob("step-*"))
     if checkpoints:
         raise UserError(

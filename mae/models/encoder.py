@@ -42,7 +42,7 @@ def encode_visible(
     encoder: VisionTransformer,
     images: Float[Tensor, "batch channels height width"],
     ids_keep: Int64[Tensor, "batch kept"],
-) -> Float[Tensor, "batch kept+1 width"]:
+) -> Float[Tensor, "batch kept+1 encoder_width"]:
     """Embed and encode the kept patches only; the cls token comes first, the patches as in `ids_keep`.
 
     The hidden patches are left out before the embedding, so no arithmetic is spent on them.

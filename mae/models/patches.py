@@ -28,6 +28,4 @@ def unpatchify(
     """The inverse of `patchify` for a grid of (rows, columns)."""
     rows, columns = grid
     cells = patches.reshape(len(patches), rows, columns, patch_size[0], patch_size[1], -1)
-    return cells.permute(0, 5, 1, 3, 2, 4).reshape(
-        len(patches), -1, rows * patch_size[0], columns * patch_size[1]
-    )
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * patch_size[0], columns * patch_size[1])

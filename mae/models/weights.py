@@ -21,9 +21,7 @@ _NAMED_AT_MOST = 4
 
 def file_tensors(model: nn.Module) -> dict[str, Tensor]:
     """All weights of an autoencoder or classifier as they stand in a file, on the CPU."""
-    return {
-        _name_in_file(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
+    return {_name_in_file(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def load_all(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
@@ -39,11 +37,7 @@ def load_all(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> N
 
 def encoder_part(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's tensors of a whole-model or classifier file, under timm's names."""
-    return {
-        name: tensor
-        for name, tensor in weights.items()
-        if not name.startswith(_DECODER_PREFIXES + _HEAD_PREFIXES)
-    }
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(_DECODER_PREFIXES + _HEAD_PREFIXES)}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -53,11 +47,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         UserError: if it is missing or no intact safetensors file.
     """
     try:
-        return load_file(path)
+        weights: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"weights file {path} is no intact safetensors file: {error}") from None
+    return weights
 
 
 def load_encoder(model: VisionTransformer, weights: Mapping[str, Tensor], source: Path) -> None:

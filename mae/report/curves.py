@@ -32,7 +32,10 @@ def draw_accuracy(records: Sequence[Mapping[str, Any]]) -> bytes:
     figure = Figure(figsize=(5, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.plot(
-        [r["epoch"] for r in evaluations], [100 * r["accuracy"] for r in evaluations], color="#1a7f37", marker="."
+        [r["epoch"] for r in evaluations],
+        [100 * r["accuracy"] for r in evaluations],
+        color="#1a7f37",
+        marker=".",
     )
     axes.set_title("evaluation accuracy [%]", fontsize=10)
     axes.set_xlabel("epoch", fontsize=9)

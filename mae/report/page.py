@@ -3,6 +3,7 @@
 import base64
 import html
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +20,7 @@ table { border-collapse: collapse; margin: .6rem 0; } th { text-align: left; bac
 td, th { border: 1px solid #d1d9e0; padding: .25rem .7rem; } td.number { text-align: right; }
 figure { margin: 1rem 0; } img { max-width: 100%; } figcaption, footer { color: #59636e; font-size: .85rem; }
 """
+_FIGURE = re.compile(r"[\d.,:e%± -]+")
 _LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "numpy", "pillow")
 
 
@@ -40,7 +42,7 @@ def paragraph(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; cells that start with a digit are set to the right."""
+    """A table; figures are set to the right."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
@@ -72,5 +74,5 @@ def environment_table(device: torch.device) -> str:
 
 def _cell(value: object) -> str:
     text = str(value)
-    kind = ' class="number"' if text[:1].isdigit() else ""
+    kind = ' class="number"' if _FIGURE.fullmatch(text) else ""
     return f"<td{kind}>{html.escape(text)}</td>"

@@ -51,9 +51,7 @@ def draw_reconstructions(
     for column, (name, panel) in enumerate(zip(COLUMNS, panels, strict=True)):
         axes[0][column].set_title(name, fontsize=9)
         for row in range(rows):
-            axes[row][column].imshow(
-                _displayable(panel[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-            )
+            axes[row][column].imshow(_displayable(panel[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes[row][column].set_axis_off()
     figure.suptitle(title, fontsize=10)
     if norm_pix_loss:
@@ -83,7 +81,7 @@ def _as_image(
     like: Float[Tensor, "batch channels height width"],
 ) -> Bool[Tensor, "batch channels height width"]:
     spread = hidden[:, :, None].expand(-1, -1, patchify(like, model.patch_size).shape[2])
-    return unpatchify(spread, model.grid, model.patch_size)
+    return unpatchify(spread.float(), model.grid, model.patch_size).bool()
 
 
 def _displayable(image: Float[Tensor, "channels height width"]) -> NDArray[np.float32]:

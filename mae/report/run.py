@@ -32,9 +32,7 @@ def write_finetune_report(folder: RunFolder, settings: Any, device: torch.device
     """Accuracies, loss curve, timings, settings, environment."""
     records = folder.metrics()
     evaluations = [record for record in records if record["kind"] == "eval"]
-    rows = [
-        (f"{r['epoch']:g}", f"{r['accuracy']:.2%}", f"{r['loss']:.4f}", f"{r['samples']:,}") for r in evaluations
-    ]
+    rows = [(f"{r['epoch']:g}", f"{r['accuracy']:.2%}", f"{r['loss']:.4f}", f"{r['samples']:,}") for r in evaluations]
     accuracy = page.table(("epoch", "accuracy", "loss", "samples"), rows[-10:])
     sections = [
         ("Accuracy", accuracy + page.picture(draw_accuracy(records), "Accuracy after each evaluated epoch")),

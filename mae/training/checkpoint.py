@@ -119,8 +119,7 @@ def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
         return checkpoint
     if rejected:
         raise UserError(
-            f"no checkpoint in {root} is intact ({'; '.join(rejected)}); "
-            "restore one, or start again in another run_dir"
+            f"no checkpoint in {root} is intact ({'; '.join(rejected)}); restore one, or start again in another run_dir"
         )
     return None
 

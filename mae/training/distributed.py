@@ -41,9 +41,7 @@ def require_agreement(accelerator: Accelerator, **facts: str) -> None:
     hashes = [int.from_bytes(hashlib.sha256(f.encode()).digest()[:7], "big") for f in facts.values()]
     mine = torch.tensor([hashes], dtype=torch.int64, device=accelerator.device)
     everyone: torch.Tensor = accelerator.gather(mine)
-    differing = [
-        name for column, name in zip(everyone.T.tolist(), facts, strict=True) if len(set(column)) > 1
-    ]
+    differing = [name for column, name in zip(everyone.T.tolist(), facts, strict=True) if len(set(column)) > 1]
     if differing:
         raise UserError(
             f"the processes differ in their {' and '.join(differing)}; "

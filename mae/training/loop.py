@@ -105,7 +105,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     """Key every generator that a step may draw from (drop path, mixup) by the step itself."""
     word = int(keyed.key(Purpose.STEP, seed, step, rank))
     torch.manual_seed(word >> 1)
-    np.random.seed(word & 0xFFFFFFFF)  # noqa: NPY002 (timm's mixup draws from the global generator)
+    np.random.seed(word & 0xFFFFFFFF)  # timm's mixup draws from the global generator
     random.seed(word)
 
 

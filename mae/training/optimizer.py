@@ -134,7 +134,8 @@ def _layer(name: str, last: int) -> int:
     """0 for the stem, i + 1 for block i, `last` for what follows the blocks."""
     if _block(name) >= 0:
         return _block(name) + 1
-    return 0 if name.startswith(("cls_token", "pos_embed", "patch_embed")) else last
+    stem = name.removeprefix("encoder.").startswith(("cls_token", "pos_embed", "patch_embed"))
+    return 0 if stem else last
 
 
 def _layer_name(layer: int, last: int) -> str:

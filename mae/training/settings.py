@@ -21,7 +21,7 @@ class TrainSettings:
     batch_size: int = 256
     """Global batch [images per optimiser step], over all processes and accumulation steps."""
     micro_batch_size: int | None = None
-    """Most images that one process takes at a time; smaller ones are accumulated. None: no limit."""
+    """Most images that one process takes at a time; a larger share is accumulated. None: no limit."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the blocks; auto: bf16 on a GPU that has it, else fp32. The loss is always fp32."""
     log_every: int = 50

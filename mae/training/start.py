@@ -40,9 +40,7 @@ def start_job(
     """
     samples, plan = len(batches.subset), batches.plan
     total = total_steps(samples, settings.epochs, plan.global_batch)
-    schedule = cosine_schedule(
-        optim, plan.global_batch, settings.epochs, samples / plan.global_batch, total
-    )
+    schedule = cosine_schedule(optim, plan.global_batch, settings.epochs, samples / plan.global_batch, total)
     fingerprint = batches.images.index.fingerprint
     folder = RunFolder(settings.run_dir)
     folder.check(settings)

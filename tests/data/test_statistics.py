@@ -1,0 +1,168 @@
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import png
+from PIL import Image
+from torch import Tensor
+
+from mae.data.decode import decode
+from mae.data.index import build_index
+from mae.data.statistics import PixelStatistics, PixelSums, measure, read_info, stored_statistics
+from mae.errors import UserError
+
+GRAY = PixelStatistics((0.25,), (0.5,))
+COLOUR = PixelStatistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def images_of(channels: int, count: int = 7) -> list[Tensor]:
+    """Images of different sizes and brightness."""
+    rng = np.random.default_rng(channels)
+    return [
+        torch.from_numpy(rng.integers(0, 40 + 30 * n, (channels, 3 + n, 9 - n), dtype=np.uint8)) for n in range(count)
+    ]
+
+
+def sums_of(images: list[Tensor]) -> PixelSums:
+    sums = PixelSums(len(images[0]))
+    for image in images:
+        sums.add(image)
+    return sums
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_mean_and_deviation_equal_those_of_numpy_over_all_pixels(channels: int) -> None:
+    images = images_of(channels)
+    pixels = np.concatenate([image.flatten(1).numpy() for image in images], axis=1).astype(np.float64) / 255
+    found = sums_of(images).statistics()
+    assert found.mean == pytest.approx(pixels.mean(axis=1), rel=1e-12)
+    assert found.std == pytest.approx(pixels.std(axis=1), rel=1e-12)
+
+
+def test_a_small_spread_around_a_great_mean_is_exact() -> None:
+    image = torch.full((1, 1000, 1000), 250, dtype=torch.uint8)
+    image[:, :500] = 254
+    assert sums_of([image]).statistics() == PixelStatistics((252 / 255,), (2 / 255,))
+
+
+def test_the_result_depends_neither_on_the_order_nor_on_who_counted() -> None:
+    images = images_of(3)
+    whole = sums_of(images).statistics()
+    assert sums_of(images[::-1]).statistics() == whole
+    one, other = sums_of(images[:2]), sums_of(images[2:])
+    one.merge(other)
+    assert one.statistics() == whole
+    empty = PixelSums(3)
+    empty.merge(one)
+    assert empty.statistics() == whole
+
+
+def test_sums_do_not_overflow_64_bits() -> None:
+    sums = sums_of([torch.full((1, 1000, 1000), 255, dtype=torch.uint8)])
+    for _ in range(60):
+        sums.merge(sums)
+    assert sums.pixels == 10**6 * 2**60
+    assert sums.statistics().mean == (1.0,)
+
+
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_constant_images_have_a_deviation_to_divide_by(value: int) -> None:
+    found = sums_of([torch.full((2, 4, 4), value, dtype=torch.uint8)]).statistics()
+    assert found.mean == pytest.approx((value / 255,) * 2)
+    assert min(found.std) > 0
+
+
+def encoded(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1), value).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def folder_of(path: Path, **splits: tuple[list[str], PixelStatistics | None]) -> Path:
+    """A folder with the `_info.json` that `mae pack` writes."""
+    path.mkdir(exist_ok=True)
+    entries: dict[str, Any] = {}
+    for name, (filenames, statistics) in splits.items():
+        entries[name] = {"name": name, "filenames": filenames}
+        if statistics is not None:
+            entries[name] |= {"mean": list(statistics.mean), "std": list(statistics.std)}
+    (path / "_info.json").write_text(json.dumps({"splits": entries}))
+    return path
+
+
+def test_what_was_stored_beside_the_shards_is_found(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "a", train=(["t0.tar", "t1.tar"], COLOUR), test=(["e0.tar"], GRAY))
+    assert stored_statistics([folder / "t0.tar", folder / "t1.tar"], 3) == COLOUR
+    assert stored_statistics([folder / "t1.tar"], 3) == COLOUR
+    assert stored_statistics([folder / "e0.tar"], 1) == GRAY
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_each_of_several_splits_is_found_wherever_it_stands(tmp_path: Path, position: int) -> None:
+    names, found = ["train", "val", "test"], [PixelStatistics((m,), (0.5,)) for m in (0.1, 0.2, 0.3)]
+    folder = folder_of(tmp_path / "a", **{n: ([f"{n}.tar"], s) for n, s in zip(names, found, strict=True)})
+    assert stored_statistics([folder / f"{names[position]}.tar"], 1) == found[position]
+
+
+def test_nothing_is_found_unless_all_shards_are_covered_by_one_result(tmp_path: Path) -> None:
+    a = folder_of(tmp_path / "a", train=(["0.tar"], COLOUR), test=(["1.tar"], GRAY), old=(["2.tar"], None))
+    b = folder_of(tmp_path / "b", train=(["0.tar"], COLOUR))
+    c = folder_of(tmp_path / "c", train=(["0.tar"], PixelStatistics((0.3,) * 3, (0.2,) * 3)))
+    (tmp_path / "bare").mkdir()
+    assert stored_statistics([a / "0.tar", b / "0.tar"], 3) == COLOUR
+    for shards in (
+        [a / "0.tar", a / "1.tar"],  # of two splits
+        [a / "0.tar", a / "9.tar"],  # not listed
+        [a / "2.tar"],  # listed without statistics
+        [a / "0.tar", c / "0.tar"],  # of different statistics
+        [a / "0.tar", tmp_path / "bare" / "0.tar"],  # one folder without
+        [tmp_path / "bare" / "0.tar"],
+    ):
+        assert stored_statistics(shards, 3) is None
+
+
+def test_gray_statistics_serve_any_number_of_channels(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "a", gray=(["g.tar"], GRAY), colour=(["c.tar"], COLOUR))
+    assert stored_statistics([folder / "g.tar"], 3) == PixelStatistics((0.25,) * 3, (0.5,) * 3)
+    assert stored_statistics([folder / "c.tar"], 1) is None
+    assert stored_statistics([folder / "c.tar"], 4) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "cannot be read as JSON"), ("[]", "must hold a JSON mapping"), ("\xff", "as JSON")]
+)
+def test_a_damaged_info_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "_info.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{tmp_path}/_info\.json .*{message}"):
+        read_info(tmp_path)
+
+
+def test_no_info_file_is_an_empty_one(tmp_path: Path) -> None:
+    assert read_info(tmp_path) == {}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_small_set_is_measured_whole(make_shards: Callable[..., Path], channels: int) -> None:
+    index = build_index([str(make_shards([5, 4], mode="RGB"))], Path("/nowhere"))
+    found, images = measure(index, channels)
+    assert images == 9
+    assert found == sums_of([decode(png(n, mode="RGB"), channels) for n in range(9)]).statistics()
+
+
+def test_a_great_set_is_measured_by_2000_images_spread_over_it(write_tar: Callable[..., Path]) -> None:
+    black, white = (encoded(value) for value in (0, 255))
+    path = write_tar("x.tar", {f"{n}.png": black if n < 2100 else white for n in range(2500)})
+    found, images = measure(build_index([str(path)], Path("/nowhere")), 1)
+    assert images == 2000
+    assert found.mean[0] == pytest.approx(400 / 2500, abs=0.001)
+
+
+def test_a_bad_image_is_named_when_it_is_measured(write_tar: Callable[..., Path]) -> None:
+    path = write_tar("x.tar", {"a.png": png(0), "b.png": b"<html>"})
+    with pytest.raises(UserError, match=rf"bad image {path}: b\.png: .*; pack the shard without it"):
+        measure(build_index([str(path)], Path("/nowhere")), 1)

@@ -1,0 +1,47 @@
+"""Accuracy equals a plain count over all samples."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mae.data.index import build_index
+from mae.data.loader import DataSettings, EvalBatches, normalize
+from mae.data.statistics import PixelStatistics
+from mae.errors import UserError
+from mae.evaluation.classification import evaluate
+from mae.training.distributed import start_accelerator
+
+STATISTICS = PixelStatistics((0.5,), (0.25,))
+DATA = DataSettings(image_size=(8,), channels=1, crop_pct=1.0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 25])
+def test_accuracy_and_loss_are_those_of_a_plain_count(
+    batch_size: int, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    index = build_index([str(make_shards([13, 12]))], tmp_path)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4))
+    found = evaluate(start_accelerator("fp32"), model, EvalBatches(index, batch_size, DATA), STATISTICS, workers=0)
+    whole = EvalBatches(index, 25, DATA)[0]
+    logits = model.eval()(normalize(whole.images, STATISTICS))
+    labels = torch.arange(25) % 4
+    assert found.samples == 25
+    assert found.accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_a_bad_image_ends_the_evaluation_by_name(make_shards: Callable[..., Path], tmp_path: Path) -> None:
+    shards = make_shards([5])
+    tar = shards / "train-000000.tar"
+    data = bytearray(tar.read_bytes())
+    at = data.index(b"IDAT") + 8
+    data[at : at + 20] = bytes(20)
+    tar.write_bytes(data)
+    batches = EvalBatches(build_index([str(shards)], tmp_path), 4, DATA)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    with pytest.raises(UserError, match=r"1 bad image in the evaluation shards: .*000000.png"):
+        evaluate(start_accelerator("fp32"), model, batches, STATISTICS, workers=0)

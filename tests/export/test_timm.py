@@ -1,0 +1,212 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import mae.export.timm as export
+from mae.errors import UserError
+from mae.export.timm import export_timm, timm_config
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.classifier import build_classifier
+from mae.models.description import ModelDescription, describe_model, read_description
+from mae.models.encoder import build_encoder
+from mae.models.settings import SIZES, EncoderSettings, MaskedAutoencoderSettings
+from mae.models.weights import file_tensors
+
+SOURCE = Path("runs/one/model.safetensors")
+
+RECTANGLE = MaskedAutoencoderSettings(
+    width=16, depth=2, heads=2, patch_size=(2, 4), decoder_width=12, decoder_depth=1, decoder_heads=3
+)
+SQUARE = MaskedAutoencoderSettings(
+    width=16, depth=2, heads=2, patch_size=(4,), decoder_width=12, decoder_depth=1, decoder_heads=3
+)
+# Settings, image size, channels.
+MODELS = [(RECTANGLE, (8, 12), 1), (SQUARE, (8, 8), 3), (SQUARE, (8, 16), 5)]
+
+
+def pretrained(
+    settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int
+) -> tuple[MaskedAutoencoder, dict[str, Tensor], ModelDescription]:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(settings, image_size, channels)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    mean = tuple(0.1 * (channel + 1) for channel in range(channels))
+    std = tuple(0.2 * (channel + 1) for channel in range(channels))
+    description = describe_model("masked autoencoder", settings, image_size, mean, std, 0.9)
+    return model, file_tensors(model), description
+
+
+def load(folder: Path, **arguments: Any) -> VisionTransformer:
+    return timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments).eval()
+
+
+@pytest.mark.parametrize(("settings", "image_size", "channels"), MODELS)
+def test_timm_computes_the_same_features(
+    tmp_path: Path, settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int
+) -> None:
+    model, weights, description = pretrained(settings, image_size, channels)
+    difference = export_timm(weights, description, tmp_path / "out", SOURCE)
+    images = torch.randn(3, channels, *image_size)
+    with torch.no_grad():
+        ours, theirs = model.encoder(images), load(tmp_path / "out")(images)
+    assert 0 <= difference <= 1e-6
+    assert theirs.shape == (3, 16)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("settings", "image_size", "channels"), MODELS)
+def test_timm_adds_a_head_for_other_classes(
+    tmp_path: Path, settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int
+) -> None:
+    model, weights, description = pretrained(settings, image_size, channels)
+    export_timm(weights, description, tmp_path / "out", SOURCE)
+    theirs = load(tmp_path / "out", num_classes=10)
+    images = torch.randn(2, channels, *image_size)
+    assert theirs(images).shape == (2, 10)
+    expected = model.encoder.forward_features(images)
+    torch.testing.assert_close(theirs.forward_features(images), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("settings", "image_size", "channels"), MODELS)
+def test_timm_resamples_the_positions_for_another_image_size(
+    tmp_path: Path, settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int
+) -> None:
+    model, weights, description = pretrained(settings, image_size, channels)
+    if model.grid[0] != model.grid[1]:
+        pytest.importorskip("timm", "1.0.31", reason="earlier timm resamples squares only")
+    export_timm(weights, description, tmp_path / "out", SOURCE)
+    theirs = load(tmp_path / "out", img_size=(16, 24))
+    assert theirs(torch.randn(2, channels, 16, 24)).shape == (2, 16)
+    resampled = resample_abs_pos_embed(
+        weights["pos_embed"], list(settings.grid((16, 24))), list(model.grid), num_prefix_tokens=1
+    )
+    torch.testing.assert_close(theirs.pos_embed, torch.nn.Parameter(resampled))
+    for name, tensor in theirs.state_dict().items():
+        assert name == "pos_embed" or torch.equal(tensor, weights[name]), name
+
+
+def test_timm_is_told_how_images_were_normalised(tmp_path: Path) -> None:
+    _, weights, description = pretrained(RECTANGLE, (8, 12), 1)
+    export_timm(weights, description, tmp_path / "out", SOURCE)
+    config = timm.data.resolve_model_data_config(load(tmp_path / "out"))
+    assert config["mean"] == pytest.approx(description.mean)
+    assert config["std"] == pytest.approx(description.std)
+    assert config["crop_pct"] == 0.9
+    assert tuple(config["input_size"]) == (1, 8, 12)
+    # timm before 1.0.31 reads the size from here.
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert (written["input_size"], written["fixed_input_size"]) == ([1, 8, 12], True)
+
+
+def test_the_folder_holds_the_encoder_alone_and_its_description(tmp_path: Path) -> None:
+    model, weights, description = pretrained(SQUARE, (8, 8), 3)
+    export_timm(weights, description, tmp_path / "out", SOURCE)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(written) == set(model.encoder.state_dict())
+    assert not [name for name in written if "decoder" in name or "mask_token" in name or "head" in name]
+    assert read_description(tmp_path / "out" / "model.safetensors") == description
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_encoder_of_a_classifier_is_exported_without_its_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = build_classifier(SQUARE, (8, 8), 3, 5, "mlp")
+    description = describe_model("classifier", SQUARE, (8, 8), (0.5,) * 3, (0.5,) * 3, 1.0)
+    export_timm(file_tensors(classifier), description, tmp_path / "out", SOURCE)
+    images = torch.randn(2, 3, 8, 8)
+    features = classifier.forward_head(classifier.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(load(tmp_path / "out")(images), features, rtol=0, atol=1e-6)
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    _, weights, description = pretrained(SQUARE, (8, 8), 3)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "folder", tmp_path / "file"):
+        with pytest.raises(UserError, match=rf"{out} exists and is not an empty folder"):
+            export_timm(weights, description, out, SOURCE)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "notes.txt"]
+
+
+def test_an_empty_folder_and_the_rest_of_a_killed_export_are_replaced(tmp_path: Path) -> None:
+    _, weights, description = pretrained(SQUARE, (8, 8), 3)
+    for folder in ("out", ".out.part"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / ".out.part" / "other.safetensors").write_bytes(b"half")
+    export_timm(weights, description, tmp_path / "out", SOURCE)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "model.safetensors", "out"]
+
+
+@pytest.mark.parametrize("change", [1e-3, float("nan")])
+def test_an_export_that_timm_computes_differently_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: float
+) -> None:
+    def compare_after_damage(
+        folder: Path, weights: dict[str, Tensor], description: ModelDescription, source: Path
+    ) -> float:
+        written = load_file(folder / "model.safetensors")
+        written["norm.bias"][0] += change
+        save_file(written, folder / "model.safetensors")
+        return compare(folder, weights, description, source)
+
+    compare = export.compare
+    monkeypatch.setattr(export, "compare", compare_after_damage)
+    _, weights, description = pretrained(SQUARE, (8, 8), 3)
+    with pytest.raises(UserError, match=r"timm's features differ by .*; nothing was exported"):
+        export_timm(weights, description, tmp_path / "out", SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_the_described_model_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    _, weights, _ = pretrained(SQUARE, (8, 8), 3)
+    _, _, description = pretrained(SQUARE, (8, 16), 3)
+    with pytest.raises(UserError, match=r"pos_embed is \[1, 5, 16\] instead of \[1, 9, 16\]"):
+        export_timm(weights, description, tmp_path / "out", SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("changed", [{}, {"depth": 1, "heads": 1}])
+def test_timms_entry_and_our_arguments_make_each_size(size: Any, changed: dict[str, int]) -> None:
+    settings = EncoderSettings(size=size, **changed)
+    description = describe_model("masked autoencoder", settings, (32, 64), (0.5,) * 3, (0.5,) * 3, 1.0)
+    config = json.loads(json.dumps(timm_config(description)))
+    with torch.device("meta"):
+        ours = build_encoder(settings, (32, 64), 3)
+        theirs = timm.create_model(config["architecture"], **config["model_args"], num_classes=0)
+    shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in theirs.state_dict().items()} == shapes
+    assert theirs.blocks[0].attn.num_heads == settings.shape.heads
+    assert config["num_features"] == theirs.num_features
+    assert changed or config["architecture"].startswith(f"vit_{size}_patch")
+
+
+@pytest.mark.parametrize(("settings", "image_size", "channels"), MODELS)
+def test_transformers_loads_the_folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: MaskedAutoencoderSettings,
+    image_size: tuple[int, int],
+    channels: int,
+) -> None:
+    from transformers import AutoModel
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model, weights, description = pretrained(settings, image_size, channels)
+    export_timm(weights, description, tmp_path / "out", SOURCE)
+    theirs, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    images = torch.randn(2, channels, *image_size)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(images).pooler_output, model.encoder(images), rtol=0, atol=1e-6)

@@ -1,0 +1,214 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mae.errors import UserError
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.positions import sincos_positions
+
+Build = Callable[..., MaskedAutoencoder]
+Draw = Callable[..., tuple[Tensor, Tensor]]
+
+SHAPES = [
+    {"image_size": (16, 16), "channels": 3},
+    {"image_size": (8, 16), "channels": 1},
+    {"image_size": (12, 8), "channels": 5, "patch_size": (2, 4)},
+]
+
+
+def slow_loss(model: MaskedAutoencoder, images: Tensor, predicted: Tensor, hidden: Tensor) -> float:
+    """The formula, one number at a time."""
+    (rows, columns), (down, across) = model.grid, model.patch_size
+    errors = []
+    for image, patches, unseen in zip(images.tolist(), predicted.tolist(), hidden.tolist(), strict=True):
+        for place in range(rows * columns):
+            top, left = place // columns * down, place % columns * across
+            pixels = [channel[top + y][left + x] for y in range(down) for x in range(across) for channel in image]
+            if model.norm_pix_loss:
+                mean = sum(pixels) / len(pixels)
+                variance = sum((pixel - mean) ** 2 for pixel in pixels) / (len(pixels) - 1)
+                pixels = [(pixel - mean) / math.sqrt(variance + 1e-6) for pixel in pixels]
+            if unseen[place]:
+                squares = [(p - t) ** 2 for p, t in zip(patches[place], pixels, strict=True)]
+                errors.append(sum(squares) / len(squares))
+    return sum(errors) / len(errors)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_loss_is_the_mean_squared_error_over_hidden_patches(
+    tiny_autoencoder: Build, draw: Draw, shape: dict[str, Any], norm_pix_loss: bool
+) -> None:
+    model = tiny_autoencoder(**shape, norm_pix_loss=norm_pix_loss)
+    images, noise = draw(model, batch=3)
+    loss, predicted, hidden = model(images, noise)
+    assert loss.item() == pytest.approx(slow_loss(model, images, predicted, hidden), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_rectangle_and_number_of_channels_trains(
+    tiny_autoencoder: Build, draw: Draw, shape: dict[str, Any]
+) -> None:
+    model = tiny_autoencoder(**shape)
+    images, noise = draw(model)
+    loss, predicted, hidden = model(images, noise)
+    loss.backward()
+    down, across = model.patch_size
+    assert predicted.shape == (2, model.patches, down * across * images.shape[1])
+    assert hidden.sum(dim=1).tolist() == [model.patches * 3 // 4] * 2
+    frozen = {"encoder.pos_embed", "decoder.decoder_pos_embed"}
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (name in frozen), name
+        assert name in frozen or parameter.grad.abs().max() > 0, name
+
+
+def test_at_the_start_hidden_patches_of_an_image_are_predicted_differently(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder()
+    _, predicted, hidden = model(*draw(model))
+    for patches, unseen in zip(predicted, hidden, strict=True):
+        distances = torch.cdist(patches[unseen], patches[unseen]).fill_diagonal_(torch.inf)
+        assert distances.min() > 0.1
+
+
+def test_decoder_positions_are_the_table_and_the_mask_token_is_drawn(tiny_autoencoder: Build) -> None:
+    decoder = tiny_autoencoder(image_size=(8, 16), decoder_width=512, decoder_heads=1).decoder
+    assert torch.equal(decoder.decoder_pos_embed, sincos_positions((2, 4), 512))
+    assert not decoder.decoder_pos_embed.requires_grad
+    assert decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.15)
+
+
+def test_the_loss_does_not_depend_on_the_prediction_of_visible_patches(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder()
+    images, noise = draw(model)
+    loss, predicted, hidden = model(images, noise)
+    elsewhere = predicted + 100 * ~hidden[:, :, None]
+    assert torch.equal(model.loss(images, elsewhere, hidden), loss)
+    assert model.loss(images, predicted + 100 * hidden[:, :, None], hidden) > 100
+
+
+def test_predictions_do_not_depend_on_hidden_pixels(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder(norm_pix_loss=False)
+    images, noise = draw(model)
+    _, predicted, hidden = model(images, noise)
+
+    def disturbed(patches: Tensor) -> Tensor:
+        change = patches[:, :, None].float().expand(-1, -1, predicted.shape[2])
+        return model(images + model.to_images(change, images), noise).predicted
+
+    assert torch.equal(disturbed(hidden), predicted)
+    assert (disturbed(~hidden) - predicted).abs().amax(dim=(1, 2)).min() > 1e-3
+
+
+def test_an_image_is_predicted_without_regard_to_the_others_of_its_batch(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder()
+    images, noise = draw(model, batch=3)
+    together = model(images, noise).predicted
+    alone = model(images[1:2], noise[1:2]).predicted
+    torch.testing.assert_close(alone, together[1:2])
+
+
+def test_a_normalised_target_has_mean_zero_and_variance_one_in_each_patch(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder()
+    target = model.target(draw(model)[0] * 3 + 7)
+    torch.testing.assert_close(target.mean(dim=2), torch.zeros(2, 16), rtol=0, atol=1e-5)
+    torch.testing.assert_close(target.var(dim=2), torch.ones(2, 16), rtol=0, atol=1e-5)
+
+
+def test_an_image_of_one_colour_has_a_finite_loss_and_gradient(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder()
+    images, noise = draw(model)
+    plain = torch.full_like(images, 0.7)
+    assert model.target(plain).abs().max() < 1e-2
+    loss = model(plain, noise).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_predicting_each_patchs_mean_has_a_loss_of_one(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder()
+    images, noise = draw(model)
+    _, predicted, hidden = model(images, noise)
+    pixels = predicted.shape[2]
+    # The variance divides by one pixel less than the mean of squares.
+    expected = (pixels - 1) / pixels
+    assert model.loss(images, torch.zeros_like(predicted), hidden).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_loss_starts_at_one_plus_the_spread_of_the_first_predictions(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder(image_size=(32, 32), patch_size=(8,))
+    pixels, width = 8 * 8 * 3, 12
+    # Xavier weights on normed tokens of `width` channels: 2 / (width + pixels) per channel.
+    expected = (pixels - 1) / pixels + 2 * width / (width + pixels)
+    assert model(*draw(model, batch=4)).loss.item() == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_the_target_as_an_image_is_the_image(
+    tiny_autoencoder: Build, draw: Draw, shape: dict[str, Any], norm_pix_loss: bool
+) -> None:
+    model = tiny_autoencoder(**shape, norm_pix_loss=norm_pix_loss)
+    images, _ = draw(model)
+    atol = 1e-5 if norm_pix_loss else 0
+    torch.testing.assert_close(model.to_images(model.target(images), images), images, rtol=0, atol=atol)
+
+
+def test_bfloat16_autocast_computes_the_loss_in_float32(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder()
+    images, noise = draw(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, predicted, hidden = model(images, noise)
+    assert predicted.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, model.loss(images, predicted.float(), hidden))
+    assert loss.item() == pytest.approx(model(images, noise).loss.item(), rel=0.02)
+    loss.backward()
+    assert model.encoder.patch_embed.proj.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize("name", ["encoder.blocks.0.mlp.fc1.bias", "encoder.cls_token", "decoder.mask_token"])
+def test_the_gradient_is_the_slope_of_the_loss(
+    tiny_autoencoder: Build, draw: Draw, norm_pix_loss: bool, name: str
+) -> None:
+    model = tiny_autoencoder(norm_pix_loss=norm_pix_loss).double()
+    images, noise = (tensor.double() for tensor in draw(model))
+    parameter = model.get_parameter(name)
+    model(images, noise).loss.backward()
+    direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)).double()
+
+    def loss_at(step: float) -> float:
+        with torch.no_grad():
+            parameter.add_(step * direction)
+            _, predicted, hidden = model(images, noise)
+            parameter.sub_(step * direction)
+        # `model.loss` rounds to float32, too coarse for a difference quotient.
+        return slow_loss(model, images, predicted, hidden)
+
+    slope = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5
+    assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-4)
+
+
+def test_the_same_seed_builds_the_same_model(tiny_autoencoder: Build, draw: Draw) -> None:
+    model = tiny_autoencoder()
+    images, noise = draw(model)
+    assert torch.equal(tiny_autoencoder()(images, noise).loss, model(images, noise).loss)
+    assert not torch.equal(tiny_autoencoder(seed=1)(images, noise).loss, model(images, noise).loss)
+
+
+def test_a_patch_of_one_value_cannot_be_normalised_and_is_refused(tiny_autoencoder: Build, draw: Draw) -> None:
+    single = {"image_size": (4, 4), "channels": 1, "patch_size": (1,)}
+    with pytest.raises(UserError, match=r"model\.norm_pix_loss is True; allowed: False"):
+        tiny_autoencoder(**single, norm_pix_loss=True)
+    model = tiny_autoencoder(**single, norm_pix_loss=False)
+    assert model(*draw(model)).loss.isfinite()
+
+
+def test_a_share_that_hides_all_patches_is_refused(tiny_autoencoder: Build) -> None:
+    with pytest.raises(UserError, match=r"model\.mask_ratio is 0\.95"):
+        tiny_autoencoder(mask_ratio=0.95)

@@ -1,0 +1,100 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mae.errors import UserError
+from mae.models.description import ModelDescription, describe_model, find_model, read_description
+from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
+
+SETTINGS = EncoderSettings(size="tiny", depth=2, patch_size=(2, 4))
+DESCRIPTION = describe_model("classifier", SETTINGS, (8, 12), (0.1, 0.5), (0.25, 1 / 3), 0.875)
+
+
+def write(path: Path, metadata: dict[str, str] | None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"x": torch.zeros(1)}, path, metadata=metadata)
+    return path
+
+
+def test_a_description_holds_what_the_settings_resolve_to() -> None:
+    expected = ModelDescription(
+        kind="classifier",
+        width=192,
+        depth=2,
+        heads=3,
+        patch_size=(2, 4),
+        image_size=(8, 12),
+        channels=2,
+        mean=(0.1, 0.5),
+        std=(0.25, 1 / 3),
+        crop_pct=0.875,
+    )
+    assert expected == DESCRIPTION
+
+
+def test_a_description_survives_the_header_of_a_file(tmp_path: Path) -> None:
+    assert read_description(write(tmp_path / "m.safetensors", DESCRIPTION.metadata())) == DESCRIPTION
+
+
+def test_the_header_says_that_the_tensors_are_torchs(tmp_path: Path) -> None:
+    with safe_open(write(tmp_path / "m.safetensors", DESCRIPTION.metadata()), framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+@pytest.mark.parametrize("patch_size", [(4,), (2, 4)])
+def test_a_description_builds_the_encoder_it_was_made_of(patch_size: tuple[int, ...]) -> None:
+    settings = MaskedAutoencoderSettings(size="small", heads=4, patch_size=patch_size)
+    description = describe_model("masked autoencoder", settings, (8, 8), (0.5,), (0.5,), 1.0)
+    assert description.encoder().shape == settings.shape
+    assert description.encoder().patch == settings.patch
+
+
+def test_missing_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.safetensors does not exist"):
+        read_description(tmp_path / "none.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"12345")
+    for damaged in (tmp_path / "cut.safetensors", tmp_path):
+        with pytest.raises(UserError, match="no intact safetensors file"):
+            read_description(damaged)
+    for metadata in (None, {"format": "pt"}):
+        with pytest.raises(UserError, match="not written by mae"):
+            read_description(write(tmp_path / "foreign.safetensors", metadata))
+
+
+@pytest.mark.parametrize("text", ["1.0", "not json", "{}", '{"width": 16}'])
+def test_another_programs_use_of_the_same_field_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="in a way this version of mae does not know"):
+        read_description(write(tmp_path / "m.safetensors", {"mae": text}))
+
+
+def test_a_field_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    fields = json.loads(DESCRIPTION.metadata()["mae"]) | {"registers": 4}
+    with pytest.raises(UserError, match="in a way this version of mae does not know"):
+        read_description(write(tmp_path / "m.safetensors", {"mae": json.dumps(fields)}))
+
+
+def test_the_model_of_a_run_a_checkpoint_or_a_file_is_found(tmp_path: Path) -> None:
+    model = write(tmp_path / "run" / "model.safetensors", None)
+    checkpoint = write(tmp_path / "run" / "checkpoints" / "step-000000005" / "model.safetensors", None)
+    other = write(tmp_path / "other.safetensors", None)
+    assert find_model(tmp_path / "run") == model
+    assert find_model(checkpoint.parent) == checkpoint
+    assert find_model(other) == other
+
+
+def test_an_unfinished_run_is_refused_and_its_newest_checkpoint_offered(tmp_path: Path) -> None:
+    for step in (5, 20, 10):
+        write(tmp_path / "run" / "checkpoints" / f"step-{step:09d}" / "model.safetensors", None)
+    with pytest.raises(UserError, match=r"is not finished .* newest checkpoint \S*/step-000000020$"):
+        find_model(tmp_path / "run")
+
+
+def test_a_folder_without_a_model_and_a_wrong_path_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path} holds no model\.safetensors; give "):
+        find_model(tmp_path)
+    with pytest.raises(UserError, match=r"^no/such/run does not exist; give "):
+        find_model(Path("no/such/run"))

@@ -1,0 +1,199 @@
+"""Fine-tuning end to end: from a pretrained run and from scratch, with effective layer decay."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mae.errors import UserError
+from mae.pipelines import pretrain
+from mae.pipelines.finetune import FinetuneSettings, run
+from mae.settings import parse
+from mae.training.run_folder import RunFolder
+
+MODEL = ["--model.width", "16", "--model.depth", "2", "--model.heads", "2", "--model.patch_size", "2"]
+DATA = ["--data.workers", "0", "--data.image_size", "8", "--data.channels", "1", "--data.crop_pct", "1"]
+TINY = [
+    *MODEL, *DATA, "--epochs", "3", "--batch_size", "8", "--log_every", "1", "--checkpoint_every", "4",
+    "--optim.warmup_epochs", "1", "--optim.base_lr", "0.05", "--augment.rand_augment", "0",
+]  # fmt: skip
+
+
+@pytest.fixture
+def shards(make_shards: Callable[..., Path]) -> Path:
+    return make_shards([13, 12])
+
+
+@pytest.fixture
+def held_out(make_shards: Callable[..., Path]) -> Path:
+    return make_shards([7, 4], name="held-out")
+
+
+@pytest.fixture
+def pretrained(shards: Path, tmp_path: Path) -> Path:
+    flags = [
+        *MODEL,
+        *DATA,
+        "--epochs",
+        "2",
+        "--batch_size",
+        "8",
+        "--optim.warmup_epochs",
+        "1",
+        "--picture_images",
+        "1",
+    ]
+    decoder = ["--model.decoder_width", "8", "--model.decoder_depth", "1", "--model.decoder_heads", "2"]
+    places = ["--data.shards", str(shards / "*.tar"), "--run_dir", str(tmp_path / "pretrained")]
+    return pretrain.run(parse(pretrain.PretrainSettings, [*flags, *decoder, *places], "mae pretrain")).path
+
+
+def settings(shards: Path, held_out: Path, run_dir: Path, *flags: str) -> FinetuneSettings:
+    places = ["--data.shards", str(shards / "*.tar"), "--eval_shards", str(held_out / "*.tar")]
+    return parse(FinetuneSettings, [*TINY, *places, "--run_dir", str(run_dir), *flags], prog="mae finetune")
+
+
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+def test_a_run_evaluates_every_epoch_on_every_sample(
+    head: str, shards: Path, held_out: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    folder = run(settings(shards, held_out, tmp_path / "run", "--init", str(pretrained), "--head", head))
+    evaluations = [record for record in folder.metrics() if record["kind"] == "eval"]
+    assert [record["samples"] for record in evaluations] == [11, 11, 11]
+    assert [record["step"] for record in evaluations] == [4, 7, 10]
+    assert "Accuracy" in folder.report.read_text()
+    names = set(load_file(folder.model))
+    assert ("head.fc1.weight" in names) == (head == "mlp")
+    assert not [name for name in names if "decoder" in name or name == "mask_token"]
+
+
+def test_it_starts_from_the_pretrained_encoder(shards: Path, held_out: Path, pretrained: Path, tmp_path: Path) -> None:
+    """With no learning to speak of the encoder stays what pretraining made it."""
+    flags = ["--optim.base_lr", "1e-30", "--optim.weight_decay", "0"]
+    tuned = run(settings(shards, held_out, tmp_path / "run", "--init", str(pretrained), *flags))
+    before, after = load_file(pretrained / "model.safetensors"), load_file(tuned.model)
+    encoder = [name for name in after if not name.startswith("head.")]
+    assert encoder
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-20) for name in encoder)
+    scratch = run(settings(shards, held_out, tmp_path / "scratch", *flags))
+    assert not torch.equal(load_file(scratch.model)["cls_token"], before["cls_token"])
+
+
+def test_layer_decay_reaches_the_weights(
+    shards: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AdamW moves a weight by about its learning rate a step, so decayed layers move less."""
+    flags = ["--optim.layer_decay", "0.1", "--optim.weight_decay", "0", "--optim.warmup_epochs", "0"]
+    one_step = ["--epochs", "0.3", "--regularization.drop_path", "0"]
+    still = run(settings(shards, held_out, tmp_path / "a", *flags, *one_step, "--optim.base_lr", "1e-30"))
+    moved = run(settings(shards, held_out, tmp_path / "b", *flags, *one_step, "--optim.base_lr", "0.32"))
+    before, after = load_file(still.model), load_file(moved.model)
+
+    def step_size(name: str) -> float:
+        return float((after[name] - before[name]).abs().median())
+
+    peak = 0.32 * 8 / 256
+    assert step_size("head.fc2.weight") == pytest.approx(peak, rel=0.05)
+    assert step_size("norm.bias") == pytest.approx(peak, rel=0.05)
+    shown = capsys.readouterr().out
+    for block in (1, 0):
+        assert f"block {block}" in shown
+    assert f"peak lr {peak * 0.1:.3e}" in shown
+    assert f"peak lr {peak * 0.1**3:.3e}" in shown
+
+
+def test_few_labels_are_chosen_by_the_seed(shards: Path, held_out: Path, tmp_path: Path) -> None:
+    flags = ["--labels_per_class", "2", "--record_samples", "True", "--epochs", "2", "--eval_every", "2"]
+    chosen = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        run(settings(shards, held_out, tmp_path / name, *flags, "--seed", seed))
+        chosen.append((tmp_path / name / "samples-rank0.jsonl").read_text())
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_mixup_and_cutmix_resume_to_the_same_bits(
+    shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drop path, mixup and RandAugment draw from generators keyed by step and sample, so none is lost."""
+    from mae.training import checkpoint
+
+    flags = ["--regularization.drop_path", "0.3", "--augment.rand_augment", "9"]
+    straight = run(settings(shards, held_out, tmp_path / "straight", *flags))
+    save = checkpoint.save
+
+    def dying_save(root: Path, at: int, *rest: object) -> Path:
+        if at == 8:
+            raise KeyboardInterrupt
+        return save(root, at, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", dying_save)
+        run(settings(shards, held_out, tmp_path / "cut", *flags))
+    cut = run(settings(shards, held_out, tmp_path / "cut", *flags))
+    expected, found = load_file(straight.model), load_file(cut.model)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+    def trace(records: list[dict[str, float]]) -> list[tuple[float, float]]:
+        return [(record["step"], record["loss"]) for record in records]
+
+    assert trace(cut.metrics()) == trace(straight.metrics())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.depth", "1"], r"depth 2, settings ask for 1"),
+        (["--model.heads", "4"], r"heads 2, settings ask for 4"),
+        (["--data.image_size", "16"], r"image_size \(8, 8\), settings ask for \(16, 16\)"),
+        (["--batch_size", "7"], r"mixup and cutmix pair"),
+        (["--labels_per_class", "50"], r"class 0 has 7 samples"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    flags: list[str], message: str, shards: Path, held_out: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(settings(shards, held_out, tmp_path / "run", "--init", str(pretrained), *flags))
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_training_never_sees_are_refused(
+    shards: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    more = make_shards([12], name="more", classes=6)
+    with pytest.raises(UserError, match="labels up to 5"):
+        run(settings(shards, more, tmp_path / "run"))
+
+
+def test_an_unfinished_run_is_no_source(shards: Path, held_out: Path, pretrained: Path, tmp_path: Path) -> None:
+    (pretrained / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        run(settings(shards, held_out, tmp_path / "run", "--init", str(pretrained)))
+
+
+def test_two_processes_evaluate_every_sample_once(shards: Path, held_out: Path, tmp_path: Path) -> None:
+    """Eleven samples do not divide by two processes; a run that learns nothing must give equal figures."""
+    flags = ["--optim.base_lr", "1e-30", "--epochs", "0.3", "--optim.warmup_epochs", "0"]
+    one = run(settings(shards, held_out, tmp_path / "one", *flags))
+    places = ["--data.shards", str(shards / "*.tar"), "--eval_shards", str(held_out / "*.tar")]
+    script = str(Path(__file__).parent.parent.parent / "pipelines" / "finetune.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29523"]
+    done = subprocess.run(
+        [*command, script, *TINY, *places, *flags, "--run_dir", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = [record for record in one.metrics() if record["kind"] == "eval"]
+    found = [record for record in RunFolder(tmp_path / "two").metrics() if record["kind"] == "eval"]
+    assert [record["samples"] for record in found] == [11]
+    assert found[0]["accuracy"] == expected[0]["accuracy"]
+    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)

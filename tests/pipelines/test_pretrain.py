@@ -1,0 +1,314 @@
+"""Pretraining end to end: what a run leaves behind, exact resume, other process counts, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mae.errors import UserError
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.pipelines.pretrain import PretrainSettings, run
+from mae.settings import load_yaml, parse, to_dict
+
+TINY = [
+    "--epochs", "4", "--batch_size", "8", "--log_every", "1", "--checkpoint_every", "3", "--picture_every", "1000",
+    "--picture_images", "2", "--data.workers", "0", "--data.image_size", "8", "--data.channels", "1",
+    "--model.width", "16", "--model.depth", "1", "--model.heads", "2", "--model.patch_size", "2",
+    "--model.decoder_width", "8", "--model.decoder_depth", "1", "--model.decoder_heads", "2",
+    "--optim.warmup_epochs", "1", "--optim.base_lr", "0.05",
+]  # fmt: skip
+STEPS = 13  # ceil(25 samples * 4 epochs / 8)
+
+
+def settings(shards: Path, run_dir: Path, *flags: str) -> PretrainSettings:
+    places = ["--data.shards", str(shards / "*.tar"), "--run_dir", str(run_dir)]
+    return parse(PretrainSettings, [*TINY, *places, *flags], prog="mae pretrain")
+
+
+@pytest.fixture
+def shards(make_shards: Callable[..., Path]) -> Path:
+    return make_shards([13, 12])
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines)]
+
+
+def assert_equal_tensors(model: Path, expected: dict[str, torch.Tensor]) -> None:
+    """To the last bit; the files may differ in the order of their header."""
+    found = load_file(model)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def consumed(run_dir: Path) -> dict[int, list[int]]:
+    """Sample ids of every step over all ranks, sorted."""
+    ids: dict[int, list[int]] = {}
+    for path in run_dir.glob("samples-rank*.jsonl"):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            ids.setdefault(record["step"], []).extend(record["ids"])
+    return {step: sorted(of_step) for step, of_step in ids.items()}
+
+
+def test_a_finished_run_holds_all_that_was_promised(shards: Path, tmp_path: Path) -> None:
+    folder = run(settings(shards, tmp_path / "run"))
+    for name in ("settings.yaml", "metrics.jsonl", "model.safetensors", "report.html"):
+        assert (folder.path / name).stat().st_size > 0
+    assert [p.name for p in sorted(folder.checkpoints.iterdir())] == ["step-000000012", "step-000000013"]
+    assert [p.name for p in folder.pictures.iterdir()] == [f"step-{STEPS:09d}.png"]
+    records = folder.metrics()
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert records[-1]["loss"] < records[0]["loss"]
+    names = set(load_file(folder.model))
+    model = MaskedAutoencoder(settings(shards, tmp_path / "x").model, (8, 8), 1)
+    assert names == {n.removeprefix("encoder.").removeprefix("decoder.") for n in model.state_dict()}
+
+
+def test_the_report_shows_its_pictures_and_fetches_nothing(shards: Path, tmp_path: Path) -> None:
+    text = run(settings(shards, tmp_path / "run")).report.read_text()
+    assert text.count('src="data:image/png;base64,') == text.count("<img") == 2
+    assert "http" not in text
+    assert "mask_ratio" in text
+
+
+def test_saved_settings_start_the_same_run(shards: Path, tmp_path: Path) -> None:
+    folder = run(settings(shards, tmp_path / "run"))
+    saved = parse(PretrainSettings, ["--config", str(folder.path / "settings.yaml")], prog="mae pretrain")
+    assert to_dict(saved) == load_yaml(folder.path / "settings.yaml")
+    assert saved.data.mean is not None
+    again = parse(
+        PretrainSettings,
+        ["--config", str(folder.path / "settings.yaml"), "--run_dir", str(tmp_path / "again")],
+        prog="mae pretrain",
+    )
+    assert losses(run(again).path) == losses(folder.path)
+
+
+def test_a_finished_run_started_again_changes_nothing(shards: Path, tmp_path: Path) -> None:
+    folder = run(settings(shards, tmp_path / "run"))
+    before = folder.model.read_bytes(), (folder.path / "metrics.jsonl").read_bytes()
+    run(settings(shards, tmp_path / "run"))
+    assert (folder.model.read_bytes(), (folder.path / "metrics.jsonl").read_bytes()) == before
+
+
+class UnpluggedError(Exception):
+    """The plug is pulled."""
+
+
+def unplug_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop die right before it saves the checkpoint of `step`."""
+    from mae.training import checkpoint
+
+    save = checkpoint.save
+
+    def dying_save(root: Path, at: int, *rest: object) -> Path:
+        if at == step:
+            raise UnpluggedError
+        return save(root, at, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "save", dying_save)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_run_cut_at_any_checkpoint_ends_with_the_same_bits(
+    workers: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run(settings(shards, tmp_path / "straight"))
+    for step in (6, 12):
+        with monkeypatch.context() as patch, pytest.raises(UnpluggedError):
+            unplug_at(step, patch)
+            run(settings(shards, tmp_path / "cut", "--data.workers", workers))
+    cut = run(settings(shards, tmp_path / "cut"))
+    assert losses(cut.path) == losses(straight.path)
+    assert_equal_tensors(cut.model, load_file(straight.model))
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = run(settings(shards, tmp_path / "run"))
+    expected = load_file(straight.model)
+    newest = straight.checkpoints / "step-000000013" / "model.safetensors"
+    damaged = bytearray(newest.read_bytes())
+    damaged[-1] ^= 1
+    newest.write_bytes(damaged)
+    capsys.readouterr()
+    run(settings(shards, tmp_path / "run"))
+    shown = capsys.readouterr().out
+    assert "step-000000013 is not used: model.safetensors is changed or cut" in shown
+    assert "from step-000000012" in shown
+    assert_equal_tensors(straight.model, expected)
+
+
+def test_no_intact_checkpoint_is_no_reason_to_start_from_zero(shards: Path, tmp_path: Path) -> None:
+    folder = run(settings(shards, tmp_path / "run"))
+    for path in folder.checkpoints.iterdir():
+        (path / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint .* is intact .*optimizer.pt is missing"):
+        run(settings(shards, tmp_path / "run"))
+
+
+def test_other_settings_are_refused_and_named(shards: Path, tmp_path: Path) -> None:
+    run(settings(shards, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"model.mask_ratio was 0.75, is 0.5"):
+        run(settings(shards, tmp_path / "run", "--model.mask_ratio", "0.5"))
+
+
+def test_other_data_are_refused(shards: Path, make_shards: Callable[..., Path], tmp_path: Path) -> None:
+    run(settings(shards, tmp_path / "run", "--data.mean", "0.5", "--data.std", "0.2"))
+    other = make_shards([12, 13], name="other")
+    with pytest.raises(UserError, match="another data"):
+        run(settings(other, tmp_path / "run", "--data.mean", "0.5", "--data.std", "0.2"))
+
+
+def test_moved_shards_are_the_same_data(shards: Path, tmp_path: Path) -> None:
+    folder = run(settings(shards, tmp_path / "run"))
+    shards.rename(tmp_path / "moved")
+    run(settings(tmp_path / "moved", tmp_path / "run"))
+    assert len(losses(folder.path)) == STEPS
+
+
+def test_a_used_folder_that_is_no_run_is_refused(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        run(settings(shards, tmp_path / "run"))
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_bad_images_stop_the_run_by_name_before_a_checkpoint(shards: Path, tmp_path: Path) -> None:
+    tar = shards / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    at = data.index(b"IDAT") + 8
+    data[at : at + 20] = bytes(20)
+    tar.write_bytes(data)
+    with pytest.raises(UserError, match=r"1 bad image: .*train-000001.tar: 000013.png") as caught:
+        run(settings(shards, tmp_path / "run", "--data.mean", "0.5", "--data.std", "0.2", "--log_every", "100"))
+    assert "\n" not in str(caught.value)
+    saved = [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert "step-000000013" not in saved
+
+
+def test_accumulation_gives_the_same_losses(shards: Path, tmp_path: Path) -> None:
+    whole = run(settings(shards, tmp_path / "whole", "--record_samples", "True"))
+    parts = run(settings(shards, tmp_path / "parts", "--record_samples", "True", "--micro_batch_size", "2"))
+    assert consumed(whole.path) == consumed(parts.path)
+    assert losses(parts.path) == pytest.approx(losses(whole.path), rel=1e-5)
+
+
+def test_every_sample_is_seen_once_an_epoch(shards: Path, tmp_path: Path) -> None:
+    folder = run(settings(shards, tmp_path / "run", "--record_samples", "True"))
+    lines = (folder.path / "samples-rank0.jsonl").read_text().splitlines()
+    stream = [i for line in lines for i in json.loads(line)["ids"]]
+    for epoch in range(4):
+        assert sorted(stream[25 * epoch : 25 * (epoch + 1)]) == list(range(25))
+
+
+def test_rectangles_and_five_channels(tmp_path: Path) -> None:
+    import io
+
+    import numpy as np
+    from webdataset import TarWriter
+
+    with (tmp_path / "train-0.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        for number in range(16):
+            buffer = io.BytesIO()
+            np.save(buffer, np.random.default_rng(number).integers(0, 256, (12, 20, 5), dtype=np.uint8))
+            tar.write({"__key__": f"{number}", "npy": buffer.getvalue()})
+    flags = [
+        "--data.image_size",
+        "6",
+        "12",
+        "--model.patch_size",
+        "2",
+        "3",
+        "--data.channels",
+        "5",
+        "--epochs",
+        "2",
+    ]
+    folder = run(settings(tmp_path, tmp_path / "run", *flags))
+    assert load_file(folder.model)["patch_embed.proj.weight"].shape == (16, 5, 2, 3)
+
+
+def launch(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would, with one thread per process."""
+    whole = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run(command, capture_output=True, text=True, env=whole, timeout=240, check=False)
+
+
+ROOT = Path(__file__).parent.parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+
+
+def test_two_processes_run_the_same_global_batches(shards: Path, tmp_path: Path) -> None:
+    flags = ["--data.shards", str(shards / "*.tar"), "--record_samples", "True", "--run_dir"]
+    one = run(settings(shards, tmp_path / "one", "--record_samples", "True"))
+    script = str(ROOT / "pipelines" / "pretrain.py")
+    done = launch([*TORCHRUN, script, *TINY, *flags, str(tmp_path / "two")], ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "two").glob("samples-rank*.jsonl"))) == 2
+    assert consumed(tmp_path / "two") == consumed(one.path)
+    assert losses(tmp_path / "two") == pytest.approx(losses(one.path), rel=1e-5)
+
+
+def test_with_two_processes_a_mistake_is_one_message(shards: Path, tmp_path: Path) -> None:
+    script = str(ROOT / "pipelines" / "pretrain.py")
+    flags = ["--data.shards", str(shards / "*.tar"), "--run_dir", str(tmp_path / "run"), "--batch_size", "7"]
+    done = launch([*TORCHRUN, script, *TINY, *flags], ACCELERATE_USE_CPU="true")
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: batch_size 7 cannot be dealt to 2 processes; nearest that can: 6 or 8"]
+    assert not (tmp_path / "run").exists()
+    own = [line for line in done.stderr.splitlines() if str(ROOT / "mae") in line and "File" in line]
+    assert not own, "a traceback of ours"
+
+
+def test_a_launch_that_lost_its_processes_is_refused(shards: Path, tmp_path: Path) -> None:
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    script = str(ROOT / "pipelines" / "pretrain.py")
+    flags = ["--data.shards", str(shards / "*.tar"), "--run_dir", str(tmp_path / "run")]
+    done = launch([*accelerate, script, *TINY, *flags])
+    assert done.returncode != 0
+    assert "error: accelerate launch was asked for several CPU processes but started one" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_killed_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> None:
+    straight = run(settings(shards, tmp_path / "straight", "--epochs", "40"))
+    command = [
+        sys.executable,
+        "-m",
+        "mae",
+        "pretrain",
+        *TINY,
+        "--epochs",
+        "40",
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
+    command += ["--data.shards", str(shards / "*.tar")]
+    # Bits depend on how many threads share a sum, so all three take one.
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread)
+    deadline = time.time() + 60
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*")) and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    done = launch(command)
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stdout
+    assert losses(tmp_path / "run") == losses(straight.path)
+    assert_equal_tensors(tmp_path / "run" / "model.safetensors", load_file(straight.model))
