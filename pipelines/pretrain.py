@@ -19,7 +19,6 @@ from mae.data.prepare import open_shards, resolve_statistics, statistics_of
 from mae.errors import UserError, one_line_errors
 from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder
-from mae.models.description import describe_model
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.report.pictures import draw_reconstructions, reconstruction_panels
 from mae.report.run import write_pretrain_report
@@ -82,14 +81,8 @@ def run(settings: PretrainSettings) -> RunFolder:
         accelerator=accelerator,
         settings=settings,
         model=model,
-        description=describe_model(
-            "masked autoencoder",
-            settings.model,
-            settings.data.size,
-            statistics.mean,
-            statistics.std,
-            settings.data.crop_pct,
-        ),
+        kind="masked autoencoder",
+        encoder=settings.model,
         optim=settings.optim,
         groups=parameter_groups(model, settings.optim.weight_decay),
         batches=batches,

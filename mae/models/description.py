@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from mae.errors import UserError
 from mae.models.settings import EncoderSettings
 
+ModelKind = Literal["masked autoencoder", "classifier"]
 _FIELD = "mae"
 
 
@@ -17,7 +18,7 @@ _FIELD = "mae"
 class ModelDescription:
     """Architecture of the encoder and how its images were normalised."""
 
-    kind: Literal["masked autoencoder", "classifier"]
+    kind: ModelKind
     width: int
     depth: int
     heads: int
@@ -38,7 +39,7 @@ class ModelDescription:
 
 
 def describe_model(
-    kind: Literal["masked autoencoder", "classifier"],
+    kind: ModelKind,
     encoder: EncoderSettings,
     image_size: tuple[int, int],
     mean: tuple[float, ...],

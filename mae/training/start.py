@@ -8,7 +8,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mae.data.loader import Batch, TrainBatches, load
-from mae.models.description import ModelDescription
+from mae.data.prepare import statistics_of
+from mae.models.description import ModelKind, describe_model
+from mae.models.settings import EncoderSettings
 from mae.models.weights import load_all
 from mae.settings import dump
 from mae.training import checkpoint
@@ -25,7 +27,8 @@ def start_job(
     accelerator: Accelerator,
     settings: TrainSettings,
     model: nn.Module,
-    description: ModelDescription,
+    kind: ModelKind,
+    encoder: EncoderSettings,
     optim: OptimSettings,
     groups: list[dict[str, Any]],
     batches: TrainBatches,
@@ -38,7 +41,8 @@ def start_job(
         UserError: if the folder belongs to another run, the checkpoint to another model or other data, or
             the processes do not agree.
     """
-    samples, plan = len(batches.subset), batches.plan
+    samples, plan, data = len(batches.subset), batches.plan, batches.data
+    statistics = statistics_of(data)
     total = total_steps(samples, settings.epochs, plan.global_batch)
     schedule = cosine_schedule(optim, plan.global_batch, settings.epochs, samples / plan.global_batch, total)
     fingerprint = batches.images.index.fingerprint
@@ -58,12 +62,12 @@ def start_job(
         folder.forget_after(start)
     accelerator.wait_for_everyone()
     numbers = range(start * plan.accumulation, total * plan.accumulation)
-    workers = batches.data.workers if numbers else 0
+    workers = data.workers if numbers else 0
     return Job(
         settings=settings,
         accelerator=accelerator,
         model=prepared,
-        description=description,
+        description=describe_model(kind, encoder, data.size, statistics.mean, statistics.std, data.crop_pct),
         optimizer=optimizer,
         schedule=schedule,
         clip_grad=optim.clip_grad,

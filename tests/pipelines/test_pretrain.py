@@ -186,12 +186,15 @@ def test_a_used_folder_that_is_no_run_is_refused(shards: Path, tmp_path: Path) -
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
-def test_bad_images_stop_the_run_by_name_before_a_checkpoint(shards: Path, tmp_path: Path) -> None:
-    tar = shards / "train-000001.tar"
+def damage_first_image(tar: Path) -> None:
     data = bytearray(tar.read_bytes())
     at = data.index(b"IDAT") + 8
     data[at : at + 20] = bytes(20)
     tar.write_bytes(data)
+
+
+def test_bad_images_stop_the_run_by_name_before_a_checkpoint(shards: Path, tmp_path: Path) -> None:
+    damage_first_image(shards / "train-000001.tar")
     with pytest.raises(UserError, match=r"1 bad image: .*train-000001.tar: 000013.png") as caught:
         run(settings(shards, tmp_path / "run", "--data.mean", "0.5", "--data.std", "0.2", "--log_every", "100"))
     assert "\n" not in str(caught.value)
@@ -272,6 +275,20 @@ def test_with_two_processes_a_mistake_is_one_message(shards: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
     own = [line for line in done.stderr.splitlines() if str(ROOT / "mae") in line and "File" in line]
     assert not own, "a traceback of ours"
+
+
+def test_with_two_processes_a_bad_image_of_one_is_one_message_of_all(shards: Path, tmp_path: Path) -> None:
+    damage_first_image(shards / "train-000001.tar")
+    script = str(ROOT / "pipelines" / "pretrain.py")
+    flags = ["--data.shards", str(shards / "*.tar"), "--run_dir", str(tmp_path / "run")]
+    done = launch(
+        [*TORCHRUN, script, *TINY, *flags, "--data.mean", "0.5", "--data.std", "0.2"], ACCELERATE_USE_CPU="true"
+    )
+    assert done.returncode != 0
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: 1 bad image: ")
+    assert "000013.png" in error
+    assert not [line for line in done.stderr.splitlines() if str(ROOT / "mae") in line and "File" in line]
 
 
 def test_a_launch_that_lost_its_processes_is_refused(shards: Path, tmp_path: Path) -> None:
