@@ -47,7 +47,7 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("5 labels per class", 5, 200),
     Column("10 labels per class", 10, 100),
-    Column("all labels", None, 15),
+    Column("all labels", None, 20),
 )
 PRETRAINED, FROM_SCRATCH = "pretrained", "from scratch"
 
