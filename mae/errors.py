@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 USER_ERROR_EXIT_CODE = 2
@@ -20,6 +20,17 @@ class BadImageError(Exception):
     """Why the bytes of one image are of no use; whoever knows the image's name adds it and counts it."""
 
 
+def first_of(names: Sequence[str], most: int = 5, separator: str = "; ") -> str:
+    """The first `most` names, and how many more there are: a message stays one line of readable length."""
+    more = len(names) - most
+    return separator.join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def is_rank_zero() -> bool:
+    """Whether this process speaks for the job; known from the launcher before anything is initialised."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn a `UserError` into one line on stderr and exit code 2, printed by rank 0 alone.
@@ -30,7 +41,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_rank_zero():
             sys.stderr.write(f"error: {error}\n")
             sys.stderr.flush()
         else:

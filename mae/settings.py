@@ -7,7 +7,6 @@ and fails the same in either place. Flags win over the file.
 import dataclasses
 import difflib
 import io
-import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 import yaml
 
-from mae.errors import UserError
+from mae.errors import UserError, is_rank_zero
 
 Settings = TypeVar("Settings")
 
@@ -42,7 +41,7 @@ def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
                 prog=prog,
                 description=help_text,
                 use_underscores=True,
-                console_outputs=_is_rank_zero(),
+                console_outputs=is_rank_zero(),
                 config=(tyro.conf.FlagConversionOff,),
             )
     except SystemExit as end:
@@ -183,7 +182,3 @@ def _one_line(boxed: str) -> str:
             continue
         lines.append(line)
     return " ".join(" ".join(lines).split())
-
-
-def _is_rank_zero() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0

@@ -94,7 +94,7 @@ def _pack(items: Sequence[Item], split: str, classes: Sequence[str], settings: P
     sys.stdout.write(
         f"{split}: {packed.samples:,} images in {len(packed.filenames)} shards at {settings.out}"
         + (f", {len(classes)} classes" if classes else "")
-        + (f", mean {_rounded(measured.mean)}, std {_rounded(measured.std)}" if measured else "")
+        + (f", {measured}" if measured else "")
         + (f"; {len(packed.bad)} bad images left out, listed in {split}-bad-images.txt" if packed.bad else "")
         + "\n"
     )
@@ -107,10 +107,6 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
-
-
-def _rounded(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:.4f}" for value in values)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

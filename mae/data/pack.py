@@ -21,7 +21,7 @@ from mae.data.index import IMAGE_EXTENSIONS, LABEL_EXTENSION, NO_LABEL, grouped,
 from mae.data.shards import expand, plain_tar
 from mae.data.statistics import INFO_FILE, PixelStatistics, PixelSums, read_info
 from mae.data.tar import members
-from mae.errors import BadImageError, UserError
+from mae.errors import BadImageError, UserError, first_of
 from mae.keyed import Purpose
 
 CLASSES_FILE, BAD_FILE = "classes.txt", "bad-images.txt"
@@ -30,7 +30,6 @@ _NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
 # timm looks for jpg, png and webp only.
 _PACKED_EXTENSION = {"jpeg": "jpg"}
 _CHUNK = 64
-_NAMED_AT_MOST = 5
 
 
 class Extent(NamedTuple):
@@ -162,8 +161,7 @@ def write_split(
         packed = _write_shards(items, part, split, shard_samples, shard_bytes, provenance, workers, advance)
         if packed.bad and not skip_bad:
             raise UserError(
-                f"{len(packed.bad)} of {len(items)} images are bad: {'; '.join(packed.bad[:_NAMED_AT_MOST])}"
-                f"{' and more' if len(packed.bad) > _NAMED_AT_MOST else ''}; nothing was packed. "
+                f"{len(packed.bad)} of {len(items)} images are bad: {first_of(packed.bad)}; nothing was packed. "
                 "Repair them, or leave them out with --skip_bad True"
             )
         if not packed.samples:

@@ -23,7 +23,7 @@ def resolve_statistics(index: ShardIndex, data: DataSettings, say: Callable[[str
         found, images = measure(index, data.channels)
         say(
             f"no mean and std stored beside the shards: measured on {images:,} of {len(index):,} images "
-            f"(mean {_rounded(found.mean)}, std {_rounded(found.std)}); `mae pack` measures and stores them"
+            f"({found}); `mae pack` measures and stores them"
         )
     return replace(data, mean=found.mean, std=found.std)
 
@@ -33,7 +33,3 @@ def statistics_of(data: DataSettings) -> PixelStatistics:
     assert data.mean is not None
     assert data.std is not None
     return PixelStatistics(data.mean, data.std)
-
-
-def _rounded(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:.4f}" for value in values)

@@ -12,9 +12,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from mae.errors import UserError
-
-_NAMED_AT_MOST = 5
+from mae.errors import UserError, first_of
 
 
 def default_cache_dir() -> Path:
@@ -33,7 +31,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     paths = [path for pattern in patterns for path in _expand_one(pattern)]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        raise UserError(f"{len(missing)} of {len(paths)} shards do not exist: {_some(missing)}")
+        raise UserError(f"{len(missing)} of {len(paths)} shards do not exist: {first_of(missing, separator=', ')}")
     first_name: dict[Path, Path] = {}
     for path in paths:
         real = path.resolve()
@@ -102,8 +100,3 @@ def _matches(name: str) -> list[Path]:
             raise UserError(f"data.shards pattern {name!r} matches no file; check the path, and quote the pattern")
         return found
     return [Path(name)]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED_AT_MOST
-    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

@@ -29,6 +29,10 @@ class PixelStatistics:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{value:.4f}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std}"
+
 
 class PixelSums:
     """Running integer sums, so that the result depends neither on the order nor on who added what."""

@@ -9,9 +9,7 @@ from torch import nn
 
 from mae.data.loader import EvalBatches, load, normalize
 from mae.data.statistics import PixelStatistics
-from mae.errors import UserError
-
-_BAD_NAMED_AT_MOST = 5
+from mae.errors import UserError, first_of
 
 
 class Accuracy(NamedTuple):
@@ -56,7 +54,7 @@ def evaluate(
     if names:
         raise UserError(
             f"{len(names)} bad image{'s' if len(names) > 1 else ''} in the evaluation shards: "
-            f"{'; '.join(names[:_BAD_NAMED_AT_MOST])}; pack the shards again without them"
+            f"{first_of(names)}; pack the shards again without them"
         )
     total: torch.Tensor = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
     correct_count, loss_sum, samples = total.tolist()

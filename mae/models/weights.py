@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mae.errors import UserError
+from mae.errors import UserError, first_of
 
 _DECODER_PREFIXES = ("decoder_", "mask_token")
 _HEAD_PREFIXES = ("head.", "fc_norm.")
-_NAMED_AT_MOST = 4
 
 
 def file_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -79,9 +78,7 @@ def _require_same_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tens
         if name in given and given[name].shape != tensor.shape
     ]
     if wrong:
-        more = len(wrong) - _NAMED_AT_MOST
         raise UserError(
-            f"{source} holds another model than the settings ask for: {'; '.join(wrong[:_NAMED_AT_MOST])}"
-            + (f" and {more} more" if more > 0 else "")
-            + "; set model.* and data.image_size as they were when it was trained"
+            f"{source} holds another model than the settings ask for: {first_of(wrong, most=4)}; "
+            "set model.* and data.image_size as they were when it was trained"
         )

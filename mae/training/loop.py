@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from mae import keyed
 from mae.data.loader import Batch, BatchPlan
-from mae.errors import UserError
+from mae.errors import UserError, first_of
 from mae.keyed import Purpose
 from mae.models.description import ModelDescription
 from mae.models.weights import file_tensors
@@ -26,8 +26,6 @@ from mae.training.optimizer import CosineSchedule, set_learning_rate
 from mae.training.progress import TrainingProgress, duration
 from mae.training.run_folder import RunFolder
 from mae.training.settings import TrainSettings
-
-_BAD_NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True)
@@ -215,9 +213,8 @@ class _Meter:
 
     def _stop_for_bad_images(self, count: int) -> None:
         names: list[str] = gather_object(self._bad)
-        shown = "; ".join(names[:_BAD_NAMED_AT_MOST])
         raise UserError(
-            f"{count} bad image{'s' if count > 1 else ''}: {shown}{' and more' if count > _BAD_NAMED_AT_MOST else ''}; "
+            f"{count} bad image{'s' if count > 1 else ''}: {first_of(names)}; "
             "pack the shards again without them (mae pack SHARDS --out DIR --skip_bad True)"
         )
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae.errors import UserError
+from mae.errors import UserError, first_of
 from mae.settings import dump, flatten, load_yaml, to_dict
 from mae.training.checkpoint import MODEL_FILE
 from mae.training.files import sync, write_atomically
 from mae.training.settings import FREE_ON_RESUME
 
 SETTINGS_FILE, METRICS_FILE, REPORT_FILE = "settings.yaml", "metrics.jsonl", "report.html"
-_NAMED_AT_MOST = 6
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,9 @@ class RunFolder:
             return
         differences = _differences(load_yaml(saved), to_dict(settings))
         if differences:
-            more = len(differences) - _NAMED_AT_MOST
             raise UserError(
                 f"run_dir {self.path} holds a run with other settings: "
-                + "; ".join(differences[:_NAMED_AT_MOST])
-                + (f" and {more} more" if more > 0 else "")
+                + first_of(differences, most=6)
                 + "; start it with its own settings to resume it, or give another run_dir"
             )
 
