@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from enum import Enum
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -37,7 +38,7 @@ def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
         with redirect_stderr(complaint):
             return tyro.cli(
                 schema,
-                args=[*from_file, *flags],
+                args=[*from_file, *_spelt_out(flags, set(_switches(schema)))],
                 prog=prog,
                 description=help_text,
                 use_underscores=True,
@@ -123,6 +124,23 @@ def _split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
         else:
             rest.append(word)
     return path, rest
+
+
+def _spelt_out(flags: Sequence[str], switches: set[str]) -> Iterator[str]:
+    """`--check` alone is short for `--check True`."""
+    for word, following in zip_longest(flags, flags[1:], fillvalue=""):
+        yield word
+        if word in switches and following not in ("True", "False"):
+            yield "True"
+
+
+def _switches(schema: type, prefix: str = "--") -> Iterator[str]:
+    """The flags whose value is True or False."""
+    for name, annotation in get_type_hints(schema).items():
+        if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+            yield from _switches(annotation, f"{prefix}{name}.")
+        elif annotation is bool:
+            yield prefix + name
 
 
 def _flags_of_file(path: Path, schema: type) -> list[str]:

@@ -49,6 +49,15 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert read(text, tmp_path, *flags) == Outer(Path("b"), inner=Inner((5,), None, True))
 
 
+def test_a_switch_needs_no_value(tmp_path: Path) -> None:
+    text = "run_dir: a\ninner: {active: false}\n"
+    assert read(text, tmp_path, "--inner.active").inner.active
+    assert read(text, tmp_path, "--inner.active", "--kind", "linear") == Outer(Path("a"), "linear", Inner(active=True))
+    assert not read("run_dir: a\n", tmp_path, "--inner.active", "False").inner.active
+    with pytest.raises(UserError, match="Unrecognized"):
+        read(text, tmp_path, "--inner.active", "maybe")
+
+
 def test_a_scalar_fills_a_tuple(tmp_path: Path) -> None:
     assert read("run_dir: a\ninner: {sizes: 3}", tmp_path).inner.sizes == (3,)
 
