@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mae.data.digits import SPLITS
-from mae.data.pack import default_workers
+from mae.data.indexing import default_workers
 from mae.errors import UserError, one_line_errors
 from mae.pipelines import export, finetune, pack, pretrain
 from mae.pipelines.finetune import SCRATCH

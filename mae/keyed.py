@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     AUGMENT = 6
     PACK = 7
     PICTURE = 8
+    STREAM = 9
 
 
 def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -120,6 +120,7 @@ class FinetuneSettings(TrainSettings):
         check(labels is None or labels >= 1, "labels_per_class", labels, "1 or more, or None")
         check(0 < self.eval_every < math.inf, "eval_every", self.eval_every, "above 0")
         self.model.grid(self.data.size)
+        check(self.data.reader == "indexed", "data.reader", self.data.reader, "indexed, which knows all labels")
 
 
 def run(settings: FinetuneSettings) -> RunFolder:
@@ -127,8 +128,12 @@ def run(settings: FinetuneSettings) -> RunFolder:
     accelerator = start_accelerator(settings.precision)
     progress = TrainingProgress("finetune", accelerator.is_main_process)
 
-    index = open_shards(settings.data.shards, settings.data)
-    held_out = open_shards(settings.eval_shards, settings.data) if settings.eval_shards else None
+    settings = replace(settings, data=RunFolder(settings.run_dir).with_its_statistics(settings.data))
+    index = open_shards(settings.data.shards, settings.data, progress.say)
+    held_out = None
+    if settings.eval_shards:
+        # The index that data.index names is that of the training shards.
+        held_out = open_shards(settings.eval_shards, replace(settings.data, index=None), progress.say)
     classes = class_count(index, held_out)
     settings = replace(settings, data=resolve_data(settings, index, progress))
     statistics = statistics_of(settings.data)

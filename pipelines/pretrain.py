@@ -6,6 +6,7 @@ accelerate launch pipelines/pretrain.py --config configs/pretrain/vit_base.yaml 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from mae import keyed
 from mae.data.augment import AugmentSettings
 from mae.data.index import ShardIndex
 from mae.data.loader import Batch, DataSettings, EvalBatches, TrainBatches, normalize, plan_batches
-from mae.data.prepare import open_shards, resolve_statistics, statistics_of
+from mae.data.prepare import open_shards, resolve_statistics, statistics_of, stored_for_stream
+from mae.data.shards import Shard, expand
+from mae.data.stream import PROMISES, StreamBatches, first_images
 from mae.errors import UserError, one_line_errors
 from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder
@@ -62,16 +65,22 @@ def run(settings: PretrainSettings) -> RunFolder:
     accelerator = start_accelerator(settings.precision)
     progress = TrainingProgress("pretrain", accelerator.is_main_process)
 
-    index = open_shards(settings.data.shards, settings.data)
-    settings = replace(settings, data=resolve_statistics(index, settings.data, progress.say))
+    settings = replace(settings, data=RunFolder(settings.run_dir).with_its_statistics(settings.data))
+    plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_size)
+    source: ShardIndex | list[Shard]
+    if settings.data.reader == "stream":
+        source = expand(settings.data.shards)
+        progress.say(PROMISES)
+        settings = replace(settings, data=stored_for_stream(source, settings.data))
+    else:
+        source = open_shards(settings.data.shards, settings.data, progress.say)
+        settings = replace(settings, data=resolve_statistics(source, settings.data, progress.say))
     statistics = statistics_of(settings.data)
 
     torch.manual_seed(settings.seed)
     model = MaskedAutoencoder(settings.model, settings.data.size, settings.data.channels)
-    plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_size)
-    batches = TrainBatches(
-        index, plan, accelerator.process_index, settings.seed, settings.data, settings.augment, model.patches
-    )
+    make = partial(StreamBatches, source) if isinstance(source, list) else partial(TrainBatches, source)
+    batches = make(plan, accelerator.process_index, settings.seed, settings.data, settings.augment, model.patches)
 
     def loss_of(prepared: nn.Module, batch: Batch) -> Tensor:
         loss: Tensor = prepared(normalize(batch.images, statistics), batch.noise).loss
@@ -89,7 +98,7 @@ def run(settings: PretrainSettings) -> RunFolder:
         loss_of=loss_of,
         progress=progress,
     )
-    draw = picture_drawer(job, settings, index)
+    draw = picture_drawer(job, settings, source)
     for step in train(job):
         if step % settings.picture_every == 0 or step == job.total:
             draw(step)
@@ -100,20 +109,24 @@ def run(settings: PretrainSettings) -> RunFolder:
     return job.folder
 
 
-def picture_drawer(job: Job, settings: PretrainSettings, index: ShardIndex) -> Callable[[int], None]:
+def picture_drawer(job: Job, settings: PretrainSettings, source: ShardIndex | list[Shard]) -> Callable[[int], None]:
     """A function that draws the reconstructions of fixed images under fixed masks into the run folder.
 
-    The images are spread evenly over the data; rank 0 draws.
+    The images are spread evenly over the data, or are the first of a stream; rank 0 draws.
     """
     if not job.accelerator.is_main_process:
         return lambda step: None
-    count = min(settings.picture_images, len(index))
-    ids = np.linspace(0, len(index) - 1, count).astype(np.int64)
-    (batch,) = [EvalBatches(index, count, settings.data, ids=ids)[0]]
-    if batch.bad:
-        raise UserError(f"bad image {batch.bad[0]}; pack the shards again without it")
+    if isinstance(source, list):
+        pixels = first_images(source[0], settings.picture_images, settings.data)
+        ids = np.arange(len(pixels))
+    else:
+        ids = np.linspace(0, len(source) - 1, min(settings.picture_images, len(source))).astype(np.int64)
+        batch = EvalBatches(source, len(ids), settings.data, ids=ids)[0]
+        if batch.bad and not settings.data.max_bad_samples:
+            raise UserError(f"bad image {batch.bad[0]}; pack the shards again without it")
+        pixels = batch.images
     device, statistics = job.accelerator.device, statistics_of(settings.data)
-    images = normalize(batch.images.to(device), statistics)
+    images = normalize(pixels.to(device), statistics)
     model = job.bare_model
     assert isinstance(model, MaskedAutoencoder)
     key = keyed.key(Purpose.PICTURE, settings.seed)

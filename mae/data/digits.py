@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mae.data.pack import Item, shuffled
+from mae.data.plan import shuffled
+from mae.data.sources import Item
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS: Mapping[str, int] = {"train": 1097, "val": 200, "test": 500}

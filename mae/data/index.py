@@ -1,221 +1,284 @@
 """The index: where every sample of a set of shards lies, known before training starts.
 
-A *sample* is one image with its side files; its *sample id* is its place in the list of all samples of
-all shards, in order. Names follow WebDataset: in `a/b.seg.png` the key is `a/b`, the extension `seg.png`.
+Its *sample id* is a sample's place in the list of all samples of all shards, in order. An index is a folder:
+`samples.bin`, one record of `scan.RECORD` a sample, mapped into memory, never read whole; and `manifest.json`,
+which tells what each shard was when it was read. Nothing in it is ever unpickled.
 """
 
-import hashlib
+import json
 import os
-import re
+import platform
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.data.shards import expand, plain_tar
-from mae.data.tar import Member, members
-from mae.errors import BadImageError, UserError
+from mae import __version__
+from mae.data.scan import LABEL_EXTENSION, NO_LABEL, RECORD, Records, ShardScan
+from mae.data.shards import Shard
+from mae.data.statistics import PixelStatistics
+from mae.errors import UserError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "npy")
-LABEL_EXTENSION = "cls"
-NO_LABEL = -1
-# Bytes of a .cls file; 18 digits and some white space.
-_LONGEST_LABEL = 20
-# A process may often open only 1,024 files, and a set may have more shards than that.
-_OPEN_AT_MOST = 256
+FORMAT = 1
+"""Raised when a file's meaning changes; indexes of another format are made anew."""
+_MANIFEST, _RECORDS = "manifest.json", "samples.bin"
+_PIECE = 1 << 24
 
 
-class Sample(NamedTuple):
-    """One sample as it stands in a shard: the image's place, and the label or `NO_LABEL`."""
+class StaleIndexError(Exception):
+    """Why an index on disk does not describe the shards: it is cut, damaged, of another format, or they changed."""
 
-    key: str
-    extension: str
-    offset: int
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard as it was when it was read."""
+
+    url: str
+    """Path or URL; without its secrets in a stored index."""
     size: int
-    label: int
+    """Bytes."""
+    version: str
+    """Of the content: time of modification or ETag."""
+    samples: int
+    digest: str
+    """sha256 over the names, places, contents and labels of its samples."""
+    extensions: dict[str, int]
+    ignored: int
+    bad: tuple[str, ...]
+    without_image: tuple[str, ...]
+
+    @classmethod
+    def of(cls, shard: Shard, found: ShardScan) -> "ShardEntry":
+        """The entry of a shard that has just been read."""
+        return cls(
+            url=str(shard),
+            size=shard.size,
+            version=shard.version,
+            samples=len(found.records),
+            digest=found.digest,
+            extensions=found.extensions,
+            ignored=found.ignored,
+            bad=found.bad,
+            without_image=found.without_image,
+        )
+
+    @property
+    def shard(self) -> Shard:
+        """What the shard must still be."""
+        return Shard(self.url, self.size, self.version)
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """All samples of a list of shards; `len(index)` samples with the ids 0 ... len - 1."""
 
-    shards: tuple[Path, ...]
-    """The shards as the user named them."""
-    files: tuple[Path, ...]
-    """The plain tar files to read, one per shard."""
-    shard_of: NDArray[np.int32]
-    """[samples] number of the shard."""
-    offset: NDArray[np.int64]
-    """[samples] first byte of the image in its file."""
-    size: NDArray[np.int64]
-    """[samples] bytes of the image."""
-    label: NDArray[np.int64]
-    """[samples] class, or `NO_LABEL`."""
-    keys: tuple[str, ...] = field(repr=False)
-    """[samples] key.extension, for messages."""
-    fingerprint: str = ""
-    """sha256 over the order, names, places, sizes and labels of all samples, wherever the shards lie."""
+    folder: Path
+    """Where it is stored."""
+    entries: tuple[ShardEntry, ...]
+    """The shards, in order."""
+    records: Records = field(repr=False)
+    """[samples] of `RECORD`, mapped from disk."""
+    pixels: PixelStatistics | None
+    """Mean and standard deviation of the decoded images; None if they have different numbers of channels."""
+    pixels_of: int
+    """Images that `pixels` was measured on."""
+    fingerprint: str
+    """sha256 over the names, places, contents and labels of all samples, wherever the shards lie."""
+
+    starts: NDArray[np.int64] = field(init=False, repr=False)
+    """[shards + 1] sample id with which each shard begins."""
+
+    def __post_init__(self) -> None:
+        starts = np.cumsum([0, *(entry.samples for entry in self.entries)])
+        object.__setattr__(self, "starts", starts)
 
     def __len__(self) -> int:
-        return len(self.offset)
+        return len(self.records)
 
-    def name(self, sample_id: int) -> str:
-        """`shard.tar: key.jpg`, to tell a person which image is meant."""
-        return f"{self.shards[self.shard_of[sample_id]]}: {self.keys[sample_id]}"
+    def __reduce__(self) -> tuple[object, ...]:
+        """Other processes map the same file."""
+        return load, (self.folder, [entry.shard for entry in self.entries])
+
+    @property
+    def label(self) -> NDArray[np.int64]:
+        """[samples] class, or `NO_LABEL`."""
+        labels: NDArray[np.int64] = self.records["label"]
+        return labels
+
+    def shard_of(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of the shards that hold these samples."""
+        shards: NDArray[np.int64] = np.searchsorted(self.starts, sample_ids, side="right") - 1
+        return shards
 
     def class_count(self) -> int:
         """One more than the greatest label.
 
         Raises:
-            UserError: naming the first samples without a label.
+            UserError: naming the first sample without a label.
         """
         unlabelled = np.flatnonzero(self.label == NO_LABEL)
         if len(unlabelled):
+            (shard,) = self.shard_of(unlabelled[:1])
+            number = int(unlabelled[0] - self.starts[shard])
             raise UserError(
-                f"{len(unlabelled)} of {len(self)} samples have no .{LABEL_EXTENSION} label, "
-                f"the first is {self.name(int(unlabelled[0]))}; fine-tuning needs one for each image"
+                f"{len(unlabelled)} of {len(self)} samples have no .{LABEL_EXTENSION} label, the first is image number "
+                f"{number} of {self.entries[shard].shard}; fine-tuning needs one for each image"
             )
         return int(self.label.max()) + 1
 
+    def bad(self) -> list[str]:
+        """Images whose first bytes show that they cannot be decoded: `shard: key.jpg (reason)`."""
+        return [f"{entry.shard}: {name}" for entry in self.entries for name in entry.bad]
 
-class ImageReader:
-    """Reads images of an index by sample id; every process that uses it opens the files for itself."""
-
-    def __init__(self, index: ShardIndex) -> None:
-        self.index = index
-        self._descriptors: dict[int, int] = {}
-        self._process = os.getpid()
-
-    def read(self, sample_id: int) -> bytes:
-        """The bytes of one image, as they lie in the shard.
-
-        Raises:
-            BadImageError: if the shard has become shorter than its index says, or cannot be read.
-        """
-        index = self.index
-        shard, size = int(index.shard_of[sample_id]), int(index.size[sample_id])
-        try:
-            data = os.pread(self._descriptor(shard), size, int(index.offset[sample_id]))
-        except OSError as error:
-            raise BadImageError(f"the shard cannot be read: {error.strerror}") from None
-        if len(data) != size:
-            raise BadImageError("the shard has become shorter since the run started; restore it")
-        return data
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"index": self.index, "_descriptors": {}, "_process": 0}
-
-    def __del__(self) -> None:
-        if self._process == os.getpid():
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-
-    def _descriptor(self, shard: int) -> int:
-        if self._process != os.getpid():
-            # After a fork the numbers are the parent's; pread shares no position, but let each own its files.
-            self._descriptors, self._process = {}, os.getpid()
-        if shard not in self._descriptors:
-            if len(self._descriptors) == _OPEN_AT_MOST:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            self._descriptors[shard] = os.open(self.index.files[shard], os.O_RDONLY)
-        return self._descriptors[shard]
+    def without_image(self) -> list[str]:
+        """Keys that have files but no image: `shard: key`."""
+        return [f"{entry.shard}: {key}" for entry in self.entries for key in entry.without_image]
 
 
-def build_index(patterns: Sequence[str], cache_dir: Path) -> ShardIndex:
-    """Read the headers of every shard that `patterns` name and list their samples.
+def save(folder: Path, entries: Sequence[ShardEntry], parts: Sequence[Path]) -> None:
+    """Join the records of the shards, one file of `parts` each, into an index; the manifest appears last."""
+    joined, crc32 = folder / f".{_RECORDS}.part", 0
+    with joined.open("wb") as file:
+        for block in chain.from_iterable(map(_blocks, parts)):
+            crc32 = zlib.crc32(block, crc32)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    manifest = {
+        "format": FORMAT,
+        "samples": sum(entry.samples for entry in entries),
+        "fingerprint": fingerprint(entries),
+        "records_crc32": crc32,
+        "mean": None,
+        "std": None,
+        "pixels_of": 0,
+        "made_by": {"mae": __version__, "numpy": np.__version__, "python": platform.python_version()},
+        "shards": [asdict(entry) for entry in entries],
+    }
+    # A crash between the renames leaves records that the manifest's checksum refuses.
+    joined.rename(folder / _RECORDS)
+    _write_manifest(folder, manifest)
+
+
+def save_pixels(index: ShardIndex, pixels: PixelStatistics | None, images: int) -> ShardIndex:
+    """Store mean and standard deviation, measured on so many images, with the index."""
+    manifest, _ = _read_manifest(index.folder)
+    found = {"mean": pixels and pixels.mean, "std": pixels and pixels.std, "pixels_of": images}
+    _write_manifest(index.folder, manifest | found)
+    return replace(index, pixels=pixels, pixels_of=images)
+
+
+def load(folder: Path, shards: Sequence[Shard]) -> ShardIndex:
+    """The index in `folder`, if it is whole and describes `shards` as they are now.
 
     Raises:
-        UserError: for a missing, damaged or empty shard, a sample without exactly one image, a key that
-            occurs twice in a shard, or a label that is no integer >= 0.
+        StaleIndexError: if it does not.
     """
-    shards = expand(patterns)
-    files = [plain_tar(path, cache_dir) for path in shards]
-    samples = [read_samples(file, shard) for file, shard in zip(files, shards, strict=True)]
-    flat = [sample for of_shard in samples for sample in of_shard]
+    manifest, stored = _read_manifest(folder)
+    _require_same_shards(stored, shards)
+    entries = tuple(replace(entry, url=shard.url) for entry, shard in zip(stored, shards, strict=True))
+    records = _map_records(folder / _RECORDS, manifest["samples"], manifest["records_crc32"])
+    mean, std = manifest["mean"], manifest["std"]
     return ShardIndex(
-        shards=tuple(shards),
-        files=tuple(files),
-        shard_of=np.repeat(np.arange(len(shards), dtype=np.int32), [len(s) for s in samples]),
-        offset=np.array([s.offset for s in flat], dtype=np.int64),
-        size=np.array([s.size for s in flat], dtype=np.int64),
-        label=np.array([s.label for s in flat], dtype=np.int64),
-        keys=tuple(f"{s.key}.{s.extension}" for s in flat),
-        fingerprint=_fingerprint(samples),
+        folder=folder,
+        entries=entries,
+        records=records,
+        pixels=PixelStatistics(tuple(mean), tuple(std)) if mean else None,
+        pixels_of=manifest["pixels_of"],
+        fingerprint=manifest["fingerprint"],
     )
 
 
-def read_samples(file: Path, shard: Path) -> list[Sample]:
-    """The samples of one plain tar `file`; messages name `shard`."""
-    found: list[Sample] = []
-    seen: set[str] = set()
-    with file.open("rb") as tar:
-        for key, group in grouped(members(file, shard)):
-            if key in seen:
-                raise UserError(
-                    f"shard {shard}: key {key!r} occurs twice, or its files are not side by side; pack it again"
-                )
-            seen.add(key)
-            found.append(_sample(key, group, tar.fileno(), shard))
-    if not found:
-        raise UserError(f"shard {shard} holds no image; an image is a file .{', .'.join(IMAGE_EXTENSIONS)}")
-    return found
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """`a.b/img.seg.PNG` -> (`a.b/img`, `seg.png`): the key, and the lower-cased extension."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def grouped(listing: Sequence[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Neighbouring members of one key; hidden files and files without an extension are no samples.
-
-    A second file of the same name begins a new group of the same key, which `read_samples` refuses.
-    """
-    current, group = "", dict[str, Member]()
-    for member in listing:
-        key, extension = split_name(member.name)
-        if not extension or not key or key.endswith("/"):
-            continue
-        if group and (key != current or extension in group):
-            yield current, group
-            group = {}
-        current, group = key, {**group, extension: member}
-    if group:
-        yield current, group
-
-
-def _sample(key: str, group: dict[str, Member], descriptor: int, shard: Path) -> Sample:
-    images = [extension for extension in group if extension in IMAGE_EXTENSIONS]
-    if len(images) != 1:
-        raise UserError(
-            f"shard {shard}: sample {key!r} holds {len(images)} images ({', '.join(group)}); "
-            f"a sample is one of .{', .'.join(IMAGE_EXTENSIONS)} and its side files"
-        )
-    image = group[images[0]]
-    if image.size == 0:
-        raise UserError(f"shard {shard}: image {image.name!r} is empty; pack the shard without it")
-    label = NO_LABEL
-    if LABEL_EXTENSION in group:
-        member = group[LABEL_EXTENSION]
-        text = os.pread(descriptor, min(member.size, _LONGEST_LABEL), member.offset).strip()
-        if member.size > _LONGEST_LABEL or not re.fullmatch(rb"[0-9]{1,18}", text):
-            raise UserError(
-                f"shard {shard}: label {member.name!r} is {text!r}; allowed: an integer >= 0 of at most 18 digits"
-            )
-        label = int(text)
-    return Sample(key, images[0], image.offset, image.size, label)
-
-
-def _fingerprint(samples: Sequence[Sequence[Sample]]) -> str:
+def fingerprint(entries: Sequence[ShardEntry]) -> str:
     """A hash of what the samples are and how they are ordered, not of where the shards lie."""
-    digest = hashlib.sha256()
-    for of_shard in samples:
-        digest.update(b"shard\0")
-        for s in of_shard:
-            digest.update(f"{s.key}.{s.extension}\0{s.offset}\0{s.size}\0{s.label}\0".encode("utf-8", "replace"))
-    return digest.hexdigest()
+    return sha256("".join(entry.digest for entry in entries).encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON mapping.
+
+    Raises:
+        OSError, ValueError: if it is not there, or is no JSON mapping.
+    """
+    value = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON mapping")
+    return value
+
+
+def parse_entry(value: dict[str, Any]) -> ShardEntry:
+    """A shard's entry from JSON."""
+    return ShardEntry(**value | {"bad": tuple(value["bad"]), "without_image": tuple(value["without_image"])})
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    write_json(folder / _MANIFEST, manifest | {"sha256": _seal(manifest)})
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, Any], tuple[ShardEntry, ...]]:
+    try:
+        manifest = read_json(folder / _MANIFEST)
+        if manifest["format"] != FORMAT:
+            raise StaleIndexError(f"it has format {manifest['format']}, this version writes {FORMAT}")
+        if manifest.pop("sha256") != _seal(manifest):
+            raise StaleIndexError(f"{_MANIFEST} is damaged: it has another sha256 than when it was written")
+        entries = tuple(parse_entry(value) for value in manifest["shards"])
+    except FileNotFoundError:
+        raise StaleIndexError("there is none") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StaleIndexError(f"{_MANIFEST} is damaged: {error}") from None
+    return manifest, entries
+
+
+def _require_same_shards(entries: Sequence[ShardEntry], shards: Sequence[Shard]) -> None:
+    if len(entries) != len(shards):
+        raise StaleIndexError(f"it lists {len(entries)} shards, there are {len(shards)}")
+    for entry, shard in zip(entries, shards, strict=True):
+        for what, old, new in (
+            ("name", entry.shard.name, shard.name),
+            ("size", entry.size, shard.size),
+            ("version", entry.version, shard.version),
+        ):
+            if old != new:
+                raise StaleIndexError(f"{shard} has changed: {what} was {old}, is {new}")
+
+
+def _map_records(path: Path, samples: int, crc32: int) -> Records:
+    try:
+        present = path.stat().st_size
+        if present != samples * RECORD.itemsize:
+            raise StaleIndexError(f"{path.name} has {present} bytes of {samples * RECORD.itemsize}")
+        found = 0
+        for block in _blocks(path):
+            found = zlib.crc32(block, found)
+    except OSError as error:
+        raise StaleIndexError(f"{path.name} cannot be read: {error.strerror}") from None
+    if found != crc32:
+        raise StaleIndexError(f"{path.name} is damaged: its crc32 is {found:08x}, not {crc32:08x}")
+    return np.memmap(path, dtype=RECORD, mode="r", shape=(samples,))
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_PIECE):
+            yield block

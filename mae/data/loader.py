@@ -4,25 +4,31 @@ One item of a loader is one whole micro-batch, made inside a worker and addresse
 the number of workers cannot change anything but speed, and resuming is starting at another number.
 """
 
+import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from mae import keyed
-from mae.data import augment
-from mae.data.augment import AugmentSettings
-from mae.data.decode import decode
-from mae.data.index import ImageReader, ShardIndex
-from mae.data.order import sample_ids
+from mae.data.augment import NUMBERS_PER_SAMPLE, AugmentSettings, TrainViews, eval_view, pixels_to_keep
+from mae.data.decode import decode_pixels
+from mae.data.device import Encoded, EncodedImages
+from mae.data.index import ShardIndex
+from mae.data.order import Order
+from mae.data.reader import ImageReader, Location
+from mae.data.shards import default_cache_dir
 from mae.data.statistics import PixelStatistics
 from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose
@@ -39,6 +45,8 @@ class DataSettings:
     """Tar shards to train on: paths, globs, braces or folders; .tar.gz is unpacked into the cache."""
     workers: int = 4
     """Processes per rank that decode images; 0 decodes in the training process. Changes speed only."""
+    threads: int = 1
+    """Threads of each of these processes. Changes speed only."""
     image_size: tuple[int, ...] = (224,)
     """Height and width [pixels] of the images the model sees; one number for a square."""
     channels: int = 3
@@ -49,10 +57,37 @@ class DataSettings:
     """Standard deviation of each channel on a scale of 0..1; None: as for mean."""
     crop_pct: float = 0.875
     """Evaluation resizes so that the central crop is this share of the image's side (timm's crop_pct)."""
+    decode_on: Literal["cpu", "device"] = "cpu"
+    """Where JPEGs are decoded, cut and resized; device: by nvJPEG on a GPU, for machines with few processors. The
+    pixels then differ by a level or so."""
     keep_decoded: bool = False
     """Keep every decoded image in the memory of each worker; for sets of a few hundred megabytes of pixels."""
     cache_dir: Path | None = None
-    """Where gzipped shards are unpacked; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+    """Where remote and gzipped shards are kept on this machine; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+    cache_bytes: float = 100e9
+    """Most bytes of remote shards that are kept on this machine at a time."""
+    index: Path | None = None
+    """Folder of the shards' index; None: beside the shards, or in the cache where that cannot be written."""
+    max_bad_samples: int = 0
+    """Bad images that are replaced by their next good neighbours and listed in the run folder; one more stops the
+    run."""
+    skip_without_image: bool = False
+    """Pass over samples that have a label or text but no image; otherwise they stop the run."""
+    reader: Literal["indexed", "stream"] = "indexed"
+    """indexed: every sample once an epoch, in an exact order; stream: for sources without range requests, with weaker
+    promises, which are printed at the start."""
+    stream_samples: int | None = None
+    """Samples that count as an epoch of a stream, which does not know how many it has."""
+    views_per_image: int = 1
+    """Crops, each under a mask of its own, that are cut from one decoding (repeated augmentation). They count as so
+    many samples: an epoch of N samples then shows N / views_per_image images."""
+    chunk_samples: int = 64
+    """Consecutive samples that the order moves as one, and that are read from remote shards as one."""
+    window_chunks: int = 16
+    """Chunks whose samples are mixed with each other, in each lane."""
+    lanes: int = 64
+    """Places of the shuffled set that every global batch is drawn from. Sets of at most lanes * window_chunks *
+    chunk_samples samples are shuffled as a whole."""
 
     def __post_init__(self) -> None:
         check(self.workers >= 0, "data.workers", self.workers, "0 or more")
@@ -63,6 +98,21 @@ class DataSettings:
             "one number, or height and width, each at least 1 pixel",
         )
         check(self.channels >= 1, "data.channels", self.channels, "1 or more")
+        check(
+            self.decode_on == "cpu" or (self.channels in (1, 3) and not self.keep_decoded and self.reader == "indexed"),
+            "data.decode_on", self.decode_on, "device only for 1 or 3 channels, without keep_decoded and streams",
+        )  # fmt: skip
+        check(self.threads >= 1, "data.threads", self.threads, "1 or more")
+        for name in ("views_per_image", "chunk_samples", "window_chunks", "lanes"):
+            check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
+        samples = self.stream_samples
+        check(samples is None or samples >= 1, "data.stream_samples", samples, "1 or more")
+        check(
+            self.reader != "stream" or samples is not None,
+            "data.stream_samples", samples, "the number of samples that count as an epoch, with data.reader stream",
+        )  # fmt: skip
+        check(self.cache_bytes > 0, "data.cache_bytes", self.cache_bytes, "above 0")
+        check(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
         check(0 < self.crop_pct <= 1, "data.crop_pct", self.crop_pct, "above 0, at most 1")
         check((self.mean is None) == (self.std is None), "data.mean", self.mean, "mean and std set together")
         for name, values in (("data.mean", self.mean), ("data.std", self.std)):
@@ -70,6 +120,11 @@ class DataSettings:
                 check(len(values) == self.channels, name, values, f"{self.channels} numbers (data.channels)")
                 check(all(0 <= v <= 1 for v in values), name, values, "numbers from 0 to 1")
         check(self.std is None or min(self.std) > 0, "data.std", self.std, "numbers above 0")
+
+    @property
+    def cache(self) -> Path:
+        """The folder that `cache_dir` means."""
+        return self.cache_dir or default_cache_dir()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,8 +142,12 @@ class Batch(NamedTuple):
     noise: Float32[Tensor, "batch patches"]
     """Keyed uniform noise whose order decides the mask; no columns outside pretraining."""
     bad: list[str]
-    """Images that could not be decoded, with shard, key and reason; they are black in `images`, and the
-    run ends before anything learned from them is kept."""
+    """Images that could not be read or decoded, with shard, key and reason. As many as `data.max_bad_samples` in a run
+    are replaced by their neighbours; with one more the run ends before anything learned from it is kept."""
+    encoded: Encoded | None
+    """Images that are still black in `images`, for the device to decode."""
+    lost: str
+    """Why data cannot be read any more, or is no longer what was indexed; the run ends as for bad images."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +160,12 @@ class BatchPlan:
     accumulation: int
 
     def positions(self, micro_step: int, rank: int) -> tuple[int, int]:
-        """First position of the endless sample stream, and the one after the last, of a rank's micro-batch."""
-        start = (micro_step * self.processes + rank) * self.per_process
+        """First position of the endless sample stream, and the one after the last, of a rank's micro-batch.
+
+        A rank takes consecutive rows of each global batch, and so the samples of as few lanes as can be.
+        """
+        step, micro = divmod(micro_step, self.accumulation)
+        start = step * self.global_batch + (rank * self.accumulation + micro) * self.per_process
         return start, start + self.per_process
 
 
@@ -125,26 +188,56 @@ def plan_batches(global_batch: int, processes: int, micro_batch: int | None) -> 
     return BatchPlan(global_batch, processes, global_batch // (processes * accumulation), accumulation)
 
 
-class ImageDecoder:
-    """Sample id -> decoded image; what is bad is named, and given back as None."""
+class Images:
+    """Sample id -> image; decoded ones are kept where the settings say so."""
 
     def __init__(self, index: ShardIndex, data: DataSettings) -> None:
-        self.index = index
-        self._reader, self._channels = ImageReader(index), data.channels
-        self._kept: dict[int, Tensor] | None = {} if data.keep_decoded else None
+        self.reader = ImageReader(index, data.cache, data.cache_bytes, data.chunk_samples)
+        self._data = data
+        self._kept: dict[int, NDArray[np.uint8]] = {}
 
-    def decode(self, sample_id: int, bad: list[str]) -> UInt8[Tensor, "channels height width"] | None:
-        """The image, or None with its name and what is wrong with it added to `bad`."""
-        if self._kept is not None and sample_id in self._kept:
-            return self._kept[sample_id]
-        try:
-            image = decode(self._reader.read(sample_id), self._channels)
-        except BadImageError as error:
-            bad.append(f"{self.index.name(sample_id)} ({error})")
-            return None
-        if self._kept is not None:
-            self._kept[sample_id] = image
-        return image
+    def get(self, place: Location) -> bytes | NDArray[np.uint8]:
+        """The image, encoded, or decoded and kept, [height width channels].
+
+        Raises:
+            UserError: if its data are lost.
+            BadImageError: if it is to be kept and cannot be decoded.
+        """
+        if place.sample_id in self._kept:
+            return self._kept[place.sample_id]
+        data = self.reader.read(place)
+        if self._data.keep_decoded:
+            pixels = pixels_to_keep(data, self._data.channels, self._data.size)
+            if pixels is not None:
+                self._kept[place.sample_id] = pixels
+                return pixels
+        return data
+
+    def pixels(self, place: Location) -> NDArray[np.uint8]:
+        """The whole decoded image, [height width channels]; raises as `get`."""
+        image = self.get(place)
+        return decode_pixels(image, self._data.channels) if isinstance(image, bytes) else image
+
+    def named(self, place: Location, error: Exception) -> str:
+        """`shard: key.jpg (reason)`."""
+        return f"{self.reader.name(place.sample_id)} ({error})"
+
+
+class _Image(NamedTuple):
+    """An image of a micro-batch."""
+
+    number: int
+    """In the micro-batch."""
+    place: int
+    """In the subset."""
+    location: Location
+
+
+class _Draws(NamedTuple):
+    """Random numbers of the rows of a micro-batch, for `TrainViews`."""
+
+    numbers: NDArray[np.float64]
+    words: list[int]
 
 
 class TrainBatches(Dataset[Batch]):
@@ -161,44 +254,180 @@ class TrainBatches(Dataset[Batch]):
         patches: int = 0,
         subset: NDArray[np.int64] | None = None,
     ) -> None:
-        self.images = ImageDecoder(index, data)
+        self.index, self.images = index, Images(index, data)
         self.plan, self.rank, self.seed = plan, rank, seed
         self.data, self.augmentation, self.patches = data, augmentation, patches
         self.subset = np.arange(len(index)) if subset is None else subset
+        self.views = data.views_per_image
+        self._check()
+        self.order = Order(
+            seed, len(self.subset), plan.global_batch // self.views, data.chunk_samples, data.window_chunks, data.lanes
+        )
+        self._threads: ThreadPoolExecutor | None = None
+        self._lost = ""
+
+    @property
+    def samples(self) -> int:
+        """Samples in an epoch."""
+        return len(self.subset)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the index holds."""
+        return self.index.fingerprint
+
+    def starting_at(self, micro_step: int) -> Dataset[Batch]:
+        """For a run that goes on at `micro_step`: any micro-batch can be had at any time."""
+        return self
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_threads": None}
+
+    def __getitem__(self, micro_step: int) -> Batch:
+        places, epochs = self._images_of(micro_step)
+        ids = self.subset[places]
+        batch = _empty_batch(self.index, ids.repeat(self.views), self.data, self.patches)
+        draws = self._draw(batch, ids, epochs)
+        if not self._lost:
+            try:
+                images = list(map(_Image, count(), places.tolist(), self.images.reader.locate(ids)))
+                batch = self._make(batch, draws, images)
+                self._read_ahead(micro_step)
+            except UserError as error:
+                self._lost = str(error)
+        # After a loss, what follows would wait in vain for a store that is gone: the trainer is to stop soon.
+        return batch._replace(lost=self._lost)
+
+    def _make(self, batch: Batch, draws: _Draws, images: Sequence[_Image]) -> Batch:
+        """Read, decode and cut the images of a batch, over threads where there are any."""
+        if self.images.reader.is_remote:
+            self.images.reader.will_need(batch.ids[:: self.views].numpy())
+        if self.data.decode_on == "device":
+            encoded = EncodedImages(self.data.channels, self.augmentation)
+            images = [image for image in images if not self._encode(encoded, image, draws)]
+            batch = batch._replace(encoded=encoded.collected())
+        share = max(1, math.ceil(len(images) / self._tasks))
+        parts = [images[i : i + share] for i in range(0, len(images), share)]
+        for bad in self._map(partial(self._fill, batch, draws), parts):
+            batch.bad.extend(bad)
+        return batch
+
+    def _rows(self, image: _Image) -> range:
+        return range(image.number * self.views, (image.number + 1) * self.views)
+
+    def _encode(self, encoded: EncodedImages, image: _Image, draws: _Draws) -> bool:
+        """Leave an image to the device; False for one that it cannot decode, or that is bad."""
+        rows = self._rows(image)
+        try:
+            return encoded.add(self.images.reader.read(image.location), rows, draws.numbers[rows.start : rows.stop])
+        except BadImageError:
+            return False  # met again, and named, by the processor
+        except UserError as error:
+            raise UserError(self.images.named(image.location, error)) from None
+
+    def _images_of(self, micro_step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Places in the subset, and epochs, of the images of a micro-batch."""
+        start, stop = self.plan.positions(micro_step, self.rank)
+        return self.order.at(start // self.views, stop // self.views)
+
+    def _read_ahead(self, micro_step: int) -> None:
+        if not self.data.keep_decoded:
+            steps = self.images.reader.steps_ahead(self.order.horizon // self.order.batch)
+            places, _ = self._images_of(micro_step + steps * self.plan.accumulation)
+            self.images.reader.will_need(self.subset[places])
+
+    def _draw(self, batch: Batch, ids: NDArray[np.int64], epochs: NDArray[np.int64]) -> _Draws:
+        """Mask noise into `batch`, and the other random numbers of its rows.
+
+        Every random number is keyed by (seed, epoch, sample id) and counted through the views.
+        """
+        numbers = np.empty((len(ids), self.views * NUMBERS_PER_SAMPLE))
+        words = np.empty((len(ids), self.views), dtype=np.uint64)
+        noise = batch.noise.view(len(ids), self.views * self.patches).numpy()
+        for epoch in np.unique(epochs).tolist():
+            rows = epochs == epoch
+            crop, masks, word = (
+                keyed.key(purpose, self.seed, epoch) for purpose in (Purpose.CROP, Purpose.MASK, Purpose.AUGMENT)
+            )
+            numbers[rows] = keyed.uniform(crop, ids[rows], numbers.shape[1])
+            noise[rows] = keyed.uniform_float32(masks, ids[rows], noise.shape[1])
+            words[rows] = keyed.bits(word, ids[rows], self.views)
+        return _Draws(numbers.reshape(-1, NUMBERS_PER_SAMPLE), words.ravel().tolist())
+
+    def _fill(self, batch: Batch, draws: _Draws, images: Sequence[_Image]) -> list[str]:
+        """Decode and cut some images; names the bad ones."""
+        views = TrainViews(batch.images, draws.numbers, self.augmentation, draws.words)
+        bad: list[str] = []
+        for image in images:
+            rows = self._rows(image)
+            if not self._add(views, image.location, rows, bad):
+                batch.labels[rows.start : rows.stop] = self._substitute(views, image, rows, bad)
+        views.finish()
+        return bad
+
+    def _add(self, views: TrainViews, location: Location, rows: Sequence[int], bad: list[str]) -> bool:
+        """Cut these rows out of the image at `location`; names it if it is bad.
+
+        Raises:
+            UserError: if its data are lost.
+        """
+        try:
+            views.add(self.images.get(location), rows)
+        except BadImageError as error:
+            bad.append(self.images.named(location, error))
+            return False
+        except UserError as error:
+            raise UserError(self.images.named(location, error)) from None
+        return True
+
+    def _substitute(self, views: TrainViews, image: _Image, rows: Sequence[int], bad: list[str]) -> int:
+        """Cut the rows of a bad image out of the next good one of the set, and return its label.
+
+        The rule knows nothing of workers or processes. If as many neighbours are bad as are allowed in all, the rows
+        stay black under their own label, and the run stops before anything learned from them is kept.
+        """
+        for distance in range(1, min(self.data.max_bad_samples + 1, len(self.subset))):
+            following = (image.place + distance) % len(self.subset)
+            (location,) = self.images.reader.locate(self.subset[[following]])
+            if self._add(views, location, rows, bad):
+                return int(self.index.label[location.sample_id])
+        return int(self.index.label[image.location.sample_id])
+
+    @property
+    def _tasks(self) -> int:
+        """Parts of a batch: more than threads, so that none waits long for the slowest."""
+        return 1 if self.data.threads == 1 else 4 * self.data.threads
+
+    def _map(
+        self, work: Callable[[Sequence[_Image]], list[str]], parts: Sequence[Sequence[_Image]]
+    ) -> Iterator[list[str]]:
+        """Do the parts in order, over threads where there are any. The trainer's own process starts none: they would
+        change its number of arithmetic threads, and with that its bits."""
+        if self.data.threads == 1 or get_worker_info() is None:
+            return map(work, parts)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.data.threads, initializer=torch.set_num_threads, initargs=(1,))
+        return self._threads.map(work, parts)
+
+    def _check(self) -> None:
+        plan, data = self.plan, self.data
         if len(self.subset) < plan.global_batch:
             raise UserError(
                 f"batch_size is {plan.global_batch} but the data holds {len(self.subset)} samples; "
                 f"allowed: 1 to {len(self.subset)}"
             )
-        if augmentation.rand_augment and data.channels not in (1, 3):
+        if plan.per_process % self.views:
             raise UserError(
-                f"augment.rand_augment is {augmentation.rand_augment} but the images have {data.channels} channels; "
-                "it knows gray and RGB only: set it to 0"
+                f"a process takes {plan.per_process} samples at a time, which are no whole number of images with "
+                f"{self.views} views each (data.views_per_image); change batch_size or micro_batch_size"
             )
-
-    def __getitem__(self, micro_step: int) -> Batch:
-        places, epochs = sample_ids(self.seed, len(self.subset), *self.plan.positions(micro_step, self.rank))
-        ids = self.subset[places]
-        batch = _empty_batch(self.images.index, ids, self.data, self.patches)
-        for epoch in np.unique(epochs).tolist():
-            self._fill(batch, np.flatnonzero(epochs == epoch), ids, epoch)
-        return batch
-
-    def _fill(self, batch: Batch, rows: NDArray[np.int64], ids: NDArray[np.int64], epoch: int) -> None:
-        """Make the rows that belong to one epoch; every random number is keyed by (seed, epoch, id)."""
-        chosen = ids[rows]
-        numbers = keyed.uniform(keyed.key(Purpose.CROP, self.seed, epoch), chosen, augment.NUMBERS_PER_SAMPLE).tolist()
-        words = keyed.bits(keyed.key(Purpose.AUGMENT, self.seed, epoch), chosen, 1)[:, 0].tolist()
-        noise = keyed.uniform_float32(keyed.key(Purpose.MASK, self.seed, epoch), chosen, self.patches)
-        batch.noise[rows] = torch.from_numpy(noise)
-        # Without workers this is the trainer's own process, and drop path must find its generator as it was.
-        with torch.random.fork_rng(devices=[], enabled=self.augmentation.rand_augment > 0):
-            for row, sample_id, uniform, word in zip(rows.tolist(), chosen.tolist(), numbers, words, strict=True):
-                image = self.images.decode(sample_id, batch.bad)
-                if image is not None:
-                    if self.augmentation.rand_augment:
-                        augment.seed_augmentation(word)
-                    batch.images[row] = augment.train_view(image, self.data.size, uniform, self.augmentation)
+        if self.augmentation.rand_augment and data.decode_on == "device":
+            raise UserError("augment.rand_augment needs the decoded image in the worker; set data.decode_on to cpu")
+        if self.augmentation.rand_augment and data.channels not in (1, 3):
+            raise UserError(
+                f"augment.rand_augment is {self.augmentation.rand_augment} but the images have {data.channels} "
+                "channels; it knows gray and RGB only: set it to 0"
+            )
 
 
 class EvalBatches(Dataset[Batch]):
@@ -213,7 +442,7 @@ class EvalBatches(Dataset[Batch]):
         processes: int = 1,
         ids: NDArray[np.int64] | None = None,
     ) -> None:
-        self.images, self.data = ImageDecoder(index, data), data
+        self.index, self.images, self.data = index, Images(index, data), data
         everyone = np.arange(len(index)) if ids is None else ids
         self.total = len(everyone)
         mine = everyone[rank::processes]
@@ -224,21 +453,23 @@ class EvalBatches(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         ids = self.chunks[number]
-        batch = _empty_batch(self.images.index, ids, self.data, patches=0)
-        for row, sample_id in enumerate(ids.tolist()):
-            image = self.images.decode(sample_id, batch.bad)
-            if image is not None:
-                batch.images[row] = augment.eval_view(image, self.data.size, self.data.crop_pct)
+        batch = _empty_batch(self.index, ids, self.data, patches=0)
+        for row, location in enumerate(self.images.reader.locate(ids)):
+            try:
+                pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels(location))).permute(2, 0, 1)
+                batch.images[row] = eval_view(pixels, self.data.size, self.data.crop_pct)
+            except (BadImageError, UserError) as error:
+                batch.bad.append(self.images.named(location, error))
         return batch
 
 
 def load(batches: Dataset[Batch], numbers: Sequence[int], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches of the given numbers, in that order, made ahead by `workers` processes."""
+    """The batches of the given numbers, in that order, made ahead by `workers` processes; a stream knows no numbers."""
     return iter(
         DataLoader(
             batches,
             batch_size=None,
-            sampler=numbers,
+            sampler=None if isinstance(batches, IterableDataset) else numbers,
             num_workers=workers,
             pin_memory=pin_memory,
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batch_size it is given one item
@@ -277,12 +508,16 @@ def labelled_subset(index: ShardIndex, per_class: int, seed: int) -> NDArray[np.
 
 
 def _empty_batch(index: ShardIndex, ids: NDArray[np.int64], data: DataSettings, patches: int) -> Batch:
+    height, width = data.size
     return Batch(
-        images=torch.zeros(len(ids), data.channels, *data.size, dtype=torch.uint8),
+        # Channels last, as decoders write them; on the device this is the faster order as well.
+        images=torch.zeros(len(ids), height, width, data.channels, dtype=torch.uint8).permute(0, 3, 1, 2),
         labels=torch.from_numpy(index.label[ids]),
         ids=torch.from_numpy(ids.copy()),
         noise=torch.zeros(len(ids), patches),
         bad=[],
+        encoded=None,
+        lost="",
     )
 
 

@@ -1,82 +1,69 @@
-"""Pack images into WebDataset shards: original bytes, labels, a class list, counts and pixel statistics."""
+"""Pack images into WebDataset shards: original bytes, labels, a class list, counts, pixel statistics, the index.
+
+One task is one shard: read its images, decode each once to find the bad ones and to measure the pixels, write the
+tar, read it back strictly, and leave a record of it beside it. Whoever does it, and after however many crashes, the
+bytes are the same. Nothing has its final name before all records are there and are joined.
+"""
 
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
-from webdataset import ShardWriter
+from webdataset import TarWriter
 
-from mae import keyed
 from mae.data.decode import decode, is_gray, native_channels
-from mae.data.index import IMAGE_EXTENSIONS, LABEL_EXTENSION, NO_LABEL, grouped, read_samples
-from mae.data.shards import expand, plain_tar
-from mae.data.statistics import INFO_FILE, PixelStatistics, PixelSums, read_info
-from mae.data.tar import members
+from mae.data.engines import Advance, Engine
+from mae.data.index import ShardEntry, load, parse_entry, read_json, save, save_pixels, write_json
+from mae.data.indexing import FOLDER, beside
+from mae.data.lock import lock
+from mae.data.plan import PackRules, Plan, load_plan, remains_folder
+from mae.data.scan import LABEL_EXTENSION, NO_LABEL, RECORD, scan
+from mae.data.shards import Shard
+from mae.data.shrink import Outcome, shrink
+from mae.data.sources import CLASSES_FILE, NAMES, Item, known_classes
+from mae.data.statistics import INFO_FILE, PixelStatistics, SetPixels, read_info
 from mae.errors import BadImageError, UserError, first_of
-from mae.keyed import Purpose
 
-CLASSES_FILE, BAD_FILE = "classes.txt", "bad-images.txt"
-# File names need not be UTF-8; what Python makes of their bytes is written as those bytes.
-_NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
+BAD_FILE = "bad-images.txt"
 # timm looks for jpg, png and webp only.
 _PACKED_EXTENSION = {"jpeg": "jpg"}
-_CHUNK = 64
-
-
-class Extent(NamedTuple):
-    """Bytes of a file: `size` from `offset`, or all of it where `size` is None."""
-
-    path: Path
-    offset: int = 0
-    size: int | None = None
-
-    def read(self) -> bytes:
-        """The bytes."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
-class Item(NamedTuple):
-    """One image to pack."""
-
-    name: str
-    """Where it comes from, for messages and provenance."""
-    extension: str
-    image: Extent | bytes
-    label: int = NO_LABEL
-    side_files: tuple[tuple[str, Extent], ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """What there is to pack."""
-
-    items: Sequence[Item]
-    classes: tuple[str, ...] = ()
-    """Names in label order; empty without labels or without names."""
-    ignored: tuple[str, ...] = ()
-    """Files that are no images."""
+_TOLD_EVERY = 32
 
 
 @dataclass
+class ShardRecord:
+    """What is known of one shard once it is packed."""
+
+    entry: ShardEntry | None = None
+    """None if all its images are bad: then there is no tar."""
+    bad: list[str] = field(default_factory=list)
+    """Images that cannot be decoded, with reasons; they are left out, and their keys are used for no other."""
+    pixels: SetPixels = field(default_factory=SetPixels)
+    shrunk: int = 0
+    """Images that were made smaller."""
+    unsuited: int = 0
+    """Images that were large, but of a kind that is left as it is."""
+
+
+@dataclass(frozen=True)
 class Packed:
     """What was packed."""
 
-    filenames: list[str] = field(default_factory=list)
-    shard_lengths: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
-    statistics: PixelStatistics | None = None
+    filenames: list[str]
+    shard_lengths: list[int]
+    samples_per_class: list[int]
+    """Empty if any image has no label."""
+    bad: list[str]
+    statistics: PixelStatistics | None
+    shrunk: int
+    unsuited: int
 
     @property
     def samples(self) -> int:
@@ -84,291 +71,258 @@ class Packed:
         return sum(self.shard_lengths)
 
 
-def find_images(source: str, cache_dir: Path, known_classes: Sequence[str] = ()) -> Source:
-    """List the images of a labelled tree (`class/image`), a flat folder, or existing shards.
+def pack_shards(plan: Plan, numbers: Iterable[int], engine: Engine, advance: Advance) -> None:
+    """Pack these shards of a plan, those that are not done.
 
-    Labels are the places of the class folders' names in `known_classes`, or, if that is empty, in their
-    alphabetical order.
-
-    Raises:
-        UserError: if there is nothing to pack, a tree mixes both layouts, or a class is not known.
-    """
-    root = Path(source)
-    if not root.is_dir() or any(p.name.endswith((".tar", ".tar.gz", ".tgz")) for p in root.iterdir()):
-        return _from_shards(source, cache_dir, known_classes)
-    files = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
-    images = [p for p in files if _is_image(p)]
-    ignored = tuple(str(p.relative_to(root)) for p in files if not _is_image(p))
-    if not images:
-        raise UserError(f"{source} holds no image (.{', .'.join(IMAGE_EXTENSIONS)})")
-    flat = [p for p in images if p.parent == root]
-    if flat and len(flat) < len(images):
-        raise UserError(
-            f"{source} mixes {len(flat)} images beside {len(images) - len(flat)} in folders (the first is "
-            f"{flat[0].name}); give either class/image or one flat folder"
-        )
-    if flat:
-        return Source([_item(p, root, NO_LABEL) for p in images], ignored=ignored)
-    names = sorted({p.relative_to(root).parts[0] for p in images})
-    unknown = [name for name in names if known_classes and name not in known_classes]
-    if unknown:
-        raise UserError(
-            f"{source} has classes that the packed {CLASSES_FILE} does not list: {', '.join(unknown[:5])}; "
-            "pack splits of the same classes into one folder"
-        )
-    classes = tuple(known_classes) or tuple(names)
-    number = {name: label for label, name in enumerate(classes)}
-    return Source([_item(p, root, number[p.relative_to(root).parts[0]]) for p in images], classes, ignored)
-
-
-def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
-    """The items in an order keyed by `seed`, so that every shard holds a mixture of the classes."""
-    words = keyed.bits(keyed.key(Purpose.PACK, seed), np.arange(len(items)), 1)[:, 0]
-    return [items[i] for i in np.argsort(words, kind="stable").tolist()]
-
-
-def write_split(
-    items: Sequence[Item],
-    out: Path,
-    split: str,
-    classes: Sequence[str],
-    shard_samples: int,
-    shard_bytes: float,
-    provenance: bool,
-    skip_bad: bool,
-    workers: int,
-    advance: Callable[[int], None],
-) -> Packed:
-    """Write the shards `split-000000.tar` ... into `out` and enter the split into `_info.json`.
-
-    Every image is decoded once, to find the bad ones and to measure mean and std. Nothing appears under
-    its name before all of it is written. `advance` is told how many images are done.
+    `advance` is told of images that are done and of their bytes in the source.
 
     Raises:
-        UserError: if the split is there already, or images are bad and `skip_bad` is off.
+        UserError: if an image cannot be read, a label is none, another process packs the same shards, or a worker dies.
     """
-    info = read_info(out)
-    if split in info.get("splits", {}) or list(out.glob(f"{split}-[0-9]*.tar")):
-        raise UserError(f"{out} holds a split {split!r} already; give another --split or another --out")
-    part = out / f".{split}.part"
+    undone = []
+    for number in numbers:
+        if _record(plan, number) is None:
+            undone.append(number)
+        else:
+            begin, end = plan.starts[number : number + 2]
+            advance(end - begin, 0)
+    engine(partial(pack_shard, plan.out, plan.split), undone, advance)
+    busy = [plan.filename(number) for number in undone if _record(plan, number) is None]
+    if busy:
+        raise UserError(
+            f"another mae pack is at {first_of(busy, separator=', ')}; run the same command again when it has finished"
+        )
+
+
+def pack_shard(out: Path, split: str, number: int, advance: Advance) -> None:
+    """Write one shard of the plan in `out`, and the record of it; nothing if it is there or another is at it."""
+    plan = load_plan(out, split)
+    name = plan.filename(number)
+    part = plan.parts / f"{name}.{socket.gethostname()}.{os.getpid()}.part"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+        with lock(plan.parts / f"{name}.lock", wait=False) as is_ours:
+            if not is_ours or _record(plan, number) is not None:
+                return
+            for left_over in plan.parts.glob(f"{name}.*.part"):
+                left_over.unlink()
+            try:
+                _pack_shard(plan, number, part, advance)
+            finally:
+                part.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
-    try:
-        packed = _write_shards(items, part, split, shard_samples, shard_bytes, provenance, workers, advance)
-        if packed.bad and not skip_bad:
-            raise UserError(
-                f"{len(packed.bad)} of {len(items)} images are bad: {first_of(packed.bad)}; nothing was packed. "
-                "Repair them, or leave them out with --skip_bad True"
-            )
-        if not packed.samples:
-            raise UserError("no image could be packed: all are bad")
-        for name in packed.filenames:
-            (part / name).rename(out / name)
-        if packed.bad:
-            _write_lines(out / f"{split}-{BAD_FILE}", packed.bad)
-        if classes:
-            _write_lines(out / CLASSES_FILE, classes)
-        _write_info(out, info, split, packed)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return packed
-
-
-def known_classes(out: Path) -> tuple[str, ...]:
-    """The class list of a folder of shards; empty if there is none."""
-    path = out / CLASSES_FILE
-    return tuple(filter(None, path.read_text(**_NAMES).split("\n"))) if path.exists() else ()
-
-
-def _from_shards(source: str, cache_dir: Path, known: Sequence[str]) -> Source:
-    shards = expand([source])
-    classes = known_classes(shards[0].parent)
-    if known and classes and tuple(known) != classes:
         raise UserError(
-            f"{shards[0].parent / CLASSES_FILE} and the packed {CLASSES_FILE} list different classes; "
-            "pack splits of the same classes into one folder"
+            f"{plan.parts / name} cannot be written: {error.strerror}; mend that, then run the same command again"
+        ) from None
+
+
+def publish(plan: Plan, skip_bad: bool) -> Packed:
+    """Give all shards of a split their names and write its index, class list and entry in `_info.json`.
+
+    It can be repeated after a crash. The index lies where training looks for it.
+
+    Raises:
+        UserError: if shards are missing, or images are bad and `skip_bad` is off, and nothing is published then;
+            or if `out` cannot be written.
+    """
+    found = [_record(plan, number) for number in range(plan.shards)]
+    missing = [plan.filename(number) for number, record in enumerate(found) if record is None]
+    if missing:
+        raise UserError(f"{len(missing)} of {plan.shards} shards are not packed: {first_of(missing, separator=', ')}")
+    records = [record for record in found if record is not None]
+    bad = [name for record in records for name in record.bad]
+    if bad and not skip_bad:
+        raise UserError(
+            f"{len(bad)} of {plan.images} images are bad: {first_of(bad)}; no shard was published. Leave them out with "
+            f"--skip_bad True, which repeats no work; or repair them, delete {plan.parts} and pack again"
         )
-    items: list[Item] = []
-    for shard in shards:
-        tar = plain_tar(shard, cache_dir)
-        samples = {sample.key: sample for sample in read_samples(tar, shard)}
-        for key, group in grouped(members(tar)):
-            sample = samples[key]
-            side = tuple(
-                (extension, Extent(tar, member.offset, member.size))
-                for extension, member in group.items()
-                if extension not in (sample.extension, LABEL_EXTENSION)
-            )
-            image = Extent(tar, sample.offset, sample.size)
-            items.append(Item(f"{shard.name}/{key}", sample.extension, image, sample.label, side))
-    return Source(items, classes)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _item(path: Path, root: Path, label: int) -> Item:
-    extension = path.suffix.lower().removeprefix(".")
-    return Item(str(path.relative_to(root)), extension, Extent(path), label)
-
-
-class _Read(NamedTuple):
-    """One image as a worker read and measured it."""
-
-    item: Item
-    files: dict[str, bytes]
-    sums: PixelSums | None
-    gray: bool
-    error: str
-
-
-def _read_chunk(items: Sequence[Item]) -> list[_Read]:
-    return [_read(item) for item in items]
-
-
-def _read(item: Item) -> _Read:
+    if not any(record.entry for record in records):
+        raise UserError("no image could be packed: all are bad")
     try:
-        data = item.image if isinstance(item.image, bytes) else item.image.read()
-        pixels = decode(data, native_channels(data))
-        extension = _PACKED_EXTENSION.get(item.extension, item.extension)
-        files = {extension: data} | {name: extent.read() for name, extent in item.side_files}
-    except (BadImageError, OSError) as error:
-        return _Read(item, {}, None, False, f"{item.name} ({error})")
-    sums = PixelSums(len(pixels))
-    sums.add(pixels)
-    return _Read(item, files, sums, is_gray(data), "")
+        (plan.out / FOLDER).mkdir(exist_ok=True)
+        with lock(plan.out / FOLDER / "lock"):
+            return _publish(plan, records, bad)
+    except OSError as error:
+        raise UserError(
+            f"{plan.out} cannot be written: {error.strerror}; mend that, then run the same command again"
+        ) from None
 
 
-def _read_all(items: Sequence[Item], workers: int) -> Iterator[_Read]:
-    """All items in order, read ahead by `workers` processes, a bounded number of chunks at a time."""
-    chunks = _chunks(items)
-    if workers == 0:
-        for chunk in chunks:
-            yield from _read_chunk(chunk)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        pending: deque[Future[list[_Read]]] = deque(
-            pool.submit(_read_chunk, chunk) for chunk in islice(chunks, 2 * workers)
+def _record(plan: Plan, number: int) -> ShardRecord | None:
+    """The record of a shard that is packed; None if it is not, or not all of it is there."""
+    try:
+        record = _from_json(read_json(_place(plan, number, ".json")))
+        if record.entry:
+            whole = (record.entry.size, record.entry.samples * RECORD.itemsize)
+            there = (_tar(plan, number).stat().st_size, _place(plan, number, ".bin").stat().st_size)
+            return record if there == whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or cut short by a crash: pack the shard
+    return record
+
+
+def _place(plan: Plan, number: int, suffix: str) -> Path:
+    return plan.parts / f"{plan.filename(number)}{suffix}"
+
+
+def _tar(plan: Plan, number: int) -> Path:
+    """Where a packed shard is: an interrupted `publish` may have moved it to its place already."""
+    final = plan.out / plan.filename(number)
+    return final if final.exists() else plan.parts / plan.filename(number)
+
+
+def _shard(path: Path) -> Shard:
+    found = path.stat()
+    return Shard(str(path), found.st_size, str(found.st_mtime_ns))
+
+
+def _pack_shard(plan: Plan, number: int, part: Path, advance: Advance) -> None:
+    record = ShardRecord()
+    with part.open("xb") as file:
+        is_empty = not _write_tar(plan, number, file, record, advance)
+        file.flush()
+        os.fsync(file.fileno())
+    if not is_empty:
+        found = scan(part, plan.filename(number))
+        record.entry = ShardEntry.of(_shard(part)._replace(url=str(plan.out / plan.filename(number))), found)
+        with _place(plan, number, ".bin").open("wb") as file:
+            found.records.tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(plan.parts / plan.filename(number))
+    write_json(_place(plan, number, ".json"), _to_json(record))
+
+
+def _write_tar(plan: Plan, number: int, file: BinaryIO, record: ShardRecord, advance: Advance) -> int:
+    """Write the images of a shard one by one; returns how many were good."""
+    told = [0, 0]
+    with TarWriter(file, encoder=False, mtime=0) as tar:
+        for position, item in plan.items(number):
+            told = [told[0] + 1, told[1] + item.size]
+            if told[0] == _TOLD_EVERY:
+                advance(*told)
+                told = [0, 0]
+            try:
+                files = _read(item, plan.rules, record)
+            except BadImageError as error:
+                record.bad.append(f"{item.name} ({error})")
+            else:
+                tar.write({"__key__": f"{position:09d}", **files})
+    advance(*told)
+    return record.pixels.images
+
+
+def _read(item: Item, rules: PackRules, record: ShardRecord) -> dict[str, bytes]:
+    """The files of one sample by extension; its image is measured.
+
+    Raises:
+        BadImageError: if the image cannot be decoded.
+    """
+    data = item.image if isinstance(item.image, bytes) else item.image.read()
+    extension, outcome = _PACKED_EXTENSION.get(item.extension, item.extension), Outcome.SMALL
+    if rules.short_side:
+        data, outcome = shrink(data, rules.short_side, rules.quality)
+        extension = "jpg" if outcome is Outcome.SHRUNK else extension
+    record.pixels.add(decode(data, native_channels(data)), is_gray(data))
+    record.shrunk += outcome is Outcome.SHRUNK
+    record.unsuited += outcome is Outcome.UNSUITED
+    files = {ending: extent.read() for ending, extent in item.side_files} | {extension: data}
+    if item.label != NO_LABEL:
+        files[LABEL_EXTENSION] = str(item.label).encode()
+    if rules.provenance:
+        if "json" in files:
+            raise UserError(f"{item.name} has a .json file already; pack it without --provenance")
+        files["json"] = json.dumps({"source": item.name}).encode()
+    return files
+
+
+def _publish(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Packed:
+    classes = known_classes(plan.out)
+    if classes and plan.classes and classes != plan.classes:
+        raise UserError(
+            f"{plan.out / CLASSES_FILE} has changed since this pack was begun; pack splits of the same classes into "
+            f"one folder, or delete {plan.parts} and pack again"
         )
-        while pending:
-            done = pending.popleft().result()
-            pending.extend(pool.submit(_read_chunk, chunk) for chunk in islice(chunks, 1))
-            yield from done
-
-
-def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    rest = iter(items)
-    while chunk := list(islice(rest, _CHUNK)):
-        yield chunk
-
-
-def _write_shards(
-    items: Sequence[Item],
-    folder: Path,
-    split: str,
-    shard_samples: int,
-    shard_bytes: float,
-    provenance: bool,
-    workers: int,
-    advance: Callable[[int], None],
-) -> Packed:
-    packed, sums, all_gray = Packed(), dict[int, PixelSums](), True
-    shard = _ShardFile()
-    writer = ShardWriter(
-        f"{str(folder).replace('%', '%%')}/{split}-%06d.tar",
-        maxcount=shard_samples,
-        maxsize=shard_bytes,
-        verbose=0,
-        encoder=False,
-        mtime=0,
-        opener=shard.open,
-        post=shard.close,
-    )
-    with writer:
-        for read in _read_all(items, workers):
-            advance(1)
-            if read.sums is None:
-                packed.bad.append(read.error)
-                continue
-            writer.write(_sample(read, packed.samples, provenance))
-            _count(packed, Path(writer.fname).name, read.item.label)
-            channels = len(read.sums.total)
-            sums.setdefault(channels, PixelSums(channels)).merge(read.sums)
-            all_gray = all_gray and read.gray
-    if len(sums) == 1:
-        ((channels, total),) = sums.items()
-        statistics = total.statistics()
-        gray = all_gray and channels == 3
-        packed.statistics = PixelStatistics(statistics.mean[:1], statistics.std[:1]) if gray else statistics
+    shards = [number for number, record in enumerate(records) if record.entry]
+    packed = _packed(plan, records, bad)
+    for number in shards:
+        _tar(plan, number).rename(plan.out / plan.filename(number))
+    _save_index(plan, shards, records, packed)
+    if bad:
+        _write_lines(plan.out / f"{plan.split}-{BAD_FILE}", bad)
+    if plan.classes:
+        _write_lines(plan.out / CLASSES_FILE, plan.classes)
+    _write_info(plan, packed)
+    # Gone in one step: what a crash leaves of it must not look like an unfinished pack.
+    remains = remains_folder(plan.out, plan.split)
+    shutil.rmtree(remains, ignore_errors=True)
+    plan.parts.rename(remains)
+    shutil.rmtree(remains, ignore_errors=True)
     return packed
 
 
-class _ShardFile:
-    """The shard being written. webdataset's own opener would run a shell for names such as `pipe:...`;
-    and it leaves files it has not opened to the garbage collector.
-    """
-
-    def open(self, path: str) -> BinaryIO:
-        self._file = Path(path).open("wb")  # noqa: SIM115 (closed by `close`)
-        return self._file
-
-    def close(self, _: str) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-
-def _sample(read: _Read, number: int, provenance: bool) -> dict[str, Any]:
-    sample: dict[str, Any] = {"__key__": f"{number:09d}", **read.files}
-    if read.item.label != NO_LABEL:
-        sample[LABEL_EXTENSION] = str(read.item.label).encode()
-    if provenance:
-        if "json" in sample:
-            raise UserError(f"{read.item.name} has a .json file already; pack it without --provenance")
-        sample["json"] = json.dumps({"source": read.item.name}).encode()
-    return sample
+def _packed(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Packed:
+    pixels, per_class = SetPixels(), np.zeros(len(plan.classes), np.int64)
+    filenames, lengths, unlabelled = [], [], 0
+    for number, record in enumerate(records):
+        pixels.merge(record.pixels)
+        if record.entry:
+            filenames.append(plan.filename(number))
+            lengths.append(record.entry.samples)
+            labels = np.fromfile(_place(plan, number, ".bin"), RECORD)["label"]
+            unlabelled += int((labels == NO_LABEL).sum())
+            counts = np.bincount(labels[labels != NO_LABEL], minlength=len(per_class))
+            per_class = np.pad(per_class, (0, len(counts) - len(per_class))) + counts
+    return Packed(
+        filenames=filenames,
+        shard_lengths=lengths,
+        samples_per_class=[] if unlabelled else per_class.tolist(),
+        bad=bad,
+        statistics=pixels.statistics(),
+        shrunk=sum(record.shrunk for record in records),
+        unsuited=sum(record.unsuited for record in records),
+    )
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("\n".join(lines) + "\n", **_NAMES)
+def _save_index(plan: Plan, numbers: Sequence[int], records: Sequence[ShardRecord], packed: Packed) -> None:
+    shards = [_shard(plan.out / plan.filename(number)) for number in numbers]
+    folder = beside(shards)
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [record.entry for record in records if record.entry]
+    # Of two processes that packed the same shard, one without knowing of the other, the later left its time.
+    entries = [replace(entry, version=shard.version) for entry, shard in zip(entries, shards, strict=True)]
+    save(folder, entries, [_place(plan, number, ".bin") for number in numbers])
+    save_pixels(load(folder, shards), packed.statistics, packed.samples)
 
 
-def _count(packed: Packed, filename: str, label: int) -> None:
-    if not packed.filenames or packed.filenames[-1] != filename:
-        packed.filenames.append(filename)
-        packed.shard_lengths.append(0)
-    packed.shard_lengths[-1] += 1
-    packed.labels.append(label)
-
-
-def _write_info(out: Path, info: dict[str, Any], split: str, packed: Packed) -> None:
+def _write_info(plan: Plan, packed: Packed) -> None:
     """timm reads `splits`; mean, std and counts stand beside what it looks for."""
     entry: dict[str, Any] = {
-        "name": split,
+        "name": plan.split,
         "num_samples": packed.samples,
         "filenames": packed.filenames,
         "shard_lengths": packed.shard_lengths,
     }
-    labels: NDArray[np.int64] = np.array(packed.labels)
-    if (labels != NO_LABEL).all():
-        entry["samples_per_class"] = np.bincount(labels).tolist()
+    if packed.samples_per_class:
+        entry["samples_per_class"] = packed.samples_per_class
     if packed.statistics is not None:
         entry |= {"mean": list(packed.statistics.mean), "std": list(packed.statistics.std)}
-    info.setdefault("splits", {})[split] = entry
-    part = out / f".{INFO_FILE}.part"
-    part.write_text(json.dumps(info, indent=1), encoding="utf-8")
-    part.rename(out / INFO_FILE)
+    info = read_info(plan.out)
+    info.setdefault("splits", {})[plan.split] = entry
+    write_json(plan.out / INFO_FILE, info)
 
 
-def default_workers() -> int:
-    """One process per core that this process may use."""
-    return len(os.sched_getaffinity(0))
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("\n".join(lines) + "\n", **NAMES)
+    part.rename(path)
+
+
+def _to_json(record: ShardRecord) -> dict[str, Any]:
+    values = {name: getattr(record, name) for name in ("bad", "shrunk", "unsuited")}
+    return values | {"entry": record.entry and asdict(record.entry), "pixels": record.pixels.to_json()}
+
+
+def _from_json(value: dict[str, Any]) -> ShardRecord:
+    entry = value["entry"] and parse_entry(value["entry"])
+    return ShardRecord(**value | {"entry": entry, "pixels": SetPixels.from_json(value["pixels"])})

@@ -12,12 +12,10 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.data.decode import decode
-from mae.data.index import ImageReader, ShardIndex
-from mae.errors import BadImageError, UserError
+from mae.data.shards import Shard
+from mae.errors import UserError
 
 INFO_FILE = "_info.json"
-_MEASURED_AT_MOST = 2000
 # A set of constant images has no spread to divide by.
 _LEAST_STD = 1 / 255
 
@@ -65,35 +63,76 @@ class PixelSums:
         return PixelStatistics(tuple(mean), tuple(max(v**0.5, _LEAST_STD) for v in variance))
 
 
-def stored_statistics(shards: Sequence[Path], channels: int) -> PixelStatistics | None:
+class SetPixels:
+    """Sums over the images of a set, each with the channels it has by nature."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sums: dict[int, PixelSums] = {}
+        self._all_gray = True
+
+    def add(self, image: UInt8[Tensor, "channels height width"], is_gray: bool) -> None:
+        """Count one image; `is_gray` if its file stores a single plane."""
+        self.images += 1
+        self._sums.setdefault(len(image), PixelSums(len(image))).add(image)
+        self._all_gray = self._all_gray and is_gray
+
+    def merge(self, other: "SetPixels") -> None:
+        """Add what another has counted."""
+        self.images += other.images
+        for channels, sums in other._sums.items():
+            self._sums.setdefault(channels, PixelSums(channels)).merge(sums)
+        self._all_gray = self._all_gray and other._all_gray
+
+    def to_json(self) -> dict[str, Any]:
+        """Exact: JSON knows integers of any size."""
+        sums = {
+            channels: {"pixels": found.pixels, "total": found.total.tolist(), "squares": found.squares.tolist()}
+            for channels, found in self._sums.items()
+        }
+        return {"images": self.images, "all_gray": self._all_gray, "sums": sums}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "SetPixels":
+        """What `to_json` gave."""
+        pixels = SetPixels()
+        pixels.images, pixels._all_gray = value["images"], value["all_gray"]
+        for channels, found in value["sums"].items():
+            sums = pixels._sums[int(channels)] = PixelSums(int(channels))
+            sums.pixels = found["pixels"]
+            sums.total, sums.squares = np.array(found["total"], object), np.array(found["squares"], object)
+        return pixels
+
+    def statistics(self) -> PixelStatistics | None:
+        """Mean and standard deviation: one value each if all images are gray, None if their channels differ."""
+        if len(self._sums) != 1:
+            return None
+        ((channels, sums),) = self._sums.items()
+        found = sums.statistics()
+        return PixelStatistics(found.mean[:1], found.std[:1]) if self._all_gray and channels == 3 else found
+
+
+def stored_statistics(shards: Sequence[Shard], channels: int) -> PixelStatistics | None:
     """What `mae pack` wrote beside these shards, or None if that does not cover all of them."""
+    if any(shard.is_remote for shard in shards):
+        return None
     found: set[PixelStatistics] = set()
-    for folder in {shard.parent for shard in shards}:
-        names = {shard.name for shard in shards if shard.parent == folder}
+    for folder in {Path(shard.url).parent for shard in shards}:
+        names = {shard.name for shard in shards if Path(shard.url).parent == folder}
         for split in read_info(folder).get("splits", {}).values():
             if names <= set(split.get("filenames", ())) and "mean" in split:
                 found.add(PixelStatistics(tuple(split["mean"]), tuple(split["std"])))
                 break
         else:
             return None
-    if len(found) != 1:
-        return None
-    (only,) = found
-    if len(only.mean) == 1:
-        return PixelStatistics(only.mean * channels, only.std * channels)
-    return only if len(only.mean) == channels else None
+    return for_channels(found.pop(), channels) if len(found) == 1 else None
 
 
-def measure(index: ShardIndex, channels: int) -> tuple[PixelStatistics, int]:
-    """Statistics of at most 2,000 images spread evenly over the index, and how many those were."""
-    reader, sums = ImageReader(index), PixelSums(channels)
-    chosen = np.unique(np.linspace(0, len(index) - 1, _MEASURED_AT_MOST).astype(np.int64))
-    for sample_id in chosen.tolist():
-        try:
-            sums.add(decode(reader.read(sample_id), channels))
-        except BadImageError as error:
-            raise UserError(f"bad image {index.name(sample_id)}: {error}; pack the shard without it") from None
-    return sums.statistics(), len(chosen)
+def for_channels(statistics: PixelStatistics, channels: int) -> PixelStatistics | None:
+    """The same for images decoded into `channels` planes, where that follows: gray fits any number."""
+    if len(statistics.mean) == 1:
+        return PixelStatistics(statistics.mean * channels, statistics.std * channels)
+    return statistics if len(statistics.mean) == channels else None
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -6,16 +6,20 @@ blocks of zeros and nothing but zeros after them, or refused with the byte at wh
 """
 
 import mmap
+import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from mae.errors import UserError
 
-_BLOCK = 512
-_ZEROS = bytes(_BLOCK)
+BLOCK = 512
+"""Bytes of a header; a tar consists of whole blocks."""
+
+_ZEROS = bytes(BLOCK)
 # PAX and GNU long-name records are a few hundred bytes; a huge one is damage or an attack on memory.
 _LONGEST_RECORD = 1 << 20
 # Digits of the greatest 64-bit number; int() would try, and refuse, thousands of them.
@@ -44,38 +48,51 @@ class BadTarError(Exception):
     """Where and how a tar breaks."""
 
 
-def members(path: Path, name: Path | None = None) -> list[Member]:
-    """The regular files of the tar at `path`, in order; messages call it `name` where that is given.
+@contextmanager
+def mapped(source: Path | int, name: str = "") -> Iterator[mmap.mmap]:
+    """The bytes of a tar, given by path or open descriptor, for `walk`; messages call it `name` where that is given.
 
     Raises:
-        UserError: naming the byte, if the tar is damaged, cut, compressed or no tar at all.
+        UserError: if the file cannot be read, or if what is done inside finds that the tar is damaged.
     """
     try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
+        with open(source, "rb", closefd=isinstance(source, Path)) as file:
+            if os.fstat(file.fileno()).st_size == 0:
                 raise BadTarError("the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return list(_walk(data))
+                data.madvise(mmap.MADV_SEQUENTIAL)
+                yield data
     except OSError as error:
-        raise UserError(f"shard {name or path} cannot be read: {error.strerror}") from None
+        raise UserError(f"shard {name or source} cannot be read: {error.strerror}") from None
     except BadTarError as error:
-        raise UserError(f"shard {name or path} is no intact tar: {error}; copy or pack it again") from None
+        raise UserError(f"shard {name or source} is no intact tar: {error}; copy or pack it again") from None
 
 
-def _walk(data: mmap.mmap) -> Iterator[Member]:
+def members(path: Path, name: str = "") -> list[Member]:
+    """The regular files of the tar at `path`, in order; errors as those of `mapped`."""
+    with mapped(path, name) as data:
+        return list(walk(data))
+
+
+def walk(data: mmap.mmap) -> Iterator[Member]:
+    """The regular files of a tar, up to its proper end.
+
+    Raises:
+        BadTarError: at the first byte that is not as it should be.
+    """
     if data[:2] == b"\x1f\x8b":
         raise BadTarError("it is gzip data without the ending .gz")
     offset = 0
     override: dict[str, str] = {}
     while True:
-        block = data[offset : offset + _BLOCK]
+        block = data[offset : offset + BLOCK]
         if block == _ZEROS:
             _check_end(data, offset)
             return
         header = _header(block, offset, len(data))
-        start = offset + _BLOCK
+        start = offset + BLOCK
         size = _size(header, override)
-        offset = start + -(-size // _BLOCK) * _BLOCK
+        offset = start + -(-size // BLOCK) * BLOCK
         if size < 0 or start + size > len(data):
             raise BadTarError(
                 f"member {header.name!r} at byte {start} needs {size} bytes, {len(data) - start} are present"
@@ -91,17 +108,52 @@ def _walk(data: mmap.mmap) -> Iterator[Member]:
         override = {}
 
 
-def _header(block: bytes, offset: int, total: int) -> tarfile.TarInfo:
-    if len(block) < _BLOCK:
+def member_name(block: bytes) -> str:
+    """The name in a header, as far as it fits there.
+
+    Raises:
+        BadTarError: if the block is no header.
+    """
+    return _header(block, 0, len(block)).name
+
+
+class _Header(NamedTuple):
+    """What one block of 512 bytes says about the member behind it."""
+
+    name: str
+    type: bytes
+    size: int
+
+
+def _header(block: bytes, offset: int, total: int) -> _Header:
+    if len(block) < BLOCK:
         raise BadTarError(f"it ends at byte {total} without the end-of-archive mark")
+    return _plain_header(block) or _any_header(block, offset)
+
+
+# The fields of a header that holds no surprise: size, time, checksum, type 0, then no name prefix.
+_PLAIN = re.compile(rb".{124}([0-7]{11})[\0 ].{12}([0-7]{6})..0.{188}\0", re.DOTALL)
+
+
+def _plain_header(block: bytes) -> _Header | None:
+    """Read the header that nearly every member has, four times as fast as tarfile; None if it is another."""
+    found = _PLAIN.match(block)
+    # The eight bytes of the checksum itself count as blanks.
+    if not found or sum(block) - sum(block[148:156]) + 8 * ord(" ") != int(found[2], 8):
+        return None
+    name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return _Header(name, tarfile.REGTYPE, int(found[1], 8))
+
+
+def _any_header(block: bytes, offset: int) -> _Header:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise BadTarError(f"bad header at byte {offset} ({error})") from None
-    return header
+    return _Header(header.name, header.type, header.size)
 
 
-def _size(header: tarfile.TarInfo, override: dict[str, str]) -> int:
+def _size(header: _Header, override: dict[str, str]) -> int:
     """Bytes that follow a header; the size in a PAX record is meant for the file, not for records between."""
     if header.type in _TYPES_WITHOUT_DATA:
         return 0
@@ -111,9 +163,9 @@ def _size(header: tarfile.TarInfo, override: dict[str, str]) -> int:
 
 
 def _check_end(data: mmap.mmap, offset: int) -> None:
-    if data[offset + _BLOCK : offset + 2 * _BLOCK] != _ZEROS:
+    if data[offset + BLOCK : offset + 2 * BLOCK] != _ZEROS:
         raise BadTarError(f"a single block of zeros at byte {offset} where a header or the end mark belongs")
-    rest = data[offset + 2 * _BLOCK :]
+    rest = data[offset + 2 * BLOCK :]
     if rest.count(0) != len(rest):
         raise BadTarError(f"data follows the end-of-archive mark at byte {offset}")
 

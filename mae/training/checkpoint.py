@@ -169,7 +169,7 @@ def require_same_data(checkpoint: Checkpoint, fingerprint: str, global_batch: in
         if before != now:
             raise UserError(
                 f"{checkpoint.path} was trained with another {what}: {before}, now {now}; "
-                "give the run its old data and settings, or another run_dir"
+                "give the run its old data and settings, or another run_dir; --restart_data_order goes on all the same"
             )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mae import keyed
+from mae.data.device import decode_into
 from mae.data.loader import Batch, BatchPlan
 from mae.errors import UserError, first_of
 from mae.keyed import Purpose
@@ -45,6 +46,8 @@ class Job:
     """Samples in an epoch."""
     fingerprint: str
     """Of the training data."""
+    max_bad_samples: int
+    """Bad images that may be replaced."""
     batches: Iterator[Batch]
     """Micro-batches of this rank, from the first step to come."""
     loss_of: Callable[[nn.Module, Batch], Tensor]
@@ -108,13 +111,18 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors; from pinned memory the copy runs beside the computation."""
-    return Batch(
-        images=batch.images.to(device, non_blocking=True),
+    """Move the tensors; from pinned memory the copy runs beside the computation.
+
+    Raises:
+        UserError: if images were left to the device, and it cannot decode them.
+    """
+    images = batch.images.to(device, non_blocking=True)
+    if batch.encoded is not None:
+        decode_into(images, batch.encoded, batch.ids)
+    return batch._replace(
+        images=images,
         labels=batch.labels.to(device, non_blocking=True),
-        ids=batch.ids,
         noise=batch.noise.to(device, non_blocking=True),
-        bad=batch.bad,
     )
 
 
@@ -157,6 +165,8 @@ class _Meter:
         self._job = job
         self._began = time.perf_counter()
         self._bad: list[str] = []
+        self._lost = ""
+        self._known_bad = job.folder.bad_samples()
         self._reset()
 
     def next_batch(self) -> Batch:
@@ -164,6 +174,7 @@ class _Meter:
         batch = next(self._job.batches)
         self._waited += time.perf_counter() - asked
         self._bad += batch.bad
+        self._lost = self._lost or batch.lost
         return batch
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
@@ -174,15 +185,16 @@ class _Meter:
         """Share the figures among the ranks, log and show them.
 
         Raises:
-            UserError: on every rank, if any rank met a bad image or the loss is not finite; nothing
-                learned from such a batch has been saved by then.
+            UserError: on every rank, if any rank has lost its data or met more bad images than are allowed, or
+                if the loss is not finite; nothing learned from such a batch has been saved by then.
         """
         job, steps = self._job, len(self._losses)
-        sums = torch.stack([torch.stack(self._losses).sum(), torch.tensor(float(len(self._bad))).to(self._losses[0])])
-        loss_sum, bad = job.accelerator.reduce(sums, reduction="sum").tolist()
+        troubles = float(len(self._bad) + bool(self._lost))
+        sums = torch.stack([torch.stack(self._losses).sum(), torch.tensor(troubles).to(self._losses[0])])
+        loss_sum, found = job.accelerator.reduce(sums, reduction="sum").tolist()
         seconds = time.perf_counter() - self._since
-        if bad:
-            self._stop_for_bad_images(int(bad))
+        if found:
+            self._share_troubles()
         loss = loss_sum / steps / job.accelerator.num_processes
         if not math.isfinite(loss):
             raise UserError(
@@ -211,12 +223,26 @@ class _Meter:
         )
         self._reset()
 
-    def _stop_for_bad_images(self, count: int) -> None:
-        names: list[str] = gather_object(self._bad)
-        raise UserError(
-            f"{count} bad image{'s' if count > 1 else ''}: {first_of(names)}; "
-            "pack the shards again without them (mae pack SHARDS --out DIR --skip_bad True)"
-        )
+    def _share_troubles(self) -> None:
+        """Tell every rank of the bad images and lost data of all; stop if that is too much, else list the images."""
+        job = self._job
+        lost: list[str] = gather_object([self._lost] if self._lost else [])
+        if lost:
+            raise UserError(f"data are lost: {lost[0]}; then start the same command again")
+        new = sorted(set(gather_object(self._bad)) - self._known_bad)
+        self._known_bad |= set(new)
+        self._bad = []
+        known = len(self._known_bad)
+        if known > job.max_bad_samples:
+            raise UserError(
+                f"{known} bad image{'s' if known > 1 else ''}, {job.max_bad_samples} are allowed "
+                f"(data.max_bad_samples): {first_of(new or sorted(self._known_bad))}; "
+                "pack the shards again without them (mae pack SHARDS --out DIR --skip_bad True)"
+            )
+        if job.accelerator.is_main_process:
+            job.folder.record_bad_samples(new)
+        if new:
+            job.progress.say(f"{len(new)} bad images were replaced by their neighbours: {first_of(new)}")
 
     def _reset(self) -> None:
         self._losses: list[Tensor] = []

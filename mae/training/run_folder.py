@@ -3,10 +3,11 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mae.data.loader import DataSettings
 from mae.errors import UserError, first_of
 from mae.settings import dump, flatten, load_yaml, to_dict
 from mae.training.checkpoint import MODEL_FILE
@@ -14,6 +15,7 @@ from mae.training.files import sync, write_atomically
 from mae.training.settings import FREE_ON_RESUME
 
 SETTINGS_FILE, METRICS_FILE, REPORT_FILE = "settings.yaml", "metrics.jsonl", "report.html"
+BAD_SAMPLES_FILE = "bad-samples.txt"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,16 @@ class RunFolder:
                 + "; start it with its own settings to resume it, or give another run_dir"
             )
 
+    def with_its_statistics(self, data: DataSettings) -> DataSettings:
+        """`data` with the mean and std that the run began with, unless they are set: they may be measured better since,
+        but a run goes on with its own."""
+        saved = self.path / SETTINGS_FILE
+        if data.mean is not None or not saved.exists():
+            return data
+        before = flatten(load_yaml(saved))
+        mean, std = before.get("data.mean"), before.get("data.std")
+        return replace(data, mean=tuple(mean), std=tuple(std)) if mean and std else data
+
     def create(self, settings: Any) -> None:
         """Make the folder and save the resolved settings.
 
@@ -87,6 +99,17 @@ class RunFolder:
         """Append the ids that one rank takes at one step to its own file."""
         with (self.path / f"samples-rank{rank}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "ids": list(ids)}) + "\n")
+
+    def record_bad_samples(self, names: Sequence[str]) -> None:
+        """Append bad images, which were replaced, to `bad-samples.txt`."""
+        path = self.path / BAD_SAMPLES_FILE
+        with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.writelines(f"{name}\n" for name in names)
+
+    def bad_samples(self) -> set[str]:
+        """The bad images that the run has met so far."""
+        path = self.path / BAD_SAMPLES_FILE
+        return set(path.read_text("utf-8", "surrogateescape").splitlines()) if path.exists() else set()
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines of `metrics.jsonl`; a line cut off by a kill is left out."""

@@ -30,6 +30,8 @@ class TrainSettings:
     """Steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    restart_data_order: bool = False
+    """Let a resumed run go on with data that differ from those of its checkpoint; otherwise it is refused."""
     record_samples: bool = False
     """Append the sample ids of every step to samples-rankN.jsonl, to audit the order."""
 
@@ -52,10 +54,15 @@ FREE_ON_RESUME = frozenset(
         "keep_checkpoints",
         "picture_every",
         "record_samples",
+        "restart_data_order",
         "data.shards",
         "data.workers",
+        "data.threads",
         "data.cache_dir",
+        "data.cache_bytes",
+        "data.index",
         "data.keep_decoded",
+        "data.max_bad_samples",
         "eval_shards",
     }
 )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mae.data.loader import Batch, TrainBatches, load
 from mae.data.prepare import statistics_of
+from mae.data.stream import StreamBatches
 from mae.models.description import ModelKind, describe_model
 from mae.models.settings import EncoderSettings
 from mae.models.weights import load_all
@@ -31,7 +32,7 @@ def start_job(
     encoder: EncoderSettings,
     optim: OptimSettings,
     groups: list[dict[str, Any]],
-    batches: TrainBatches,
+    batches: TrainBatches | StreamBatches,
     loss_of: Callable[[nn.Module, Batch], Tensor],
     progress: TrainingProgress,
 ) -> Job:
@@ -41,15 +42,15 @@ def start_job(
         UserError: if the folder belongs to another run, the checkpoint to another model or other data, or
             the processes do not agree.
     """
-    samples, plan, data = len(batches.subset), batches.plan, batches.data
+    samples, plan, data = batches.samples, batches.plan, batches.data
     statistics = statistics_of(data)
     total = total_steps(samples, settings.epochs, plan.global_batch)
     schedule = cosine_schedule(optim, plan.global_batch, settings.epochs, samples / plan.global_batch, total)
-    fingerprint = batches.images.index.fingerprint
+    fingerprint = batches.fingerprint
     folder = RunFolder(settings.run_dir)
     folder.check(settings)
     require_agreement(accelerator, settings=dump(settings), data=fingerprint, torch=torch.__version__)
-    found = _resume(folder, model, fingerprint, plan.global_batch, progress)
+    found = _resume(folder, model, fingerprint, plan.global_batch, settings.restart_data_order, progress)
     start = found.step if found else 0
     if found:
         progress.say(f"resuming {folder.path} from {found.path.name}: {start:,} of {total:,} steps are done")
@@ -74,7 +75,10 @@ def start_job(
         plan=plan,
         samples=samples,
         fingerprint=fingerprint,
-        batches=load(batches, numbers, workers, pin_memory=accelerator.device.type == "cuda"),
+        max_bad_samples=data.max_bad_samples,
+        batches=load(
+            batches.starting_at(numbers.start), numbers, workers, pin_memory=accelerator.device.type == "cuda"
+        ),
         loss_of=loss_of,
         folder=folder,
         progress=progress,
@@ -91,10 +95,16 @@ def finish_job(job: Job) -> None:
 
 
 def _resume(
-    folder: RunFolder, model: nn.Module, fingerprint: str, global_batch: int, progress: TrainingProgress
+    folder: RunFolder,
+    model: nn.Module,
+    fingerprint: str,
+    global_batch: int,
+    restart_data_order: bool,
+    progress: TrainingProgress,
 ) -> Checkpoint | None:
     found = checkpoint.newest(folder.checkpoints, progress.say)
     if found is not None:
-        checkpoint.require_same_data(found, fingerprint, global_batch)
+        if not restart_data_order:
+            checkpoint.require_same_data(found, fingerprint, global_batch)
         load_all(model, found.model(), found.path)
     return found

@@ -1,308 +1,247 @@
-import gc
-import gzip
-import multiprocessing
-import os
+"""The index on disk is used only if it is whole and describes the shards as they are."""
+
+import json
 import pickle
-import resource
 import shutil
-import tarfile
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import png
 
-from mae.data.index import NO_LABEL, ImageReader, ShardIndex, build_index, split_name
-from mae.errors import BadImageError, UserError
+from mae.data.index import FORMAT, ShardEntry, ShardIndex, StaleIndexError, fingerprint, load, save, save_pixels
+from mae.data.scan import NO_LABEL, RECORD, ShardScan, scan
+from mae.data.shards import Shard, expand
+from mae.data.statistics import PixelStatistics
+from mae.errors import UserError
 
 
-def index_of(*patterns: Path | str, cache: Path = Path("/nowhere")) -> ShardIndex:
-    return build_index([str(pattern) for pattern in patterns], cache)
+def sample(number: int, label: int | None = None) -> dict[str, bytes]:
+    return {f"{number:06d}.png": png(number)} | ({} if label is None else {f"{number:06d}.cls": str(label).encode()})
 
 
-def sample(number: int, label: int | bytes | None = None, key: str | None = None) -> dict[str, bytes]:
-    key = f"{number:06d}" if key is None else key
-    text = label if isinstance(label, bytes) else str(label).encode()
-    return {f"{key}.png": png(number)} | ({} if label is None else {f"{key}.cls": text})
+def save_all(folder: Path, shards: list[Shard]) -> list[ShardScan]:
+    """Scan the shards and save their index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [scan(Path(shard.url)) for shard in shards]
+    parts = [folder / f"{number}.part" for number in range(len(shards))]
+    for part, shard in zip(parts, found, strict=True):
+        shard.records.tofile(part)
+    save(folder, [ShardEntry.of(shard, part) for shard, part in zip(shards, found, strict=True)], parts)
+    return found
 
 
-def test_ids_run_over_all_shards_in_the_order_named(make_shards: Callable[..., Path]) -> None:
-    folder = make_shards([3, 1, 4], classes=3)
-    index = index_of(folder)
+@pytest.fixture
+def shards(make_shards: Callable[..., Path]) -> list[Shard]:
+    """8 samples with the labels n % 3 in three shards."""
+    return expand([str(make_shards([3, 1, 4], classes=3))])
+
+
+@pytest.fixture
+def folder(shards: list[Shard], tmp_path: Path) -> Path:
+    """The index of `shards`."""
+    save_all(tmp_path / "index", shards)
+    return tmp_path / "index"
+
+
+def test_what_was_saved_is_loaded(shards: list[Shard], tmp_path: Path) -> None:
+    found = save_all(tmp_path / "index", shards)
+    index = load(tmp_path / "index", shards)
     assert len(index) == 8
-    assert index.shard_of.tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert index.records.tolist() == np.concatenate([scan.records for scan in found]).tolist()
     assert index.label.tolist() == [n % 3 for n in range(8)]
-    assert index.keys == tuple(f"{n:06d}.png" for n in range(8))
-    assert index.shards == tuple(folder / f"train-{n:06d}.tar" for n in range(3))
-    backwards = index_of(folder / "train-{000002..000000}.tar")
-    assert backwards.keys == tuple(f"{n:06d}.png" for n in (4, 5, 6, 7, 3, 0, 1, 2))
+    assert index.starts.tolist() == [0, 3, 4, 8]
+    assert index.shard_of(np.arange(8)).tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert [entry.shard for entry in index.entries] == shards
+    assert [entry.extensions for entry in index.entries] == [{"png": n, "cls": n} for n in (3, 1, 4)]
+    assert (index.pixels, index.pixels_of, index.bad(), index.without_image()) == (None, 0, [], [])
+    assert index.fingerprint == fingerprint(index.entries)
 
 
-def test_the_bytes_read_are_those_packed(make_shards: Callable[..., Path]) -> None:
-    reader = ImageReader(index_of(make_shards([3, 1, 4])))
-    for number in [7, 0, 3, 3, 5, 1, 2, 6, 4]:
-        assert reader.read(number) == png(number)
-
-
-@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_folders_and_long_keys_are_read_in_any_tar_format(write_tar: Callable[..., Path], tar_format: int) -> None:
-    keys = ["a/1", "a/2", "b.c/1", "/".join(["long" * 10] * 5)]
-    files = [item for n, key in enumerate(keys) for item in sample(n, n, key).items()]
-    index = index_of(write_tar("x.tar", files, tar_format))
-    assert index.keys == tuple(f"{key}.png" for key in keys)
-    assert index.label.tolist() == [0, 1, 2, 3]
-    assert [ImageReader(index).read(n) for n in range(4)] == [png(n) for n in range(4)]
-
-
-def test_a_name_tells_shard_and_key(make_shards: Callable[..., Path]) -> None:
-    folder = make_shards([2, 2])
-    assert index_of(folder).name(3) == f"{folder}/train-000001.tar: 000003.png"
-
-
-def test_a_gzipped_shard_is_named_as_the_user_named_it_and_read_from_the_cache(
-    make_shards: Callable[..., Path], tmp_path: Path
+def test_faults_of_the_samples_are_kept_with_the_names_of_their_shards(
+    write_tar: Callable[..., Path], tmp_path: Path
 ) -> None:
-    plain = make_shards([3])
-    packed = tmp_path / "packed.tar.gz"
-    packed.write_bytes(gzip.compress((plain / "train-000000.tar").read_bytes()))
-    index = index_of(packed, cache=tmp_path / "cache")
-    assert index.shards == (packed,)
-    assert index.files[0].is_relative_to(tmp_path / "cache")
-    assert index.name(1) == f"{packed}: 000001.png"
-    assert ImageReader(index).read(2) == png(2)
-    assert index.fingerprint == index_of(plain).fingerprint
+    good = write_tar("good.tar", sample(0))
+    bad = write_tar("bäd.tar", sample(1) | {"a.jpg": b"<html>", "b.cls": b"1", ".hidden": b""})
+    shards = expand([str(good), str(bad)])
+    save_all(tmp_path / "index", shards)
+    index = load(tmp_path / "index", shards)
+    assert index.bad() == [f"{bad}: a.jpg (it begins with b'<html>', as no image of an allowed format does)"]
+    assert index.without_image() == [f"{bad}: b"]
+    assert index.entries[1].ignored == 2
 
 
-def test_moved_and_renamed_shards_keep_their_fingerprint(make_shards: Callable[..., Path], tmp_path: Path) -> None:
-    folder = make_shards([3, 2])
-    before = index_of(folder).fingerprint
-    (tmp_path / "elsewhere").mkdir()
-    for number in range(2):
-        shutil.move(folder / f"train-{number:06d}.tar", tmp_path / "elsewhere" / f"part{number}.tar")
-    assert index_of(tmp_path / "elsewhere").fingerprint == before
+def test_names_that_are_no_utf8_survive(write_tar: Callable[..., Path], tmp_path: Path) -> None:
+    import tarfile
+
+    path = write_tar("x.tar", {"\udce4.jpg": b"", "\udcf6.cls": b"1"}, tarfile.GNU_FORMAT)
+    shards = expand([str(path)])
+    save_all(tmp_path / "index", shards)
+    index = load(tmp_path / "index", shards)
+    assert index.bad() == [f"{path}: \udce4.jpg (it is empty)"]
+    assert index.without_image() == [f"{path}: \udcf6"]
 
 
-def test_every_change_of_the_samples_changes_the_fingerprint(write_tar: Callable[..., Path]) -> None:
+def test_mean_and_deviation_are_stored_with_the_index(shards: list[Shard], folder: Path) -> None:
+    pixels = PixelStatistics((1 / 3, 0.1, 0.7), (0.2, 1 / 7, 0.25))
+    before = load(folder, shards)
+    index = save_pixels(before, pixels, 7)
+    for found in (index, load(folder, shards)):
+        assert (found.pixels, found.pixels_of) == (pixels, 7)
+        assert (found.fingerprint, found.entries) == (before.fingerprint, before.entries)
+    save_pixels(index, None, 8)
+    assert (load(folder, shards).pixels, load(folder, shards).pixels_of) == (None, 8)
+
+
+def test_records_are_mapped_from_disk_and_cannot_be_changed(shards: list[Shard], folder: Path) -> None:
+    records = load(folder, shards).records
+    assert isinstance(records, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        records["label"][0] = 1
+
+
+def test_another_process_maps_the_same_file(shards: list[Shard], folder: Path) -> None:
+    index = load(folder, shards)
+    copy = pickle.loads(pickle.dumps(index))
+    assert len(pickle.dumps(index)) < 2000
+    assert (copy.records.tolist(), copy.entries) == (index.records.tolist(), index.entries)
+    program = "import pickle, sys; i = pickle.load(sys.stdin.buffer); print(i.records.filename, i.label, i.fingerprint)"
+    done = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(index), capture_output=True, check=True)
+    assert done.stdout.decode().strip() == f"{folder}/samples.bin {index.label} {index.fingerprint}"
+
+
+def damaged(folder: Path, shards: list[Shard], name: str, data: bytes) -> str:
+    """Why the index is not used when one of its files holds `data` instead."""
+    whole = (folder / name).read_bytes()
+    assert data != whole
+    (folder / name).write_bytes(data)
+    with pytest.raises(StaleIndexError) as caught:
+        load(folder, shards)
+    (folder / name).write_bytes(whole)
+    return str(caught.value)
+
+
+def test_a_flipped_bit_anywhere_in_the_records_is_found_d17(shards: list[Shard], folder: Path) -> None:
+    whole = (folder / "samples.bin").read_bytes()
+    for position in range(len(whole)):
+        flipped = bytes([whole[position] ^ 1 << position % 8])
+        why = damaged(folder, shards, "samples.bin", whole[:position] + flipped + whole[position + 1 :])
+        assert why.startswith("samples.bin is damaged: its crc32 is ")
+
+
+def test_another_character_anywhere_in_the_manifest_is_found_d17(shards: list[Shard], folder: Path) -> None:
+    """Every digit and letter of a value; the mean that pixels are normalised with is one of them."""
+    save_pixels(load(folder, shards), PixelStatistics((0.25,), (0.5,)), 8)
+    whole = (folder / "manifest.json").read_bytes()
+    for position in range(len(whole)):
+        if whole[position : position + 1].isalnum():
+            other = b"1" if whole[position : position + 1] != b"1" else b"2"
+            damaged(folder, shards, "manifest.json", whole[:position] + other + whole[position + 1 :])
+    assert load(folder, shards).pixels == PixelStatistics((0.25,), (0.5,))
+
+
+@pytest.mark.parametrize("name", ["samples.bin", "manifest.json"])
+def test_a_cut_or_lengthened_file_is_found_d17(shards: list[Shard], folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    for length in [*range(0, len(whole), 37), len(whole) - 1]:
+        damaged(folder, shards, name, whole[:length])
+    damaged(folder, shards, name, whole + b"x")
+    damaged(folder, shards, name, bytes(len(whole)))
+
+
+@pytest.mark.parametrize("name", ["samples.bin", "manifest.json"])
+def test_a_missing_file_is_found_d17(shards: list[Shard], folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(StaleIndexError, match=r"there is none|samples\.bin cannot be read: No such file"):
+        load(folder, shards)
+
+
+def test_another_format_is_named_d17(shards: list[Shard], folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
+    with pytest.raises(StaleIndexError, match=f"it has format {FORMAT + 1}, this version writes {FORMAT}"):
+        load(folder, shards)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", "{", "\0" * 50])
+def test_a_manifest_of_something_else_is_found_d17(shards: list[Shard], folder: Path, text: str) -> None:
+    assert damaged(folder, shards, "manifest.json", text.encode()).startswith("manifest.json is damaged")
+
+
+def test_files_of_two_indexes_do_not_make_one_d17(
+    shards: list[Shard], folder: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As a crash between the two renames of a rebuild would leave them."""
+    save_all(tmp_path / "other", expand([str(make_shards([3, 1, 4], name="other", classes=2))]))
+    assert "crc32" in damaged(folder, shards, "samples.bin", (tmp_path / "other" / "samples.bin").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda shards: shards[:2], "it lists 3 shards, there are 2"),
+        (lambda shards: shards[::-1], "name was train-000000.tar, is train-000002.tar"),
+        (lambda shards: [shards[0]._replace(size=1), *shards[1:]], r"size was \d+, is 1$"),
+        (lambda shards: [*shards[:2], shards[2]._replace(version="7")], r"train-000002\.tar .*version was \d+, is 7$"),
+    ],
+    ids=["fewer", "order", "size", "time"],
+)
+def test_other_shards_are_named_with_both_values_d11(
+    shards: list[Shard], folder: Path, change: Callable[[list[Shard]], list[Shard]], why: str
+) -> None:
+    with pytest.raises(StaleIndexError, match=why):
+        load(folder, change(shards))
+
+
+def test_moved_shards_keep_their_index_and_fingerprint(shards: list[Shard], folder: Path, tmp_path: Path) -> None:
+    before = load(folder, shards)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(Path(shards[0].url).parent, moved)  # with their times
+    after = load(folder, expand([str(moved)]))
+    assert after.fingerprint == before.fingerprint
+    assert [entry.url for entry in after.entries] == [f"{moved}/train-{n:06d}.tar" for n in range(3)]
+
+
+def test_the_fingerprint_depends_on_content_order_and_labels_only(
+    write_tar: Callable[..., Path], tmp_path: Path
+) -> None:
     a, b, c = sample(0, 0), sample(1, 1), sample(2, 0)
     sets = {
         "original": [a | b | c],
         "order": [b | a | c],
         "label": [a | b | sample(2, 1)],
-        "no label": [a | b | sample(2)],
-        "fewer": [a | b],
-        "key": [a | b | sample(2, 0, key="000003")],
-        "extension": [a | b | {"000002.jpg": png(2), "000002.cls": b"0"}],
-        "size": [a | b | {"000002.png": png(2) + b"x", "000002.cls": b"0"}],
         "cut into shards": [a | b, c],
         "cut elsewhere": [a, b | c],
         "order of shards": [b | c, a],
     }
-    found = {
-        name: index_of(*(write_tar(f"{name}/{n}.tar", files) for n, files in enumerate(shards))).fingerprint
-        for name, shards in sets.items()
-    }
+    found = {}
+    for name, contents in sets.items():
+        shards = expand([str(write_tar(f"{name}/{n}.tar", files)) for n, files in enumerate(contents)])
+        save_all(tmp_path / "index" / name, shards)
+        found[name] = load(tmp_path / "index" / name, shards).fingerprint
     assert len(set(found.values())) == len(sets)
-    assert index_of(write_tar("again.tar", a | b | c)).fingerprint == found["original"]
+    shards = expand([str(write_tar("again and elsewhere.tar", a | b | c))])
+    save_all(tmp_path / "again", shards)
+    assert load(tmp_path / "again", shards).fingerprint == found["original"]
 
 
-@pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "npy", "JPG", "Png"])
-def test_each_image_extension_is_found_in_either_case(write_tar: Callable[..., Path], extension: str) -> None:
-    index = index_of(write_tar("x.tar", {f"a.{extension}": b"bytes", "a.CLS": b"3"}))
-    assert index.keys == (f"a.{extension.lower()}",)
-    assert index.label.tolist() == [3]
-    assert ImageReader(index).read(0) == b"bytes"
+def labelled(folder: Path, shards: list[Shard], labels: list[int]) -> ShardIndex:
+    records = np.zeros(8, dtype=RECORD)
+    records["label"] = labels
+    return replace(load(folder, shards), records=records)
 
 
-def test_hidden_files_and_files_without_extension_are_no_samples(write_tar: Callable[..., Path]) -> None:
-    files = {
-        ".hidden.png": png(9),
-        "README": b"text",
-        "dir/._000000.png": png(8),
-        **sample(0, 1, "dir/000000"),
-        "dir/.DS_Store": b"x",
-        "dir/000001.png": png(1),
-        "dir/LICENSE": b"text",
-        "dir/000001.cls": b"2",
-    }
-    index = index_of(write_tar("x.tar", files))
-    assert index.keys == ("dir/000000.png", "dir/000001.png")
-    assert index.label.tolist() == [1, 2]
+def test_class_count_is_one_more_than_the_greatest_label(shards: list[Shard], folder: Path) -> None:
+    assert labelled(folder, shards, [2, 0, 0, 0, 5, 0, 0, 1]).class_count() == 6
 
 
-def test_side_files_belong_to_their_image(write_tar: Callable[..., Path]) -> None:
-    files = {
-        "a.cls": b"1",
-        "a.json": b"{}",
-        "a.png": png(0),
-        "a.seg.png": png(5),
-        "a.txt": b"",
-        "b.seg.png": png(6),
-        "b.jpg": png(1),
-    }
-    index = index_of(write_tar("x.tar", files))
-    assert index.keys == ("a.png", "b.jpg")
-    assert index.label.tolist() == [1, NO_LABEL]
-    assert [ImageReader(index).read(n) for n in range(2)] == [png(0), png(1)]
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "extension"),
-    [
-        ("a.png", "a", "png"),
-        ("a.b/img.seg.PNG", "a.b/img", "seg.png"),
-        ("../x.jpg", "../x", "jpg"),
-        ("dir/.hidden", "dir/", "hidden"),
-        ("noext", "noext", ""),
-        ("/abs/a.png", "/abs/a", "png"),
-    ],
-)
-def test_names_split_as_webdataset_splits_them(name: str, key: str, extension: str) -> None:
-    from webdataset.tariterators import base_plus_ext
-
-    assert split_name(name) == (key, extension)
-    base, rest = base_plus_ext(name)
-    # webdataset gives (None, None) for what is no sample
-    assert base is None or (base, rest.lower()) == (key, extension)
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"a.png": b"1", "a.jpg": b"2"}, r"sample 'a' holds 2 images \(png, jpg\)"),
-        ({"a.cls": b"1", "a.txt": b"2"}, r"sample 'a' holds 0 images \(cls, txt\)"),
-        ({"a.seg.png": b"1"}, r"sample 'a' holds 0 images \(seg\.png\)"),
-        ({"a.png": b"", "a.cls": b"1"}, r"image 'a\.png' is empty"),
-        ({"a.png": b"1", "b.png": b"2", "a.cls": b"3"}, r"key 'a' occurs twice, or its files are not side by side"),
-        ([("a.png", b"1"), ("b.png", b"2"), ("a.png", b"3")], "key 'a' occurs twice"),
-        ([("a.png", b"1"), ("a.png", b"2")], "key 'a' occurs twice"),
-        ([("a.png", b"1"), ("a.PNG", b"2")], "key 'a' occurs twice"),
-        ({"img.v2.1.jpg": b"1", "img.v2.2.jpg": b"2"}, "sample 'img' holds 0 images"),
-        ({"README": b"x", ".hidden.png": b"y"}, r"holds no image; an image is a file \.jpg, "),
-        ({}, "holds no image"),
-    ],
-)
-def test_shards_that_are_no_list_of_images_are_refused_by_name(
-    write_tar: Callable[..., Path], files: dict[str, bytes], message: str
-) -> None:
-    good, bad = write_tar("good.tar", sample(0)), write_tar("bad.tar", files)
-    with pytest.raises(UserError, match=rf"shard {bad}\b.*{message}"):
-        index_of(good, bad)
-
-
-def test_one_key_may_occur_in_two_shards(write_tar: Callable[..., Path]) -> None:
-    index = index_of(write_tar("1.tar", sample(0, 0)), write_tar("2.tar", sample(0, 1)))
-    assert index.label.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("text", "label"), [(b"0", 0), (b"7\n", 7), (b" 12\r\n", 12), (b"007", 7), (b"9" * 18, 10**18 - 1)]
-)
-def test_labels_are_integers_with_white_space_around(write_tar: Callable[..., Path], text: bytes, label: int) -> None:
-    assert index_of(write_tar("x.tar", sample(0, text))).label.tolist() == [label]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", " ", "-1", "1.0", "cat", "1 2", "+1", "0x1", "²", "9" * 19, "9" * 20, "1" * 40, "3" + " " * 40 + "x"],
-    ids=lambda text: repr(text[:8]),
-)
-def test_a_label_that_is_no_class_number_is_refused(write_tar: Callable[..., Path], text: str) -> None:
-    path = write_tar("x.tar", sample(0, text.encode()))
-    with pytest.raises(UserError, match=rf"shard {path}: label '000000\.cls' is b'.*'; allowed: an integer >= 0"):
-        index_of(path)
-
-
-def test_class_count_is_one_more_than_the_greatest_label(write_tar: Callable[..., Path]) -> None:
-    assert index_of(write_tar("x.tar", sample(0, 2) | sample(1, 5))).class_count() == 6
-
-
-def test_class_count_names_the_first_sample_without_a_label(write_tar: Callable[..., Path]) -> None:
-    path = write_tar("x.tar", sample(0, 2) | sample(1) | sample(2))
-    with pytest.raises(UserError, match=rf"2 of 3 samples have no \.cls label, the first is {path}: 000001\.png"):
-        index_of(path).class_count()
-
-
-def test_a_damaged_or_missing_shard_is_refused(make_shards: Callable[..., Path]) -> None:
-    folder = make_shards([2, 2])
-    (folder / "train-000001.tar").write_bytes((folder / "train-000001.tar").read_bytes()[:700])
-    with pytest.raises(UserError, match=r"shard .*train-000001\.tar is no intact tar"):
-        index_of(folder)
-    with pytest.raises(UserError, match=r"1 of 3 shards do not exist"):
-        index_of(folder / "train-{000000..000002}.tar")
-
-
-def test_a_reader_works_in_a_forked_process_and_after_pickling(make_shards: Callable[..., Path]) -> None:
-    reader = ImageReader(index_of(make_shards([2, 2])))
-    assert reader.read(0) == png(0)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(reader.read, range(4)) == [png(n) for n in range(4)]
-    copy = pickle.loads(pickle.dumps(reader))
-    assert [copy.read(n) for n in range(4)] == [png(n) for n in range(4)]
-    assert reader.read(3) == png(3)
-
-
-def test_a_forked_process_opens_its_own_files(make_shards: Callable[..., Path]) -> None:
-    """The numbers of the parent's files may mean other files by the time the child reads."""
-    reader = ImageReader(index_of(make_shards([1])))
-    reader.read(0)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.closerange(3, 64)
-            status = 0 if reader.read(0) == png(0) else 2
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def open_files(folder: Path) -> int:
-    """How often this process has files of a folder open."""
-    return sum(os.path.realpath(link).startswith(str(folder)) for link in Path("/proc/self/fd").iterdir())
-
-
-def test_a_reader_that_is_no_longer_used_closes_its_files(make_shards: Callable[..., Path]) -> None:
-    """A run makes a new one for every picture."""
-    folder = make_shards([1, 1, 1])
-    reader = ImageReader(index_of(folder))
-    for number in range(3):
-        reader.read(number)
-    assert open_files(folder) == 3
-    del reader
-    gc.collect()
-    assert open_files(folder) == 0
-
-
-@pytest.fixture
-def few_files() -> Iterator[None]:
-    """This process may open 320 files only."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (320, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.usefixtures("few_files")
-def test_a_set_may_have_more_shards_than_a_process_may_open(make_shards: Callable[..., Path]) -> None:
-    reader = ImageReader(index_of(make_shards([1] * 400)))
-    for number in np.random.default_rng(0).integers(0, 400, 1000).tolist():
-        assert reader.read(number) == png(number)
-
-
-def test_a_shard_cut_after_indexing_gives_a_bad_image(make_shards: Callable[..., Path]) -> None:
-    folder = make_shards([2])
-    reader = ImageReader(index_of(folder))
-    offset = int(reader.index.offset[1])
-    os.truncate(folder / "train-000000.tar", offset + 10)
-    assert reader.read(0) == png(0)
-    with pytest.raises(BadImageError, match="the shard has become shorter"):
-        reader.read(1)
-
-
-def test_a_shard_that_vanished_gives_a_bad_image(make_shards: Callable[..., Path]) -> None:
-    folder = make_shards([2])
-    index = index_of(folder)
-    (folder / "train-000000.tar").unlink()
-    with pytest.raises(BadImageError, match="the shard cannot be read: No such file"):
-        ImageReader(index).read(0)
+def test_class_count_names_the_first_sample_without_a_label_s14(shards: list[Shard], folder: Path) -> None:
+    index = labelled(folder, shards, [2, 0, 0, 1, 5, NO_LABEL, 0, NO_LABEL])
+    with pytest.raises(
+        UserError, match=r"2 of 8 samples have no \.cls label, the first is image number 1 of .*train-000002\.tar; "
+    ):
+        index.class_count()

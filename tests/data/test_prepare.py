@@ -1,56 +1,152 @@
+"""From settings to an index that may be trained on, and to the mean and deviation of its pixels."""
+
+import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from conftest import png
 
+from mae.data.indexing import measure
 from mae.data.loader import DataSettings
 from mae.data.prepare import open_shards, resolve_statistics, statistics_of
-from mae.data.statistics import INFO_FILE, PixelStatistics, measure
+from mae.data.reader import ImageReader
+from mae.data.statistics import INFO_FILE, PixelStatistics
+from mae.errors import UserError
 
 STORED = '{"splits": {"train": {"filenames": ["train-000000.tar"], "mean": [0.25], "std": [0.5]}}}'
 
 
-def test_statistics_that_are_set_win_over_all_others(make_shards: Callable[..., Path]) -> None:
+@pytest.fixture
+def data_of(tmp_path: Path) -> Callable[..., DataSettings]:
+    """A function that gives settings with a cache of their own."""
+    return lambda **settings: DataSettings(cache_dir=tmp_path / "cache", **settings)
+
+
+def resolved(folder: Path, data: DataSettings) -> tuple[DataSettings, list[str]]:
+    """The settings with their statistics, and what was said beside the indexing."""
+    said: list[str] = []
+    index = open_shards((str(folder),), data, lambda text: None)
+    return resolve_statistics(index, data, said.append), said
+
+
+def test_statistics_that_are_set_win_over_all_others(
+    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
     folder = make_shards([2])
     (folder / INFO_FILE).write_text(STORED)
-    data = DataSettings(channels=1, mean=(0.1,), std=(0.2,))
-    said: list[str] = []
-    assert resolve_statistics(open_shards((str(folder),), data), data, said.append) == data
+    data = data_of(channels=1, mean=(0.1,), std=(0.2,))
+    assert resolved(folder, data) == (data, [])
+
+
+def test_stored_statistics_win_over_those_of_the_index(
+    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
+    folder = make_shards([2])
+    (folder / INFO_FILE).write_text(STORED)
+    found, said = resolved(folder, data_of(channels=3))
+    assert statistics_of(found) == PixelStatistics((0.25,) * 3, (0.5,) * 3)
     assert not said
 
 
-def test_stored_statistics_win_over_measuring(make_shards: Callable[..., Path]) -> None:
-    folder = make_shards([2])
-    (folder / INFO_FILE).write_text(STORED)
-    data = DataSettings(channels=3)
-    said: list[str] = []
-    resolved = resolve_statistics(open_shards((str(folder),), data), data, said.append)
-    assert statistics_of(resolved) == PixelStatistics((0.25,) * 3, (0.5,) * 3)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_without_either_those_of_the_index_are_taken(
+    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings], channels: int
+) -> None:
+    folder, data = make_shards([3, 2]), data_of(channels=channels)
+    found, said = resolved(folder, data)
+    index = open_shards((str(folder),), data, said.append)
+    expected, images = measure(index, data.cache, channels)
+    assert images == 5
+    assert statistics_of(found) == expected
     assert not said
 
 
-def test_without_either_the_images_are_measured_and_it_is_said(make_shards: Callable[..., Path]) -> None:
-    data = DataSettings(channels=1)
-    index = open_shards((str(make_shards([3, 2])),), data)
-    said: list[str] = []
-    resolved = resolve_statistics(index, data, said.append)
-    assert statistics_of(resolved) == measure(index, 1)[0]
-    assert len(said) == 1
-    assert "measured on 5 of 5 images" in said[0]
-    assert f"mean {statistics_of(resolved).mean[0]:.4f}" in said[0]
+def test_images_of_other_channels_than_asked_for_are_measured_anew(
+    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
+    """Gray made of colour has a mean of its own."""
+    folder, data = make_shards([3, 2], mode="RGB"), data_of(channels=1)
+    found, said = resolved(folder, data)
+    expected, _ = measure(open_shards((str(folder),), data, said.append), data.cache, 1)
+    assert statistics_of(found) == expected
+    assert not said
+
+
+def test_that_a_part_was_measured_is_said(write_tar: Callable[..., Path], data_of: Callable[..., DataSettings]) -> None:
+    path = write_tar("x.tar", {"a.png": png(0), "b.png": png(1), "c.png": png(2)[:60]})
+    found, said = resolved(path, data_of(channels=1))
+    expected = f"mean and std were measured on 2 of 3 images ({statistics_of(found)}); "
+    assert said == [expected + "`mae pack` and `mae index --check` measure all"]
+
+
+def test_images_that_cannot_have_the_channels_asked_for_are_refused(
+    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
+    data, said = data_of(channels=5), list[str]()
+    index = open_shards((str(make_shards([2])),), data_of(channels=1), said.append)
+    stored = resolve_statistics(index, data, said.append)  # gray statistics fit any number
+    assert len(statistics_of(stored).mean) == 5
+    colour = open_shards((str(make_shards([2], name="colour", mode="RGB")),), data, lambda text: None)
+    with pytest.raises(UserError, match=r"no image could be decoded into 5 channels \(data\.channels\)"):
+        resolve_statistics(colour, data, said.append)
+    assert [text for text in said if "mean" in text] == []
+
+
+def test_making_an_index_is_said_once(make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]) -> None:
+    folder, said = make_shards([2, 1]), list[str]()
+    for _ in range(2):
+        open_shards((str(folder),), data_of(), said.append)
+    assert said == ["indexing 2 shards"]
+
+
+def test_the_index_lies_where_it_is_set_to(
+    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings], tmp_path: Path
+) -> None:
+    index = open_shards((str(make_shards([2])),), data_of(index=tmp_path / "here"), lambda text: None)
+    assert index.folder == tmp_path / "here"
+    assert not (tmp_path / "cache" / "index").exists()
+
+
+def test_samples_without_an_image_stop_the_run_unless_allowed_s03(
+    write_tar: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
+    path = write_tar("x.tar", {"a.png": png(0)} | {f"k{n}.cls": b"1" for n in range(7)})
+    keys = "; ".join(f"{path}: k{n}" for n in range(5))
+    with pytest.raises(UserError) as caught:
+        open_shards((str(path),), data_of(), lambda text: None)
+    assert str(caught.value).startswith(f"7 samples have no image: {keys} and 2 more; ")
+    assert "--data.skip_without_image True" in str(caught.value)
+    assert len(open_shards((str(path),), data_of(skip_without_image=True), lambda text: None)) == 1
+
+
+def test_more_images_that_are_none_than_allowed_stop_the_run_s01(
+    write_tar: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
+    path = write_tar("x.tar", {"a.png": png(0), "b.png": b"<html>", "c.png": b""})
+    for allowed in (0, 1):
+        message = rf"^2 images are bad: {path}: b\.png \(it begins .*; {path}: c\.png .*--data\.max_bad_samples$"
+        with pytest.raises(UserError, match=message):
+            open_shards((str(path),), data_of(max_bad_samples=allowed), lambda text: None)
+    assert len(open_shards((str(path),), data_of(max_bad_samples=2), lambda text: None)) == 3
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_gzipped_shards_go_into_the_cache_folder_that_is_set(
     make_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
-    import gzip
-
     folder = make_shards([2])
     plain = folder / "train-000000.tar"
     (folder / "train-000000.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
     plain.unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    data = DataSettings(cache_dir=tmp_path / "given" if given else None)
-    (file,) = open_shards((str(folder),), data).files
-    assert file.is_relative_to(tmp_path / ("given" if given else "xdg/mae"))
+    settings: dict[str, Any] = {"cache_dir": tmp_path / "given"} if given else {}
+    data = DataSettings(**settings)
+    index = open_shards((str(folder),), data, lambda text: None)
+    cache = tmp_path / ("given" if given else "xdg/mae")
+    (unpacked,) = cache.rglob("*.tar")
+    reader = ImageReader(index, data.cache)
+    assert [reader.read(place) for place in reader.locate(np.arange(2))] == [png(0), png(1)]
+    assert unpacked.is_relative_to(cache / "shards")

@@ -1,19 +1,21 @@
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import png
-from PIL import Image
 from torch import Tensor
 
-from mae.data.decode import decode
-from mae.data.index import build_index
-from mae.data.statistics import PixelStatistics, PixelSums, measure, read_info, stored_statistics
+from mae.data.shards import Shard
+from mae.data.statistics import (
+    PixelStatistics,
+    PixelSums,
+    SetPixels,
+    for_channels,
+    read_info,
+    stored_statistics,
+)
 from mae.errors import UserError
 
 GRAY = PixelStatistics((0.25,), (0.5,))
@@ -77,10 +79,51 @@ def test_constant_images_have_a_deviation_to_divide_by(value: int) -> None:
     assert min(found.std) > 0
 
 
-def encoded(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (1, 1), value).save(buffer, format="PNG")
-    return buffer.getvalue()
+def pixels_of(*sets: list[tuple[Tensor, bool]]) -> SetPixels:
+    """Images and whether they are gray, counted set by set and merged."""
+    whole = SetPixels()
+    for images in sets:
+        part = SetPixels()
+        for image, is_gray in images:
+            part.add(image, is_gray)
+        whole.merge(part)
+    return whole
+
+
+def test_a_set_of_images_is_counted_with_the_channels_they_have() -> None:
+    colour = [(image, False) for image in images_of(3)]
+    found = pixels_of(colour[:2], colour[2:])
+    assert (found.images, found.statistics()) == (7, sums_of(images_of(3)).statistics())
+    five = pixels_of([(image, False) for image in images_of(5)])
+    assert five.statistics() == sums_of(images_of(5)).statistics()
+
+
+def test_a_set_of_gray_images_has_one_mean_and_a_mixed_one_three() -> None:
+    gray = [(image.expand(3, -1, -1), True) for image in images_of(1)]
+    expected = sums_of(images_of(1)).statistics()
+    assert pixels_of(gray).statistics() == expected
+    mixed = pixels_of(gray, [(image, False) for image in images_of(3)]).statistics()
+    assert mixed is not None
+    assert len(mixed.mean) == 3
+    one_plane = [(image, True) for image in images_of(1)]
+    assert pixels_of(one_plane).statistics() == expected
+
+
+def test_a_set_of_different_numbers_of_channels_or_of_nothing_has_no_mean() -> None:
+    three, five = ([(image, False) for image in images_of(channels)] for channels in (3, 5))
+    assert pixels_of(three, five).statistics() is None
+    assert pixels_of().statistics() is None
+
+
+def test_gray_statistics_fit_any_number_of_channels_and_others_their_own() -> None:
+    assert for_channels(GRAY, 4) == PixelStatistics((0.25,) * 4, (0.5,) * 4)
+    assert for_channels(COLOUR, 3) == COLOUR
+    assert for_channels(COLOUR, 1) is None
+    assert for_channels(COLOUR, 4) is None
+
+
+def shard(path: Path) -> Shard:
+    return Shard(str(path), 1, "1")
 
 
 def folder_of(path: Path, **splits: tuple[list[str], PixelStatistics | None]) -> Path:
@@ -97,16 +140,16 @@ def folder_of(path: Path, **splits: tuple[list[str], PixelStatistics | None]) ->
 
 def test_what_was_stored_beside_the_shards_is_found(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a", train=(["t0.tar", "t1.tar"], COLOUR), test=(["e0.tar"], GRAY))
-    assert stored_statistics([folder / "t0.tar", folder / "t1.tar"], 3) == COLOUR
-    assert stored_statistics([folder / "t1.tar"], 3) == COLOUR
-    assert stored_statistics([folder / "e0.tar"], 1) == GRAY
+    assert stored_statistics([shard(folder / "t0.tar"), shard(folder / "t1.tar")], 3) == COLOUR
+    assert stored_statistics([shard(folder / "t1.tar")], 3) == COLOUR
+    assert stored_statistics([shard(folder / "e0.tar")], 1) == GRAY
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_each_of_several_splits_is_found_wherever_it_stands(tmp_path: Path, position: int) -> None:
     names, found = ["train", "val", "test"], [PixelStatistics((m,), (0.5,)) for m in (0.1, 0.2, 0.3)]
     folder = folder_of(tmp_path / "a", **{n: ([f"{n}.tar"], s) for n, s in zip(names, found, strict=True)})
-    assert stored_statistics([folder / f"{names[position]}.tar"], 1) == found[position]
+    assert stored_statistics([shard(folder / f"{names[position]}.tar")], 1) == found[position]
 
 
 def test_nothing_is_found_unless_all_shards_are_covered_by_one_result(tmp_path: Path) -> None:
@@ -114,7 +157,7 @@ def test_nothing_is_found_unless_all_shards_are_covered_by_one_result(tmp_path: 
     b = folder_of(tmp_path / "b", train=(["0.tar"], COLOUR))
     c = folder_of(tmp_path / "c", train=(["0.tar"], PixelStatistics((0.3,) * 3, (0.2,) * 3)))
     (tmp_path / "bare").mkdir()
-    assert stored_statistics([a / "0.tar", b / "0.tar"], 3) == COLOUR
+    assert stored_statistics([shard(a / "0.tar"), shard(b / "0.tar")], 3) == COLOUR
     for shards in (
         [a / "0.tar", a / "1.tar"],  # of two splits
         [a / "0.tar", a / "9.tar"],  # not listed
@@ -123,14 +166,19 @@ def test_nothing_is_found_unless_all_shards_are_covered_by_one_result(tmp_path: 
         [a / "0.tar", tmp_path / "bare" / "0.tar"],  # one folder without
         [tmp_path / "bare" / "0.tar"],
     ):
-        assert stored_statistics(shards, 3) is None
+        assert stored_statistics([shard(path) for path in shards], 3) is None
 
 
 def test_gray_statistics_serve_any_number_of_channels(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a", gray=(["g.tar"], GRAY), colour=(["c.tar"], COLOUR))
-    assert stored_statistics([folder / "g.tar"], 3) == PixelStatistics((0.25,) * 3, (0.5,) * 3)
-    assert stored_statistics([folder / "c.tar"], 1) is None
-    assert stored_statistics([folder / "c.tar"], 4) is None
+    assert stored_statistics([shard(folder / "g.tar")], 3) == PixelStatistics((0.25,) * 3, (0.5,) * 3)
+    assert stored_statistics([shard(folder / "c.tar")], 1) is None
+    assert stored_statistics([shard(folder / "c.tar")], 4) is None
+
+
+def test_nothing_is_stored_beside_remote_shards(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "a", train=(["0.tar"], COLOUR))
+    assert stored_statistics([shard(folder / "0.tar"), Shard("s3://bucket/0.tar", 1, "")], 3) is None
 
 
 @pytest.mark.parametrize(
@@ -144,25 +192,3 @@ def test_a_damaged_info_file_is_refused(tmp_path: Path, text: str, message: str)
 
 def test_no_info_file_is_an_empty_one(tmp_path: Path) -> None:
     assert read_info(tmp_path) == {}
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_small_set_is_measured_whole(make_shards: Callable[..., Path], channels: int) -> None:
-    index = build_index([str(make_shards([5, 4], mode="RGB"))], Path("/nowhere"))
-    found, images = measure(index, channels)
-    assert images == 9
-    assert found == sums_of([decode(png(n, mode="RGB"), channels) for n in range(9)]).statistics()
-
-
-def test_a_great_set_is_measured_by_2000_images_spread_over_it(write_tar: Callable[..., Path]) -> None:
-    black, white = (encoded(value) for value in (0, 255))
-    path = write_tar("x.tar", {f"{n}.png": black if n < 2100 else white for n in range(2500)})
-    found, images = measure(build_index([str(path)], Path("/nowhere")), 1)
-    assert images == 2000
-    assert found.mean[0] == pytest.approx(400 / 2500, abs=0.001)
-
-
-def test_a_bad_image_is_named_when_it_is_measured(write_tar: Callable[..., Path]) -> None:
-    path = write_tar("x.tar", {"a.png": png(0), "b.png": b"<html>"})
-    with pytest.raises(UserError, match=rf"bad image {path}: b\.png: .*; pack the shard without it"):
-        measure(build_index([str(path)], Path("/nowhere")), 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mae.data.index import build_index
+from mae.data.indexing import open_index
 from mae.data.loader import DataSettings, EvalBatches, normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError
@@ -22,7 +22,7 @@ DATA = DataSettings(image_size=(8,), channels=1, crop_pct=1.0)
 def test_accuracy_and_loss_are_those_of_a_plain_count(
     batch_size: int, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
-    index = build_index([str(make_shards([13, 12]))], tmp_path)
+    index = open_index([str(make_shards([13, 12]))], tmp_path)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4))
     found = evaluate(start_accelerator("fp32"), model, EvalBatches(index, batch_size, DATA), STATISTICS, workers=0)
@@ -41,7 +41,7 @@ def test_a_bad_image_ends_the_evaluation_by_name(make_shards: Callable[..., Path
     at = data.index(b"IDAT") + 8
     data[at : at + 20] = bytes(20)
     tar.write_bytes(data)
-    batches = EvalBatches(build_index([str(shards)], tmp_path), 4, DATA)
+    batches = EvalBatches(open_index([str(shards)], tmp_path), 4, DATA)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     with pytest.raises(UserError, match=r"1 bad image in the evaluation shards: .*000000.png"):
         evaluate(start_accelerator("fp32"), model, batches, STATISTICS, workers=0)

@@ -1,10 +1,14 @@
 """What the launcher promised is compared with what there is."""
 
+import os
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from mae.errors import UserError, one_line_errors
-from mae.training.distributed import start_accelerator
+from mae.training.distributed import require_agreement, start_accelerator
 
 
 def test_one_process_on_the_cpu_runs_in_fp32() -> None:
@@ -47,3 +51,18 @@ def test_a_mistake_is_printed_once_and_a_bug_keeps_its_traceback(
     assert capsys.readouterr().err == ""
     with pytest.raises(ZeroDivisionError), one_line_errors():
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("what", ["data", "settings", ""], ids=["r05-index", "k10-settings", "equal"])
+def test_ranks_must_hold_the_same_facts(what: str, on_two_ranks: Callable[[Callable[[], Any]], list[Any]]) -> None:
+    def agree() -> str:
+        facts = {"data": "fingerprint", "settings": "seed: 0"}
+        if what and os.environ["RANK"] == "1":
+            facts[what] += "1"
+        require_agreement(start_accelerator("fp32"), **facts)
+        return "agreed"
+
+    expected = f"error: the processes differ in their {what}; start them all with the same command, files and library"
+    first, second = on_two_ranks(agree)
+    assert first == second
+    assert first.startswith(expected if what else "agreed")

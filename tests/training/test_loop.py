@@ -1,13 +1,32 @@
-"""The pure parts of the loop; the whole of it runs in tests/pipelines."""
+"""The pure parts of the loop, and what it does about bad and lost data; the whole of it runs in tests/pipelines."""
 
+import os
 import random
+import tarfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from mae.training.loop import seed_step, total_steps
+from mae.data.augment import AugmentSettings
+from mae.data.indexing import open_index
+from mae.data.loader import DataSettings, TrainBatches, load, plan_batches
+from mae.errors import UserError
+from mae.models.description import describe_model
+from mae.models.settings import EncoderSettings
+from mae.training.distributed import start_accelerator
+from mae.training.loop import Job, seed_step, total_steps, train
+from mae.training.optimizer import OptimSettings, build_optimizer, cosine_schedule, parameter_groups
 from mae.training.progress import TrainingProgress, duration
+from mae.training.run_folder import BAD_SAMPLES_FILE, RunFolder
+from mae.training.settings import TrainSettings
+
+STEPS_PER_EPOCH = 3
 
 
 @pytest.mark.parametrize(
@@ -42,3 +61,134 @@ def test_progress_prints_plain_lines_without_a_terminal_and_only_when_enabled(
             progress.step(3)
             progress.status(4, "loss 1.0 [bold]")
     assert capsys.readouterr().out == "train 4/10 loss 1.0 [bold]\n"
+
+
+def spoil(shard: Path, number: int, bytes_: bytes) -> None:
+    """Overwrite the middle of an image; the file's time stays as it was."""
+    times = shard.stat()
+    with tarfile.open(shard) as tar:
+        at = tar.getmember(f"{number:06d}.png").offset_data + 60
+    with shard.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes_)
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.fixture
+def bad_shard(make_shards: Callable[..., Path]) -> Path:
+    """24 images; 3, 4 and 20 are damaged, which only decoding tells."""
+    shard: Path = make_shards([24]) / "train-000000.tar"
+    for number in (3, 4, 20):
+        spoil(shard, number, bytes(30))
+    return shard
+
+
+def names(shard: Path) -> list[str]:
+    return [f"{shard}: {n:06d}.png" for n in (3, 4, 20)]
+
+
+def job_of(shard: Path, run_dir: Path, allowed: int, start: int = 0, log_every: int = 1) -> Job:
+    """Batches of eight on any number of ranks, on a model of one layer."""
+    accelerator = start_accelerator("fp32")
+    plan = plan_batches(8, accelerator.num_processes, None)
+    cache = run_dir.parent / "cache"
+    data = DataSettings(channels=1, image_size=(8,), max_bad_samples=allowed, cache_dir=cache)
+    index = open_index([str(shard)], cache)
+    batches = TrainBatches(index, plan, accelerator.process_index, 0, data, AugmentSettings())
+    torch.manual_seed(0)
+    model, optim = nn.Linear(64, 1), OptimSettings(warmup_epochs=1.0)
+    prepared, optimizer = accelerator.prepare(
+        model, build_optimizer(parameter_groups(model, 0.05), optim, accelerator.device)
+    )
+    return Job(
+        settings=TrainSettings(run_dir, log_every=log_every),
+        accelerator=accelerator,
+        model=prepared,
+        description=describe_model("classifier", EncoderSettings(), (16, 16), (0.5,), (0.5,), 1.0),
+        optimizer=optimizer,
+        schedule=cosine_schedule(optim, 8, 100.0, float(STEPS_PER_EPOCH), 300),
+        clip_grad=None,
+        plan=plan,
+        samples=24,
+        fingerprint=index.fingerprint,
+        max_bad_samples=allowed,
+        batches=load(batches, range(start, 300), 0),
+        loss_of=lambda model, batch: model(batch.images.float().flatten(1) / 255).square().mean(),
+        folder=RunFolder(run_dir),
+        progress=TrainingProgress("train", accelerator.is_main_process),
+        start=start,
+        total=300,
+    )
+
+
+def run(job: Job, steps: int) -> list[str]:
+    """Train so many steps and give the list of bad samples."""
+    job.folder.pictures.mkdir(parents=True, exist_ok=True)
+    assert list(islice(train(job), steps)) == list(range(job.start + 1, job.start + steps + 1))
+    path = job.folder.path / BAD_SAMPLES_FILE
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def listed(lines: list[str]) -> list[str]:
+    return sorted(line.partition(" (")[0] for line in lines)
+
+
+def test_bad_images_are_listed_once_each_also_over_a_resume_s01(
+    bad_shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run(job_of(bad_shard, tmp_path / "run", allowed=3), 3 * STEPS_PER_EPOCH)
+    assert listed(lines) == names(bad_shard)
+    assert all(line.endswith(")") for line in lines)
+    assert capsys.readouterr().out.count("were replaced by their neighbours") <= 3
+    assert run(job_of(bad_shard, tmp_path / "run", allowed=3, start=4), STEPS_PER_EPOCH) == lines
+    assert "replaced" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_one_bad_image_more_than_allowed_stops_the_run_by_name_s01(
+    bad_shard: Path, tmp_path: Path, log_every: int
+) -> None:
+    with pytest.raises(UserError, match=r"3 bad images, 2 are allowed \(data\.max_bad_samples\): ") as caught:
+        run(job_of(bad_shard, tmp_path / "run", allowed=2, log_every=log_every), STEPS_PER_EPOCH)
+    assert any(name in str(caught.value) for name in names(bad_shard))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^1 bad image, 0 are allowed|^[23] bad images, 0 are allowed"):
+        run(job_of(bad_shard, tmp_path / "other", allowed=0, log_every=log_every), STEPS_PER_EPOCH)
+
+
+def test_bad_images_of_before_a_resume_count_and_are_named_s01(bad_shard: Path, tmp_path: Path) -> None:
+    run(job_of(bad_shard, tmp_path / "run", allowed=3), STEPS_PER_EPOCH)
+    with pytest.raises(UserError, match=r"3 bad images, 1 are allowed .*: ") as caught:
+        run(job_of(bad_shard, tmp_path / "run", allowed=1, start=3), STEPS_PER_EPOCH)
+    assert all(name in str(caught.value) for name in names(bad_shard))
+
+
+def test_lost_data_stop_the_run_however_many_bad_images_are_allowed_d12(bad_shard: Path, tmp_path: Path) -> None:
+    job = job_of(bad_shard, tmp_path / "run", allowed=100)
+    spoil(bad_shard, 7, b"x")
+    message = rf"^data are lost: {bad_shard}: 000007\.png \(its crc32 is .*\); then start the same command again$"
+    with pytest.raises(UserError, match=message):
+        run(job, STEPS_PER_EPOCH)
+
+
+OnTwoRanks = Callable[[Callable[[], Any]], list[Any]]
+
+
+def test_bad_images_of_any_rank_are_counted_on_all_s01_s02(
+    bad_shard: Path, tmp_path: Path, on_two_ranks: OnTwoRanks
+) -> None:
+    """The same images, on the same steps, whichever rank met them; and all ranks stay in step."""
+    alone = run(job_of(bad_shard, tmp_path / "one", allowed=3), 2 * STEPS_PER_EPOCH)
+    accepted = on_two_ranks(lambda: run(job_of(bad_shard, tmp_path / "two", allowed=3), 2 * STEPS_PER_EPOCH))
+    assert accepted[0] == alone
+    first, second = on_two_ranks(lambda: run(job_of(bad_shard, tmp_path / "three", 2), STEPS_PER_EPOCH))
+    assert first == second
+    assert first.startswith("error: 3 bad images, 2 are allowed")
+
+
+def test_lost_data_of_one_rank_stop_all_d13(bad_shard: Path, tmp_path: Path, on_two_ranks: OnTwoRanks) -> None:
+    open_index([str(bad_shard)], tmp_path / "cache")
+    spoil(bad_shard, 7, b"x")
+    first, second = on_two_ranks(lambda: run(job_of(bad_shard, tmp_path / "run", 100), STEPS_PER_EPOCH))
+    assert first == second
+    assert first.startswith(f"error: data are lost: {bad_shard}: 000007.png (its crc32 is ")

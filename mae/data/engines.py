@@ -1,0 +1,182 @@
+"""Who does the tasks of a pack: this process, processes of this machine, or a Ray cluster."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from ctypes import c_int64
+from functools import partial
+from itertools import islice
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.sharedctypes import SynchronizedArray
+from typing import Any, TypeAlias
+
+import torch
+
+from mae.errors import UserError
+
+Advance: TypeAlias = Callable[[int, int], None]
+"""Told how many images are done, and how many bytes they had in the source."""
+Task: TypeAlias = Callable[[int, Advance], None]
+"""Packs the shard of a number."""
+Engine: TypeAlias = Callable[[Task, Sequence[int], Advance], None]
+"""Does a task for each number; the first error ends it."""
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_TO_ANSWER = 10
+
+
+def process_engine(workers: int) -> Engine:
+    """So many processes of this machine; with 0, 1 or a single task this process itself."""
+    return partial(_run_in_processes, workers)
+
+
+def ray_engine(local_workers: int) -> Engine:
+    """The Ray cluster that RAY_ADDRESS names or that runs on this machine; without one, a Ray of its own.
+
+    Raises:
+        UserError: if Ray is not installed.
+    """
+    try:
+        import ray  # noqa: F401, PLC0415 (an extra, and slow to import)
+    except ImportError:
+        raise UserError("--engine ray needs Ray: pip install 'mae-pretraining[ray]'") from None
+    return partial(_run_on_ray, local_workers)
+
+
+def _run_here(task: Task, numbers: Sequence[int], advance: Advance) -> None:
+    for number in numbers:
+        task(number, advance)
+
+
+def _run_in_processes(workers: int, task: Task, numbers: Sequence[int], advance: Advance) -> None:
+    if min(workers, len(numbers)) <= 1:
+        _run_here(task, numbers, advance)
+        return
+    # Forked from a server without threads: a fork of this process could inherit a lock that nobody opens again.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, task.__module__])
+    done: SynchronizedArray[int] = context.Array(c_int64, 2)
+    count = min(workers, len(numbers))
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker, initargs=(done,)) as pool:
+        try:
+            rest, told = iter(numbers), (0, 0)
+            pending = {pool.submit(_run_counted, task, number) for number in islice(rest, 2 * count)}
+            while pending:
+                ended, pending = wait(pending, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
+                pending |= {pool.submit(_run_counted, task, number) for number in islice(rest, len(ended))}
+                now = (done[0], done[1])
+                advance(now[0] - told[0], now[1] - told[1])
+                told = now
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, probably for want of memory; run the same command again with fewer "
+                "--workers: the shards that are done stay"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# What this process has done, summed over all workers; set where a worker begins.
+_done: "SynchronizedArray[int] | None" = None
+
+
+def _begin_worker(done: "SynchronizedArray[int]") -> None:
+    global _done  # noqa: PLW0603
+    _done = done
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; one of them speaks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would otherwise wait for its next task for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for_any([parent.sentinel])
+    os._exit(1)
+
+
+def _run_counted(task: Task, number: int) -> None:
+    def advance(images: int, size: int) -> None:
+        assert _done is not None
+        with _done.get_lock():
+            _done[0] += images
+            _done[1] += size
+
+    task(number, advance)
+
+
+def _run_on_ray(local_workers: int, task: Task, numbers: Sequence[int], advance: Advance) -> None:
+    import ray  # noqa: PLC0415
+
+    with _connected(ray, local_workers):
+        remote = ray.remote(_run_and_count)
+        pending = [remote.remote(task, number) for number in numbers]
+        try:
+            while pending:
+                ended, pending = ray.wait(pending)
+                for result in ray.get(ended):
+                    advance(*result)
+        except ray.exceptions.RayError as error:
+            if isinstance(cause := getattr(error, "cause", None), UserError):
+                raise cause from None
+            raise UserError(
+                f"Ray has failed ({' '.join(str(error).split())}); run the same command again: the shards that are "
+                "done stay"
+            ) from None
+        finally:
+            for result in pending:
+                ray.cancel(result)
+
+
+def _run_and_count(task: Task, number: int) -> tuple[int, int]:
+    images, size = 0, 0
+
+    def advance(more_images: int, more_bytes: int) -> None:
+        nonlocal images, size
+        images, size = images + more_images, size + more_bytes
+
+    torch.set_num_threads(1)
+    task(number, advance)
+    return images, size
+
+
+@contextmanager
+def _connected(ray: Any, local_workers: int) -> Iterator[None]:
+    """Connect to the cluster that is there, or start one here; what was connected before stays so."""
+    if ray.is_initialized():
+        yield
+        return
+    _require_answer(os.environ.get("RAY_ADDRESS", ""))
+    # Of several errors only the first, which is raised, is of use.
+    quiet = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(address="local", num_cpus=max(1, local_workers), include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} (RAY_ADDRESS): {error}; start one with `ray start --head`"
+        ) from None

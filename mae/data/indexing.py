@@ -1,0 +1,278 @@
+"""Find the index of a set of shards, or make it: shard by shard, over processes, resumable after any crash."""
+
+import math
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from mae.data.decode import decode, is_gray, native_channels
+from mae.data.index import (
+    ShardEntry,
+    ShardIndex,
+    StaleIndexError,
+    load,
+    parse_entry,
+    read_json,
+    save,
+    save_pixels,
+    write_json,
+)
+from mae.data.lock import lock
+from mae.data.reader import ImageReader, is_gzipped
+from mae.data.remote import download
+from mae.data.scan import RECORD, scan
+from mae.data.shards import Shard, expand, plain_tar
+from mae.data.statistics import PixelStatistics, SetPixels
+from mae.errors import BadImageError, UserError, first_of
+
+FOLDER = ".mae-index"
+"""Beside the shards; each set of shards has an index of its own in it."""
+_PARTS = "parts"
+_MEASURED_AT_MOST = 2000
+_BLOCK = 256
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+Say = Callable[[str], None]
+Advance = Callable[[int], None]
+
+
+def open_index(
+    patterns: Sequence[str],
+    cache_dir: Path,
+    folder: Path | None = None,
+    workers: int = 1,
+    say: Say = lambda text: None,
+    advance: Advance = lambda size: None,
+) -> ShardIndex:
+    """The index of the shards that `patterns` name; `expand`, then `index_of`."""
+    return index_of(expand(patterns), cache_dir, folder, workers, say, advance)
+
+
+def index_of(
+    shards: Sequence[Shard],
+    cache_dir: Path,
+    folder: Path | None = None,
+    workers: int = 1,
+    say: Say = lambda text: None,
+    advance: Advance = lambda size: None,
+) -> ShardIndex:
+    """The index of some shards, made if there is none that describes them as they are.
+
+    It lies in `folder`. Without one it is looked for beside the shards, where `mae pack` and `mae index` put it, then
+    in `cache_dir`, where a missing one is made: nobody's data folder is written to unasked. `advance` is told the
+    bytes of each shard that is done.
+
+    Raises:
+        UserError: for a damaged or empty shard, a key that occurs twice in a shard, a label that is no integer >= 0,
+            or if the index cannot be written.
+    """
+    in_cache = cache_dir / "index" / _key("\0".join(map(_absolute, shards)))
+    stale = ""
+    for place in [folder] if folder else [beside(shards), in_cache]:
+        if place is None:
+            continue
+        try:
+            return load(place, shards)
+        except StaleIndexError as error:
+            stale = f"; the one in {place} is not used: {error}" if place.exists() else stale
+    say(f"indexing {len(shards)} shards{stale}")
+    with _locked(folder or in_cache) as place:
+        try:
+            return load(place, shards)  # another process was faster
+        except StaleIndexError:
+            _build(place, shards, cache_dir, workers, advance)
+            return load(place, shards)
+
+
+def beside(shards: Sequence[Shard]) -> Path | None:
+    """Where the index of these shards lies beside them; None if they are remote or in several folders."""
+    folders = {None if shard.is_remote else Path(shard.url).parent for shard in shards}
+    folder = folders.pop() if len(folders) == 1 else None
+    return folder and folder / FOLDER / _key("\0".join(shard.name for shard in shards))
+
+
+def check_images(index: ShardIndex, cache_dir: Path, workers: int, advance: Advance) -> tuple[SetPixels, list[str]]:
+    """Verify the crc32 of every image and decode it: the pixels of all good ones, and the bad ones with reasons.
+
+    `advance` is told how many images are done.
+    """
+    pixels, bad = SetPixels(), list[str]()
+    for found, wrong in DataLoader(
+        _Looks(ImageReader(index, cache_dir)),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+    ):
+        pixels.merge(found)
+        bad += wrong
+        advance(found.images + len(wrong))
+    return pixels, bad
+
+
+class _Looks(Dataset[tuple[SetPixels, list[str]]]):
+    """Block number -> the pixels of its images, and the bad ones."""
+
+    def __init__(self, reader: ImageReader) -> None:
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._reader.index) / _BLOCK)
+
+    def __getitem__(self, number: int) -> tuple[SetPixels, list[str]]:
+        start = number * _BLOCK
+        ids = np.arange(start, min(start + _BLOCK, len(self._reader.index)))
+        return _look_at(self._reader, ids, tolerated=UserError)
+
+
+def _as_it_is(item: tuple[SetPixels, list[str]]) -> tuple[SetPixels, list[str]]:
+    return item
+
+
+def _absolute(shard: Shard) -> str:
+    return str(shard) if shard.is_remote else str(Path(shard.url).resolve())
+
+
+def _key(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    """Hold the folder of an index against other processes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder / "lock"):
+            yield folder
+    except OSError as error:
+        raise UserError(f"the index cannot be written to {folder}: {error.strerror}; set data.index") from None
+
+
+def _build(folder: Path, shards: Sequence[Shard], cache_dir: Path, workers: int, advance: Advance) -> None:
+    parts = folder / _PARTS
+    parts.mkdir(exist_ok=True)
+    entries, errors = [], []
+    read = partial(_read_shard, parts, cache_dir)
+    for shard, (entry, error) in zip(shards, _each(read, shards, workers), strict=True):
+        advance(shard.size)
+        if entry:
+            entries.append(entry)
+        else:
+            errors.append(error)
+    if errors:
+        more = f"; {len(errors)} of {len(shards)} shards are at fault" if len(errors) > 1 else ""
+        raise UserError(first_of(errors) + more)
+    save(folder, entries, [_part(parts, shard) for shard in shards])
+    index = load(folder, shards)
+    save_pixels(index, *measure(index, cache_dir))
+    shutil.rmtree(parts)
+
+
+def measure(index: ShardIndex, cache_dir: Path, channels: int | None = None) -> tuple[PixelStatistics | None, int]:
+    """Mean and deviation of at most 2,000 images spread evenly, and how many those were.
+
+    Decoded into `channels` planes, or, without a number, as `SetPixels` counts them. Bad images stay out: who reads
+    them next tells.
+    """
+    some = np.unique(np.linspace(0, len(index) - 1, _MEASURED_AT_MOST).astype(np.int64))
+    pixels, _ = _look_at(ImageReader(index, cache_dir), some, channels)
+    return pixels.statistics(), pixels.images
+
+
+def _read_shard(parts: Path, cache_dir: Path, shard: Shard) -> tuple[ShardEntry | None, str]:
+    """The entry of one shard, from the part that an interrupted build has left, or from the shard; or an error."""
+    part = _part(parts, shard)
+    try:
+        entry = parse_entry(read_json(part.with_suffix(".json")))
+        if part.stat().st_size == entry.samples * RECORD.itemsize:
+            return entry, ""
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or cut short by the crash: read the shard
+    try:
+        with local_copy(shard, cache_dir) as source:
+            found = scan(source, str(shard))
+    except UserError as error:
+        return None, str(error)
+    entry = ShardEntry.of(shard, found)
+    with part.open("wb") as file:
+        found.records.tofile(file)
+        file.flush()
+        os.fsync(file.fileno())
+    write_json(part.with_suffix(".json"), asdict(entry))
+    return entry, ""
+
+
+def _part(parts: Path, shard: Shard) -> Path:
+    return parts / f"{_key(f'{_absolute(shard)} {shard.size} {shard.version}')}.bin"
+
+
+@contextmanager
+def local_copy(shard: Shard, cache_dir: Path) -> Iterator[Path | int]:
+    """A plain tar on this machine: the shard itself, its unpacked copy, or a download that has no name and so
+    vanishes with the process."""
+    if not shard.is_remote or is_gzipped(shard):
+        yield plain_tar(shard, cache_dir)
+        return
+    folder = cache_dir / "downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        download(shard, file)
+        file.flush()
+        yield file.fileno()
+
+
+def _look_at(
+    reader: ImageReader, ids: NDArray[np.int64], channels: int | None = None, tolerated: type[Exception] = BadImageError
+) -> tuple[SetPixels, list[str]]:
+    """The pixels of the good images, and the bad ones: those that raise what is `tolerated`."""
+    pixels, bad = SetPixels(), list[str]()
+    for place in reader.locate(ids):
+        try:
+            data = reader.read(place)
+            image = decode(data, channels or native_channels(data))
+        except (BadImageError, tolerated) as error:
+            bad.append(f"{reader.name(place.sample_id)} ({error})")
+        else:
+            pixels.add(image, is_gray=channels is None and is_gray(data))
+    return pixels, bad
+
+
+def _each(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+    """The results in order, made by as many processes as there is work for."""
+    if min(workers, len(tasks)) <= 1:
+        yield from map(work, tasks)
+        return
+    with ProcessPoolExecutor(min(workers, len(tasks)), initializer=_end_with_the_parent) as pool:
+        yield from pool.map(work, tasks)
+
+
+def _end_with_the_parent() -> None:
+    """A process of a pool outlives a parent that is killed: it would wait for work for ever, and hold its lock."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def default_workers() -> int:
+    """One process per core that this process may use."""
+    return len(os.sched_getaffinity(0))

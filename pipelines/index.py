@@ -1,0 +1,109 @@
+"""Check shards strictly, and store where every sample lies.
+
+mae index 'shards/train-*.tar'
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from mae.data.index import ShardIndex, save_pixels
+from mae.data.indexing import beside, check_images, default_workers, index_of
+from mae.data.scan import NO_LABEL
+from mae.data.shards import Shard, default_cache_dir, expand
+from mae.errors import UserError, first_of, one_line_errors
+from mae.progress import progress_bar
+from mae.settings import check, parse
+
+BAD_FILE = "bad-images.txt"
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Read tar shards once and strictly; store where every sample lies, its checksum and label, and the statistics."""
+
+    shards: Positional[tuple[str, ...]]
+    """Tar shards: paths, globs, braces, folders, and the same of s3://, gs://, hf:// and http(s)://."""
+    out: Path | None = None
+    """Folder of the index; None: beside the shards, where training finds it, else in the cache."""
+    check: bool = False
+    """Verify the checksum of every image and decode it: lists the bad ones, measures mean and std on all."""
+    workers: int | None = None
+    """Processes that read shards or decode images; None: one per core."""
+    cache_dir: Path | None = None
+    """Where remote and gzipped shards are kept on this machine; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+
+    def __post_init__(self) -> None:
+        check(bool(self.shards), "shards", self.shards, "one or more tar files, such as 'shards/train-*.tar'")
+        check(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more, or None")
+
+
+def run(settings: IndexSettings) -> ShardIndex:
+    """Make or verify the index and tell what it holds.
+
+    Raises:
+        UserError: for shards that are damaged, and, after the index is stored, for images that are bad.
+    """
+    shards = expand(settings.shards)
+    cache_dir = settings.cache_dir or default_cache_dir()
+    workers = default_workers() if settings.workers is None else settings.workers
+    with progress_bar("indexing", sum(shard.size for shard in shards), is_bytes=True) as advance:
+        index = index_of(shards, cache_dir, settings.out or _writable(beside(shards)), workers, _say, advance)
+    bad = index.bad()
+    if settings.check:
+        with progress_bar("decoding", len(index)) as advance:
+            pixels, bad = check_images(index, cache_dir, workers, advance)
+        index = save_pixels(index, pixels.statistics(), pixels.images)
+    _say(describe(index, shards))
+    if bad:
+        listed = index.folder / BAD_FILE
+        listed.write_text("\n".join(bad) + "\n", encoding="utf-8", errors="surrogateescape")
+        raise UserError(
+            f"{len(bad)} of {len(index)} images are bad: {first_of(bad)}; all are listed in {listed}. Pack the shards "
+            f"without them (mae pack SHARDS --out DIR --skip_bad True), or train with --data.max_bad_samples {len(bad)}"
+        )
+    return index
+
+
+def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
+    """What the shards hold, in a few lines."""
+    extensions: Counter[str] = Counter()
+    for entry in index.entries:
+        extensions.update(entry.extensions)
+    labelled = int((index.label != NO_LABEL).sum())
+    ignored, without_image = sum(entry.ignored for entry in index.entries), len(index.without_image())
+    rows = {
+        "shards": f"{len(shards):,}, {sum(shard.size for shard in shards) / 1e6:,.1f} MB",
+        "samples": f"{len(index):,}",
+        "labels": f"{labelled:,}" + (f", from 0 to {index.label.max()}" if labelled else ""),
+        "files": ", ".join(f"{count:,} .{name}" for name, count in extensions.items()),
+        "no samples": f"{ignored:,} files ignored, {without_image:,} keys without an image",
+        "pixels": f"{index.pixels or 'of mixed channels'}, from {index.pixels_of:,} images",
+        "fingerprint": index.fingerprint[:16],
+        "index": str(index.folder),
+    }
+    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+def _writable(folder: Path | None) -> Path | None:
+    """The folder beside the shards, if one can be made there."""
+    return folder if folder and os.access(folder.parent.parent, os.W_OK) else None
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`mae index`."""
+    with one_line_errors():
+        run(parse(IndexSettings, sys.argv[1:] if argv is None else argv, prog="mae index"))
+
+
+if __name__ == "__main__":
+    main()
