@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -257,8 +258,13 @@ def _each(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -
     if min(workers, len(tasks)) <= 1:
         yield from map(work, tasks)
         return
-    with ProcessPoolExecutor(min(workers, len(tasks)), initializer=_end_with_the_parent) as pool:
-        yield from pool.map(work, tasks)
+    try:
+        with ProcessPoolExecutor(min(workers, len(tasks)), initializer=_end_with_the_parent) as pool:
+            yield from pool.map(work, tasks)
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, probably for want of memory; run the same command again: what is done stays"
+        ) from None
 
 
 def _end_with_the_parent() -> None:

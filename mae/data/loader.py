@@ -80,7 +80,8 @@ class DataSettings:
     """Samples that count as an epoch of a stream, which does not know how many it has."""
     views_per_image: int = 1
     """Crops, each under a mask of its own, that are cut from one decoding (repeated augmentation). They count as so
-    many samples: an epoch of N samples then shows N / views_per_image images."""
+    many samples: an epoch of N samples then shows N / views_per_image images. The views of an image stand in the same
+    batch."""
     chunk_samples: int = 64
     """Consecutive samples that the order moves as one, and that are read from remote shards as one."""
     window_chunks: int = 16
@@ -257,11 +258,11 @@ class TrainBatches(Dataset[Batch]):
         self.index, self.images = index, Images(index, data)
         self.plan, self.rank, self.seed = plan, rank, seed
         self.data, self.augmentation, self.patches = data, augmentation, patches
-        self.subset = np.arange(len(index)) if subset is None else subset
+        self.subset = subset
         self.views = data.views_per_image
         self._check()
         self.order = Order(
-            seed, len(self.subset), plan.global_batch // self.views, data.chunk_samples, data.window_chunks, data.lanes
+            seed, self.samples, plan.global_batch // self.views, data.chunk_samples, data.window_chunks, data.lanes
         )
         self._threads: ThreadPoolExecutor | None = None
         self._lost = ""
@@ -269,7 +270,7 @@ class TrainBatches(Dataset[Batch]):
     @property
     def samples(self) -> int:
         """Samples in an epoch."""
-        return len(self.subset)
+        return len(self.index) if self.subset is None else len(self.subset)
 
     @property
     def fingerprint(self) -> str:
@@ -285,7 +286,7 @@ class TrainBatches(Dataset[Batch]):
 
     def __getitem__(self, micro_step: int) -> Batch:
         places, epochs = self._images_of(micro_step)
-        ids = self.subset[places]
+        ids = self._ids(places)
         batch = _empty_batch(self.index, ids.repeat(self.views), self.data, self.patches)
         draws = self._draw(batch, ids, epochs)
         if not self._lost:
@@ -330,11 +331,14 @@ class TrainBatches(Dataset[Batch]):
         start, stop = self.plan.positions(micro_step, self.rank)
         return self.order.at(start // self.views, stop // self.views)
 
+    def _ids(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        return places if self.subset is None else self.subset[places]
+
     def _read_ahead(self, micro_step: int) -> None:
         if not self.data.keep_decoded:
             steps = self.images.reader.steps_ahead(self.order.horizon // self.order.batch)
             places, _ = self._images_of(micro_step + steps * self.plan.accumulation)
-            self.images.reader.will_need(self.subset[places])
+            self.images.reader.will_need(self._ids(places))
 
     def _draw(self, batch: Batch, ids: NDArray[np.int64], epochs: NDArray[np.int64]) -> _Draws:
         """Mask noise into `batch`, and the other random numbers of its rows.
@@ -386,11 +390,12 @@ class TrainBatches(Dataset[Batch]):
         The rule knows nothing of workers or processes. If as many neighbours are bad as are allowed in all, the rows
         stay black under their own label, and the run stops before anything learned from them is kept.
         """
-        for distance in range(1, min(self.data.max_bad_samples + 1, len(self.subset))):
-            following = (image.place + distance) % len(self.subset)
-            (location,) = self.images.reader.locate(self.subset[[following]])
+        for distance in range(1, min(self.data.max_bad_samples + 1, self.samples)):
+            (location,) = self.images.reader.locate(self._ids(np.array([(image.place + distance) % self.samples])))
             if self._add(views, location, rows, bad):
                 return int(self.index.label[location.sample_id])
+        if self.data.max_bad_samples >= self.samples:
+            raise UserError(f"all {self.samples} images are bad, the first: {bad[0]}")
         return int(self.index.label[image.location.sample_id])
 
     @property
@@ -411,10 +416,10 @@ class TrainBatches(Dataset[Batch]):
 
     def _check(self) -> None:
         plan, data = self.plan, self.data
-        if len(self.subset) < plan.global_batch:
+        if self.samples < plan.global_batch:
             raise UserError(
-                f"batch_size is {plan.global_batch} but the data holds {len(self.subset)} samples; "
-                f"allowed: 1 to {len(self.subset)}"
+                f"batch_size is {plan.global_batch} but the data holds {self.samples} samples; "
+                f"allowed: 1 to {self.samples}"
             )
         if plan.per_process % self.views:
             raise UserError(

@@ -124,23 +124,31 @@ def permute(places: Integers, count: Integers, base: Words) -> Integers:
     4**k >= count; a value that falls outside is sent through again until it comes back inside ("cycle walking", Black
     and Rogaway 2002, doi:10.1007/3-540-45760-7_9).
     """
-    return _walk(places, np.broadcast_to(count, places.shape), np.broadcast_to(base, places.shape), _feistel)
+    return _walk(places, count, base, _feistel)
 
 
 def invert(places: Integers, count: int, base: np.uint64) -> Integers:
     """The inverse of `permute`, with one `count` and one `base` for all."""
-    shape = places.shape
-    return _walk(places, np.broadcast_to(np.array(count), shape), np.broadcast_to(base, shape), _feistel_back)
+    return _walk(places, np.array(count), np.array(base), _feistel_back)
 
 
 def _walk(places: Integers, count: Integers, base: Words, network: _Network) -> Integers:
-    half = _half_bits(count)
-    values = network(places.astype(np.uint64), half, base)
-    (outside,) = np.nonzero(values >= count.astype(np.uint64))
+    # One column for all places, or one for each.
+    limit, bases = count.reshape(-1).astype(np.uint64), base.reshape(-1)
+    half = _half_bits(count.reshape(-1))
+    keys = keyed.mix(bases + np.arange(_ROUNDS, dtype=np.uint64)[:, None])
+    values = network(places.astype(np.uint64), half, keys)
+    (outside,) = np.nonzero(values >= limit)
     while len(outside):
-        values[outside] = network(values[outside], half[outside], base[outside])
-        outside = outside[values[outside] >= count[outside].astype(np.uint64)]
+        here = _columns(limit, outside)
+        values[outside] = network(values[outside], _columns(half, outside), _columns(keys, outside))
+        outside = outside[values[outside] >= here]
     return values.astype(np.int64)
+
+
+def _columns(array: Words, places: NDArray[np.intp]) -> Words:
+    """What belongs to some places, of an array with one column for each place or one for all."""
+    return array if array.shape[-1] == 1 else array[..., places]
 
 
 def _half_bits(count: Integers) -> Words:
@@ -151,22 +159,18 @@ def _half_bits(count: Integers) -> Words:
     return half
 
 
-def _feistel(values: Words, half: Words, base: Words) -> Words:
-    """Permute the integers of 2 * half bits."""
+def _feistel(values: Words, half: Words, keys: Words) -> Words:
+    """Permute the integers of 2 * half bits; one row of `keys` for each round."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
-    for round_ in range(_ROUNDS):
-        left, right = right, left ^ _scrambled(right, base, round_, mask)
+    for key in keys:
+        left, right = right, left ^ (keyed.mix(right + key) & mask)
     return (left << half) | right
 
 
-def _feistel_back(values: Words, half: Words, base: Words) -> Words:
+def _feistel_back(values: Words, half: Words, keys: Words) -> Words:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
-    for round_ in reversed(range(_ROUNDS)):
-        left, right = right ^ _scrambled(left, base, round_, mask), left
+    for key in keys[::-1]:
+        left, right = np.bitwise_xor(right, keyed.mix(left + key) & mask), left
     return (left << half) | right
-
-
-def _scrambled(values: Words, base: Words, round_: int, mask: Words) -> Words:
-    return keyed.mix(values + keyed.mix(base + np.uint64(round_))) & mask

@@ -118,7 +118,7 @@ class ImageReader:
         (place,) = self.locate(np.array([sample_id]))
         shard = self.index.entries[place.shard].shard
         try:
-            return f"{shard}: {member_name(self._bytes(place, place.offset - BLOCK, BLOCK))}"
+            return f"{shard}: {_on_one_line(member_name(self._bytes(place, place.offset - BLOCK, BLOCK)))}"
         except (OSError, BadTarError, UserError):
             return f"{shard}: the image at byte {place.offset}"
 
@@ -186,6 +186,11 @@ class ImageReader:
 def _local_file(shard: Shard, cache_dir: Path) -> Path | None:
     """The plain tar to read; None for one that is read where it lies, piece by piece."""
     return None if shard.is_remote and not is_gzipped(shard) else plain_tar(shard, cache_dir)
+
+
+def _on_one_line(name: str) -> str:
+    """A name from a tar may hold anything; surrogates stand for its bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in name)
 
 
 def is_gzipped(shard: Shard) -> bool:

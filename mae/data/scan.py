@@ -141,14 +141,15 @@ def split_name(name: str) -> tuple[str, str]:
 def _grouped(listing: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
     """Neighbouring files of one key.
 
-    By WebDataset's rule the extension begins at the first dot. Files such as `photo.v2.000010.jpg` would then all
-    fall under one key without an image: such neighbours are grouped by their last dots instead.
+    By WebDataset's rule the extension begins at the first dot. Where that leaves a whole shard without an image, as
+    with `photo.v2.000010.jpg`, it begins at the last one. Never both in one shard: `b.seg.png` whose `b.jpg` is
+    missing must not become an image.
     """
-    for neighbours in _neighbours(listing, split_name):
-        has_image = any(split_name(member.name)[1] in IMAGE_EXTENSIONS for member in neighbours)
-        split = split_name if has_image else _split_at_last_dot
-        for group in _neighbours(neighbours, split):
-            yield from _by_extension(group, split)
+    members = list(listing)
+    has_image = any(split_name(member.name)[1] in IMAGE_EXTENSIONS for member in members)
+    split = split_name if has_image else _split_at_last_dot
+    for group in _neighbours(members, split):
+        yield from _by_extension(group, split)
 
 
 def _neighbours(listing: Iterable[Member], split: Split) -> Iterator[list[Member]]:
@@ -156,7 +157,7 @@ def _neighbours(listing: Iterable[Member], split: Split) -> Iterator[list[Member
     current, group = "", list[Member]()
     for member in listing:
         key, extension = split(member.name)
-        if not extension or not key or key.endswith("/"):
+        if not extension or _is_hidden(member.name):
             continue
         if group and key != current:
             yield group
@@ -165,6 +166,10 @@ def _neighbours(listing: Iterable[Member], split: Split) -> Iterator[list[Member
         group.append(member)
     if group:
         yield group
+
+
+def _is_hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")
 
 
 def _by_extension(group: Sequence[Member], split: Split) -> Iterator[tuple[str, dict[str, Member]]]:

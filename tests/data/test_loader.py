@@ -76,7 +76,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
 def by_epoch_and_id(batches: TrainBatches, micro_steps: int) -> dict[tuple[int, int], tuple[Any, ...]]:
     """(epoch, id) -> pixels and noise."""
     whole = joined([batches[step] for step in range(micro_steps)])
-    epochs = [place // len(batches.subset) for place in range(len(whole.ids))]
+    epochs = [place // batches.samples for place in range(len(whole.ids))]
     pixels, noise = whole.images.flatten(1).tolist(), whole.noise.tolist()
     return {(e, n): (p, m) for e, n, p, m in zip(epochs, whole.ids.tolist(), pixels, noise, strict=True)}
 
