@@ -21,8 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mae.data.digits import SPLITS
 from mae.data.indexing import default_workers
+from mae.data.packing.digits import SPLITS
 from mae.errors import UserError, one_line_errors
 from mae.pipelines import export, finetune, pack, pretrain
 from mae.pipelines.finetune import SCRATCH

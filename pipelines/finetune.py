@@ -16,18 +16,12 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from mae.data.augment import AugmentSettings
+from mae.data.batches import Batch, EvalBatches, TrainBatches, labelled_subset, plan_batches
+from mae.data.images.augment import AugmentSettings
 from mae.data.index import ShardIndex
-from mae.data.loader import (
-    Batch,
-    DataSettings,
-    EvalBatches,
-    TrainBatches,
-    labelled_subset,
-    normalize,
-    plan_batches,
-)
+from mae.data.loader import normalize
 from mae.data.prepare import open_shards, resolve_statistics, statistics_of
+from mae.data.settings import DataSettings
 from mae.errors import UserError, one_line_errors
 from mae.evaluation.classification import evaluate
 from mae.models.classifier import build_classifier

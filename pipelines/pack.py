@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
-from mae.data.engines import Advance, Engine, process_engine, ray_engine
 from mae.data.indexing import default_workers
-from mae.data.pack import BAD_FILE, Packed, pack_shards, publish
-from mae.data.plan import PackRules, Plan, plan_split
-from mae.data.shards import default_cache_dir
-from mae.data.sources import Source, find_images, known_classes
+from mae.data.packing.engines import Advance, Engine, process_engine, ray_engine
+from mae.data.packing.pack import BAD_FILE, Packed, pack_shards, publish
+from mae.data.packing.plan import PackRules, Plan, plan_split
+from mae.data.packing.sources import Source, find_images, known_classes
+from mae.data.store.shards import default_cache_dir
 from mae.errors import one_line_errors
 from mae.settings import check, parse
 
@@ -82,7 +82,7 @@ class PackSettings:
 def run(settings: PackSettings) -> dict[str, Packed]:
     """Pack every split of the source; returns what was published."""
     if settings.source == DIGITS:
-        from mae.data.digits import CLASSES, digit_splits  # noqa: PLC0415 (scikit-learn is slow to import)
+        from mae.data.packing.digits import CLASSES, digit_splits  # noqa: PLC0415 (scikit-learn is slow to import)
 
         sources = {name: Source(DIGITS, iter(items), list(CLASSES)) for name, items in digit_splits().items()}
         order = None  # they are shuffled, and then split

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from mae import keyed
-from mae.data.augment import AugmentSettings
+from mae.data.batches import Batch, EvalBatches, TrainBatches, plan_batches
+from mae.data.images.augment import AugmentSettings
 from mae.data.index import ShardIndex
-from mae.data.loader import Batch, DataSettings, EvalBatches, TrainBatches, normalize, plan_batches
+from mae.data.loader import normalize
 from mae.data.prepare import open_shards, resolve_statistics, statistics_of, stored_for_stream
-from mae.data.shards import Shard, expand
+from mae.data.settings import DataSettings
+from mae.data.store.shards import Shard, expand
 from mae.data.stream import PROMISES, StreamBatches, first_images
 from mae.errors import UserError, one_line_errors
 from mae.keyed import Purpose

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from mae import __version__
 from mae.data.scan import LABEL_EXTENSION, NO_LABEL, RECORD, Records, ShardScan
-from mae.data.shards import Shard
 from mae.data.statistics import PixelStatistics
+from mae.data.store.shards import Shard
 from mae.errors import UserError
 
 FORMAT = 1

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from mae.data.decode import decode, is_gray, native_channels
+from mae.data.images.decode import decode, is_gray, native_channels
 from mae.data.index import (
     ShardEntry,
     ShardIndex,
@@ -32,12 +32,12 @@ from mae.data.index import (
     save_pixels,
     write_json,
 )
-from mae.data.lock import lock
 from mae.data.reader import ImageReader, is_gzipped
-from mae.data.remote import download
 from mae.data.scan import RECORD, scan
-from mae.data.shards import Shard, expand, plain_tar
 from mae.data.statistics import PixelStatistics, SetPixels
+from mae.data.store.lock import lock
+from mae.data.store.remote import download
+from mae.data.store.shards import Shard, expand, plain_tar
 from mae.errors import BadImageError, UserError, first_of
 
 FOLDER = ".mae-index"

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from mae.data.index import ShardIndex
 from mae.data.indexing import default_workers, measure, open_index
-from mae.data.loader import DataSettings
-from mae.data.shards import Shard
+from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics, for_channels, stored_statistics
+from mae.data.store.shards import Shard
 from mae.errors import UserError, first_of
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae.data.index import ShardIndex
-from mae.data.remote import RangeCache
 from mae.data.scan import Records
-from mae.data.shards import Shard, plain_tar
+from mae.data.store.remote import RangeCache
+from mae.data.store.shards import Shard, plain_tar
 from mae.data.tar import BLOCK, BadTarError, member_name
 from mae.errors import UserError
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.data.shards import Shard
+from mae.data.store.shards import Shard
 from mae.errors import UserError
 
 INFO_FILE = "_info.json"

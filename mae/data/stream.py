@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mae import keyed
-from mae.data.augment import NUMBERS_PER_SAMPLE, AugmentSettings, TrainViews, eval_view
-from mae.data.decode import decode
+from mae.data.batches import Batch, BatchPlan
+from mae.data.images.augment import NUMBERS_PER_SAMPLE, AugmentSettings, TrainViews, eval_view
+from mae.data.images.decode import decode
 from mae.data.indexing import local_copy
-from mae.data.loader import Batch, BatchPlan, DataSettings
 from mae.data.scan import label_of, samples
-from mae.data.shards import Shard
+from mae.data.settings import DataSettings
+from mae.data.store.shards import Shard
 from mae.data.tar import mapped, walk
 from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose

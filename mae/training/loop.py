@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mae import keyed
-from mae.data.device import decode_into
-from mae.data.loader import Batch, BatchPlan
+from mae.data.batches import Batch, BatchPlan
+from mae.data.images.device import decode_into
 from mae.errors import UserError, first_of
 from mae.keyed import Purpose
 from mae.models.description import ModelDescription

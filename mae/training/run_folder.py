@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mae.data.loader import DataSettings
+from mae.data.settings import DataSettings
 from mae.errors import UserError, first_of
 from mae.settings import dump, flatten, load_yaml, to_dict
 from mae.training.checkpoint import MODEL_FILE

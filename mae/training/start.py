@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mae.data.loader import Batch, TrainBatches, load
+from mae.data.batches import Batch, TrainBatches
+from mae.data.loader import load
 from mae.data.prepare import statistics_of
 from mae.data.stream import StreamBatches
 from mae.models.description import ModelKind, describe_model

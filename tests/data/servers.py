@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mae.data import connection, storage
+from mae.data.store import connection, storage
 
 _S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",

@@ -15,8 +15,8 @@ from conftest import png
 
 from mae.data.index import FORMAT, ShardEntry, ShardIndex, StaleIndexError, fingerprint, load, save, save_pixels
 from mae.data.scan import NO_LABEL, RECORD, ShardScan, scan
-from mae.data.shards import Shard, expand
 from mae.data.statistics import PixelStatistics
+from mae.data.store.shards import Shard, expand
 from mae.errors import UserError
 
 

@@ -15,11 +15,11 @@ import pytest
 from conftest import png
 
 from mae.data import indexing
-from mae.data.decode import decode
+from mae.data.images.decode import decode
 from mae.data.index import StaleIndexError, load
 from mae.data.indexing import beside, check_images, index_of, measure, open_index
-from mae.data.shards import expand
 from mae.data.statistics import PixelSums
+from mae.data.store.shards import expand
 from mae.errors import UserError
 
 

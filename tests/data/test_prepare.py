@@ -10,9 +10,9 @@ import pytest
 from conftest import png
 
 from mae.data.indexing import measure
-from mae.data.loader import DataSettings
 from mae.data.prepare import open_shards, resolve_statistics, statistics_of
 from mae.data.reader import ImageReader
+from mae.data.settings import DataSettings
 from mae.data.statistics import INFO_FILE, PixelStatistics
 from mae.errors import UserError
 

@@ -15,7 +15,7 @@ from conftest import png
 from PIL import Image
 from webdataset import ShardWriter
 
-from mae.data.decode import decode
+from mae.data.images.decode import decode
 from mae.data.scan import NO_LABEL, ShardScan, scan, split_name
 from mae.errors import BadImageError, UserError
 

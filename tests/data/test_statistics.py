@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae.data.shards import Shard
 from mae.data.statistics import (
     PixelStatistics,
     PixelSums,
@@ -16,6 +15,7 @@ from mae.data.statistics import (
     read_info,
     stored_statistics,
 )
+from mae.data.store.shards import Shard
 from mae.errors import UserError
 
 GRAY = PixelStatistics((0.25,), (0.5,))

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from mae.data.batches import EvalBatches
 from mae.data.indexing import open_index
-from mae.data.loader import DataSettings, EvalBatches, normalize
+from mae.data.loader import normalize
+from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError
 from mae.evaluation.classification import evaluate

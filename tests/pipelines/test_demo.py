@@ -7,7 +7,7 @@ import timm
 import torch
 
 from mae import demo
-from mae.data.digits import SPLITS
+from mae.data.packing.digits import SPLITS
 from mae.demo import Column, DemoSettings
 from mae.errors import UserError
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from mae.data.augment import AugmentSettings
+from mae.data.batches import TrainBatches, plan_batches
+from mae.data.images.augment import AugmentSettings
 from mae.data.indexing import open_index
-from mae.data.loader import DataSettings, TrainBatches, load, plan_batches
+from mae.data.loader import load
+from mae.data.settings import DataSettings
 from mae.errors import UserError
 from mae.models.description import describe_model
 from mae.models.settings import EncoderSettings

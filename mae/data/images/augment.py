@@ -1,0 +1,291 @@
+"""Random resized crop, flip and RandAugment for training; resize and centre crop for evaluation.
+
+The crop and the flip are functions of uniform numbers that the caller draws, keyed by (seed, epoch,
+sample id): the same sample in the same epoch is cut the same way in any worker of any process.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as vision
+
+from mae.data.images import jpeg
+from mae.data.images.decode import decode_pixels, jpeg_header
+from mae.data.images.jpeg import Box, cut
+from mae.data.images.rand_augment import rand_augment
+from mae.settings import check
+
+_TRIES = 10
+# Of the whole image. Far above it nothing is saved by resizing images together, only memory spent.
+_SMALL_BYTES = 1 << 16
+_MOST_TOGETHER = 512
+NUMBERS_PER_SAMPLE = 2 * _TRIES + 3
+"""Uniform numbers that one training crop uses up: area and ratio of each try, top, left, flip."""
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """How training images are cut and changed."""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Least and greatest share of the image's area that a random crop covers."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width / height of a random crop, before it is resized."""
+    flip: bool = True
+    """Mirror half of the images left to right; turn it off where left and right mean something."""
+    rand_augment: int = 0
+    """Magnitude of torchvision's RandAugment with two operations, 0 to 30; 0 turns it off (the paper's
+    fine-tuning uses 9, its pretraining 0)."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        check(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "0 < least <= greatest <= 1")
+        low, high = self.crop_ratio
+        check(0 < low <= high < math.inf, "augment.crop_ratio", self.crop_ratio, "0 < least <= greatest")
+        check(0 <= self.rand_augment <= 30, "augment.rand_augment", self.rand_augment, "0 to 30")
+
+
+def crop_box(height: int, width: int, numbers: Sequence[float], settings: AugmentSettings) -> Box:
+    """A random box of an image by the rule of torchvision's `RandomResizedCrop.get_params`.
+
+    `numbers` are the `NUMBERS_PER_SAMPLE` uniform numbers in [0, 1) of this view. After ten tries that do
+    not fit, the largest centred box within the ratios.
+    """
+    scale, ratio = settings.crop_scale, settings.crop_ratio
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for trial in range(_TRIES):
+        area = height * width * (scale[0] + numbers[2 * trial] * (scale[1] - scale[0]))
+        # numpy's, for `crop_boxes` has no other; the two libraries may differ in the last bit.
+        aspect = float(np.exp(log_ratio[0] + numbers[2 * trial + 1] * (log_ratio[1] - log_ratio[0])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(numbers[2 * _TRIES] * (height - h + 1))
+            left = int(numbers[2 * _TRIES + 1] * (width - w + 1))
+            return Box(top, left, h, w)
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def crop_boxes(
+    heights: NDArray[np.int64], widths: NDArray[np.int64], numbers: NDArray[np.float64], settings: AugmentSettings
+) -> NDArray[np.int64]:
+    """`crop_box` of many images at once: int64 [images, 4] of top, left, height and width."""
+    scale, ratio = settings.crop_scale, settings.crop_ratio
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    shares, shapes = numbers[:, 0 : 2 * _TRIES : 2], numbers[:, 1 : 2 * _TRIES : 2]
+    areas = (heights * widths)[:, None] * (scale[0] + shares * (scale[1] - scale[0]))
+    aspects = np.exp(log_ratio[0] + shapes * (log_ratio[1] - log_ratio[0]))
+    w, h = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
+    fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
+    chosen = np.arange(len(numbers)), fits.argmax(axis=1)
+    random = fits[chosen]
+    w = np.where(random, w[chosen], np.minimum(widths, np.maximum(1, np.rint(heights * ratio[1]))))
+    h = np.where(random, h[chosen], np.minimum(heights, np.maximum(1, np.rint(widths / ratio[0]))))
+    top = np.where(random, numbers[:, 2 * _TRIES] * (heights - h + 1), (heights - h) // 2)
+    left = np.where(random, numbers[:, 2 * _TRIES + 1] * (widths - w + 1), (widths - w) // 2)
+    return np.stack([top, left, h, w], axis=1).astype(np.int64)
+
+
+class TrainViews:
+    """The training views of a batch: crop, resize (bicubic, antialiased), perhaps mirror, RandAugment.
+
+    `add` each image, then `finish`. What a view looks like depends on its own numbers and its own image
+    alone, not on what else is in the batch. For one thread; several may write to different rows of `out`.
+    """
+
+    def __init__(
+        self,
+        out: UInt8[Tensor, "rows channels height width"],
+        numbers: NDArray[np.float64],
+        settings: AugmentSettings,
+        words: Sequence[int] = (),
+    ) -> None:
+        """`numbers` are float64 [rows, `NUMBERS_PER_SAMPLE`]; `words`, one for each row, key RandAugment."""
+        self.out, self.numbers, self.settings, self.words = out, numbers, settings, words
+        self.size = (out.shape[2], out.shape[3])
+        self._flips = settings.flip & (numbers[:, -1] < 0.5)
+        self._pixels = out.permute(0, 2, 3, 1).numpy()
+        self._small: list[tuple[int, NDArray[np.uint8]]] = []
+
+    def add(self, image: bytes | NDArray[np.uint8], rows: Sequence[int]) -> None:
+        """Cut the views of these rows out of an encoded image, or one from `pixels_to_keep`.
+
+        It is decoded once, and of a JPEG only the region that the views need. A JPEG whose crops are all at
+        least 3 (6, 12) times as large as a view is reduced 2 (4, 8) times while it is decoded; its crops are
+        then moved and cut by less than so many pixels, to whole reduced pixels. (Photos of 500x375 in views
+        of 64 pixels: a fifth faster, and 50 dB from what the whole image gives.)
+
+        Raises:
+            BadImageError: as `mae.data.images.decode.decode_pixels`; the rows are then as they were.
+        """
+        if isinstance(image, np.ndarray):
+            self._add_pixels(image, rows)
+            return
+        channels = self.out.shape[1]
+        header = jpeg_header(image, channels)
+        crops = None
+        if header is not None and _by_region(header, channels, self.size):
+            crops = _jpeg_crops(image, header, channels, self.numbers[rows].tolist(), self.settings, self.size)
+        if crops is None:
+            self._add_pixels(decode_pixels(image, channels, header), rows)
+        else:
+            self._make(rows, crops)
+
+    def finish(self) -> None:
+        """Make what was put off: small images, which take far less time together than one by one."""
+        if not self._small:
+            return
+        rows, images = map(list, zip(*self._small, strict=True))
+        heights, widths = np.array([pixels.shape[:2] for pixels in images]).T
+        boxes = crop_boxes(heights, widths, self.numbers[rows], self.settings).tolist()
+        crops = [cut(pixels, Box(*box)) for pixels, box in zip(images, boxes, strict=True)]
+        for row, view in zip(rows, _resized_together(crops, self._flips[rows], self.size), strict=True):
+            self._pixels[row] = view
+            self._change(row)
+        self._small.clear()
+
+    def _add_pixels(self, pixels: NDArray[np.uint8], rows: Sequence[int]) -> None:
+        if pixels.nbytes > _SMALL_BYTES:
+            height, width, _ = pixels.shape
+            boxes = [crop_box(height, width, numbers, self.settings) for numbers in self.numbers[rows].tolist()]
+            self._make(rows, [cut(pixels, box) for box in boxes])
+            return
+        self._small += [(row, pixels) for row in rows]
+        if len(self._small) >= _MOST_TOGETHER:
+            self.finish()
+
+    def _make(self, rows: Sequence[int], crops: Sequence[NDArray[np.uint8]]) -> None:
+        for row, crop in zip(rows, crops, strict=True):
+            self._pixels[row] = _resized(crop, self.size, bool(self._flips[row])).numpy()
+            self._change(row)
+
+    def _change(self, row: int) -> None:
+        if self.settings.rand_augment:
+            view = self.out[row]
+            view.copy_(rand_augment(view, self.settings.rand_augment, self.words[row]))
+
+
+def pixels_to_keep(data: bytes, channels: int, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """An image decoded once for many views of `size` = (height, width): pixels [height width channels].
+
+    None for a JPEG of at least three times that size: `TrainViews` may reduce it while it is decoded, and so
+    has to be given its bytes each time.
+
+    Raises:
+        BadImageError: as `mae.data.images.decode.decode_pixels`.
+    """
+    header = jpeg_header(data, channels)
+    return None if header is not None and _is_reducible(header, size) else decode_pixels(data, channels)
+
+
+def eval_view(
+    image: UInt8[Tensor, "channels height width"], size: tuple[int, int], crop_pct: float
+) -> UInt8[Tensor, "channels out_height out_width"]:
+    """Resize so that `size` / `crop_pct` is just covered, then cut `size` = (height, width) from the centre.
+
+    Both roundings are down, as in timm's and torchvision's evaluation transforms.
+    """
+    height, width = image.shape[1:]
+    least = math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
+    scale = max(least[0] / height, least[1] / width)
+    covering = max(least[0], int(height * scale)), max(least[1], int(width * scale))
+    centre: Tensor = vision.center_crop(resize(image, covering), list(size))
+    return centre
+
+
+def resize(
+    image: UInt8[Tensor, "channels height width"], size: tuple[int, int]
+) -> UInt8[Tensor, "channels out_height out_width"]:
+    """Bicubic with antialiasing, in uint8."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    return _resized(image.permute(1, 2, 0).numpy(), size).permute(2, 0, 1)
+
+
+def _by_region(header: jpeg.Header, channels: int, size: tuple[int, int]) -> bool:
+    """Whether there is any use in decoding only what the views need."""
+    return header.height * header.width * channels > _SMALL_BYTES or _is_reducible(header, size)
+
+
+def _jpeg_crops(
+    data: bytes,
+    header: jpeg.Header,
+    channels: int,
+    numbers: Sequence[Sequence[float]],
+    settings: AugmentSettings,
+    size: tuple[int, int],
+) -> list[NDArray[np.uint8]] | None:
+    """Decode the smallest region that holds all the crops, and cut those; None if Pillow has to read the file."""
+    boxes = [crop_box(*header.upright, of_view, settings) for of_view in numbers]
+    scale = _scale(boxes, size)
+    boxes = [Box(*(side // scale for side in box)) for box in boxes]
+    top, left = min(box.top for box in boxes), min(box.left for box in boxes)
+    bottom, right = max(box.top + box.height for box in boxes), max(box.left + box.width for box in boxes)
+    region = Box(top, left, bottom - top, right - left)
+    pixels = jpeg.decode_region(data, header, channels, region, scale)
+    if pixels is None:
+        return None
+    return [cut(pixels, box._replace(top=box.top - top, left=box.left - left)) for box in boxes]
+
+
+def _is_reducible(header: jpeg.Header, size: tuple[int, int]) -> bool:
+    """Whether a crop of this image can be so large that the image is reduced while it is decoded."""
+    return _scale([Box(0, 0, *header.upright)], size) > 1
+
+
+def _scale(boxes: Sequence[Box], size: tuple[int, int]) -> int:
+    """How many times an image can be reduced so that every box of it stays half as large again as `size`."""
+    least = min(min(2 * box.height // (3 * size[0]), 2 * box.width // (3 * size[1])) for box in boxes)
+    return next(scale for scale in jpeg.SCALES if scale <= max(least, 1))
+
+
+def _resized(pixels: NDArray[np.uint8], size: tuple[int, int], flip: bool = False) -> Tensor:
+    """Pixels [height width channels] in another size, perhaps mirrored: uint8 [out_height out_width channels]."""
+    # torch's kernel is made for pixels whose channels lie side by side, and several times slower for planes.
+    planes = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+    planes = F.interpolate(planes, size, mode="bicubic", antialias=True)
+    return (planes.flip(-1) if flip else planes)[0].permute(1, 2, 0)
+
+
+def _resized_together(
+    crops: list[NDArray[np.uint8]], flips: NDArray[np.bool_], size: tuple[int, int]
+) -> list[NDArray[np.uint8]]:
+    """What `_resized` gives of each crop, with fewer calls.
+
+    Of a small crop, torch's kernel spends most of its time on two tables of weights. It resizes the rows of
+    pixels first, rounds, and then resizes the columns; so crops of one width can share the first half of
+    that, and crops of one height the second.
+    """
+    height, width = size
+    halfway, views = list(crops), list(crops)
+    mirrored_first = np.argsort(~flips, kind="stable").tolist()
+    for members in _groups(mirrored_first, [crop.shape[1] for crop in crops]):
+        joined = np.concatenate([crops[n] for n in members])
+        rows = _resized(joined, (len(joined), width))
+        mirrored = rows[: sum(len(crops[n]) for n in members if flips[n])].flip(1).numpy()
+        plain, start = rows.numpy(), 0
+        for n in members:
+            end = start + len(crops[n])
+            halfway[n], start = (mirrored if flips[n] else plain)[start:end], end
+    for members in _groups(range(len(crops)), [len(crop) for crop in crops]):
+        joined = np.concatenate([halfway[n] for n in members], axis=1)
+        columns = _resized(joined, (height, joined.shape[1])).numpy()
+        for place, n in enumerate(members):
+            views[n] = columns[:, place * width : (place + 1) * width]
+    return views
+
+
+def _groups(numbers: Iterable[int], sizes: Sequence[int]) -> Iterable[list[int]]:
+    """The numbers of equal size together, in their order."""
+    found: dict[int, list[int]] = {}
+    for number in numbers:
+        found.setdefault(sizes[number], []).append(number)
+    return found.values()

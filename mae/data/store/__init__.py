@@ -1,0 +1,1 @@
+"""Where shards lie: paths, URLs, remote stores and the cache of this machine."""
