@@ -18,6 +18,7 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/data.py
 
 # Stale as soon as the list of dependencies changes.
 $(VENV)/installed: pyproject.toml

@@ -26,6 +26,7 @@ from mae.data.images.device import Encoded, EncodedImages
 from mae.data.index import ShardIndex
 from mae.data.order import Order
 from mae.data.reader import ImageReader, Location
+from mae.data.scan import NO_LABEL
 from mae.data.settings import DataSettings
 from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose
@@ -85,6 +86,15 @@ def plan_batches(global_batch: int, processes: int, micro_batch: int | None) -> 
         )
     accumulation = global_batch // unit if is_limited else 1
     return BatchPlan(global_batch, processes, global_batch // (processes * accumulation), accumulation)
+
+
+def require_whole_images(plan: BatchPlan, data: DataSettings) -> None:
+    """Raise a `UserError` if a micro-batch would hold some views of an image and not the others."""
+    if plan.per_process % data.views_per_image:
+        raise UserError(
+            f"a process takes {plan.per_process} samples at a time, which are no whole number of images with "
+            f"{data.views_per_image} views each (data.views_per_image); change batch_size or micro_batch_size"
+        )
 
 
 class Images:
@@ -185,7 +195,7 @@ class TrainBatches(Dataset[Batch]):
     def __getitem__(self, micro_step: int) -> Batch:
         places, epochs = self._images_of(micro_step)
         ids = self._ids(places)
-        batch = _empty_batch(self.index, ids.repeat(self.views), self.data, self.patches)
+        batch = _batch_of(self.index, ids.repeat(self.views), self.data, self.patches)
         draws = self._draw(batch, ids, epochs)
         if not self._lost:
             try:
@@ -233,10 +243,11 @@ class TrainBatches(Dataset[Batch]):
         return places if self.subset is None else self.subset[places]
 
     def _read_ahead(self, micro_step: int) -> None:
+        """Have the images of later batches brought near; those that are kept were needed once only."""
         if not self.data.keep_decoded:
-            steps = self.images.reader.steps_ahead(self.order.horizon // self.order.batch)
-            places, _ = self._images_of(micro_step + steps * self.plan.accumulation)
-            self.images.reader.will_need(self._ids(places))
+            for steps in self.images.reader.steps_ahead(self.order.horizon // self.order.batch):
+                places, _ = self._images_of(micro_step + steps * self.plan.accumulation)
+                self.images.reader.will_need(self._ids(places))
 
     def _draw(self, batch: Batch, ids: NDArray[np.int64], epochs: NDArray[np.int64]) -> _Draws:
         """Mask noise into `batch`, and the other random numbers of its rows.
@@ -319,11 +330,7 @@ class TrainBatches(Dataset[Batch]):
                 f"batch_size is {plan.global_batch} but the data holds {self.samples} samples; "
                 f"allowed: 1 to {self.samples}"
             )
-        if plan.per_process % self.views:
-            raise UserError(
-                f"a process takes {plan.per_process} samples at a time, which are no whole number of images with "
-                f"{self.views} views each (data.views_per_image); change batch_size or micro_batch_size"
-            )
+        require_whole_images(plan, data)
         if self.augmentation.rand_augment and data.decode_on == "device":
             raise UserError("augment.rand_augment needs the decoded image in the worker; set data.decode_on to cpu")
         if self.augmentation.rand_augment and data.channels not in (1, 3):
@@ -356,7 +363,7 @@ class EvalBatches(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         ids = self.chunks[number]
-        batch = _empty_batch(self.index, ids, self.data, patches=0)
+        batch = _batch_of(self.index, ids, self.data, patches=0)
         for row, location in enumerate(self.images.reader.locate(ids)):
             try:
                 pixels = torch.from_numpy(np.ascontiguousarray(self.images.pixels(location))).permute(2, 0, 1)
@@ -385,15 +392,22 @@ def labelled_subset(index: ShardIndex, per_class: int, seed: int) -> NDArray[np.
     return np.sort(np.concatenate(chosen))
 
 
-def _empty_batch(index: ShardIndex, ids: NDArray[np.int64], data: DataSettings, patches: int) -> Batch:
+def empty_batch(rows: int, data: DataSettings, patches: int) -> Batch:
+    """A batch of black images without labels and ids, both -1."""
     height, width = data.size
     return Batch(
         # Channels last, as decoders write them; on the device this is the faster order as well.
-        images=torch.zeros(len(ids), height, width, data.channels, dtype=torch.uint8).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(index.label[ids]),
-        ids=torch.from_numpy(ids.copy()),
-        noise=torch.zeros(len(ids), patches),
+        images=torch.zeros(rows, height, width, data.channels, dtype=torch.uint8).permute(0, 3, 1, 2),
+        labels=torch.full((rows,), NO_LABEL),
+        ids=torch.full((rows,), -1),
+        noise=torch.zeros(rows, patches),
         bad=[],
         encoded=None,
         lost="",
     )
+
+
+def _batch_of(index: ShardIndex, ids: NDArray[np.int64], data: DataSettings, patches: int) -> Batch:
+    """A batch of black images with the labels and ids of these samples."""
+    labels = torch.from_numpy(index.label[ids])
+    return empty_batch(len(ids), data, patches)._replace(labels=labels, ids=torch.from_numpy(ids.copy()))

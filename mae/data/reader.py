@@ -21,7 +21,7 @@ from mae.errors import UserError
 
 # A process may often open only 1,024 files, and a set may have more shards than that.
 _OPEN_AT_MOST = 256
-_STEPS_AHEAD_OF_A_DISK = 8
+_STEPS_AHEAD = 8
 # Network file systems lose a file for a moment now and then.
 _SECONDS_BEFORE_RETRIES = (0.1, 1.0, 5.0)
 
@@ -96,10 +96,13 @@ class ImageReader:
             )
         return data
 
-    def steps_ahead(self, horizon: int) -> int:
-        """How many steps ahead `will_need` should be told: remote shards are fetched one window, of `horizon` steps,
-        before they are used; a disk needs some batches."""
-        return horizon if self.is_remote else _STEPS_AHEAD_OF_A_DISK
+    def steps_ahead(self, horizon: int) -> tuple[int, ...]:
+        """How many steps ahead `will_need` should be told of a batch.
+
+        A disk needs some batches; remote shards are fetched a whole window, of `horizon` steps, before they are used,
+        and those of the first window, for which it is too late, as early as can be.
+        """
+        return (_STEPS_AHEAD, horizon) if self.is_remote and horizon > _STEPS_AHEAD else (_STEPS_AHEAD,)
 
     def will_need(self, sample_ids: NDArray[np.int64]) -> None:
         """Have these images brought near: into the memory of this machine, or from a remote store to its disk."""

@@ -8,7 +8,7 @@ any of it is used, nothing in it is ever run, and each process and worker draws 
 import random
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,11 @@ import numpy as np
 import torch
 import webdataset as wds
 from jaxtyping import UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mae import keyed
-from mae.data.batches import Batch, BatchPlan
+from mae.data.batches import Batch, BatchPlan, empty_batch, require_whole_images
 from mae.data.images.augment import NUMBERS_PER_SAMPLE, AugmentSettings, TrainViews, eval_view
 from mae.data.images.decode import decode
 from mae.data.indexing import local_copy
@@ -63,6 +62,7 @@ class StreamBatches:
     ) -> None:
         self.shards, self.plan, self.rank, self.seed = shards, plan, rank, seed
         self.data, self.augmentation, self.patches = data, augmentation, patches
+        require_whole_images(plan, data)
 
     @property
     def samples(self) -> int:
@@ -102,53 +102,33 @@ class StreamBatches:
             yield from read_samples(self.shards[int(item["url"])], self.data.cache)
 
     def _batches(self, stream: Iterable[StreamSample], key: np.uint64) -> Iterator[Batch]:
-        numbered = enumerate(stream)
-        lost = ""
-        while True:
-            batch = self._empty()
+        source, lost = iter(stream), ""
+        for number in count():
+            batch = empty_batch(self.plan.per_process, self.data, self.patches)
             if not lost:
                 try:
-                    self._make(batch, numbered, key)
+                    self._make(batch, source, keyed.key(Purpose.STREAM, int(key), number))
                 except UserError as error:
                     lost = str(error)
             yield batch._replace(lost=lost)
 
-    def _make(self, batch: Batch, numbered: Iterator[tuple[int, StreamSample]], key: np.uint64) -> None:
+    def _make(self, batch: Batch, source: Iterator[StreamSample], key: np.uint64) -> None:
         """Fill a batch with the next good images; with more bad ones than are allowed the rest stays black."""
-        row, views = 0, self.data.views_per_image
-        while row < len(batch.images) and len(batch.bad) <= self.data.max_bad_samples:
-            number, sample = next(numbered)
-            if self._fill(batch, slice(row, row + views), sample, np.array([number]), key):
+        views, rows = self.data.views_per_image, np.arange(len(batch.images))
+        numbers = keyed.uniform(key, rows, NUMBERS_PER_SAMPLE)
+        words = keyed.bits(key ^ np.uint64(Purpose.AUGMENT), rows, 1)[:, 0].tolist()
+        batch.noise.copy_(torch.from_numpy(keyed.uniform_float32(key ^ np.uint64(Purpose.MASK), rows, self.patches)))
+        cut, row = TrainViews(batch.images, numbers, self.augmentation, words), 0
+        while row < len(rows) and len(batch.bad) <= self.data.max_bad_samples:
+            sample = next(source)
+            try:
+                cut.add(sample.image, range(row, row + views))
+            except BadImageError as error:
+                batch.bad.append(f"{sample.name} ({error})")
+            else:
+                batch.labels[row : row + views] = sample.label
                 row += views
-
-    def _fill(self, batch: Batch, rows: slice, sample: StreamSample, number: NDArray[np.int64], key: np.uint64) -> bool:
-        """Cut one image into its rows; a bad one is named, and the next one takes its place."""
-        views = self.data.views_per_image
-        numbers = keyed.uniform(key, number, views * NUMBERS_PER_SAMPLE).reshape(views, -1)
-        words = keyed.bits(key ^ np.uint64(Purpose.AUGMENT), number, views)[0].tolist()
-        noise = keyed.uniform_float32(key ^ np.uint64(Purpose.MASK), number, views * self.patches)
-        try:
-            cut = TrainViews(batch.images[rows], numbers, self.augmentation, words)
-            cut.add(sample.image, range(views))
-            cut.finish()
-        except BadImageError as error:
-            batch.bad.append(f"{sample.name} ({error})")
-            return False
-        batch.labels[rows] = sample.label
-        batch.noise[rows] = torch.from_numpy(noise.reshape(views, self.patches))
-        return True
-
-    def _empty(self) -> Batch:
-        rows, (height, width) = self.plan.per_process, self.data.size
-        return Batch(
-            images=torch.zeros(rows, height, width, self.data.channels, dtype=torch.uint8).permute(0, 3, 1, 2),
-            labels=torch.full((rows,), -1),
-            ids=torch.full((rows,), -1),
-            noise=torch.zeros(rows, self.patches),
-            bad=[],
-            encoded=None,
-            lost="",
-        )
+        cut.finish()
 
 
 class _Stream(IterableDataset[Batch]):

@@ -367,3 +367,17 @@ def test_a_set_of_bad_images_has_no_mean(write_tar: Callable[..., Path], tmp_pat
     index = open_index([str(write_tar("x.tar", {"a.png": b"x", "b.png": b""}))], tmp_path / "cache")
     assert (index.pixels, index.pixels_of) == (None, 0)
     assert measure(index, tmp_path / "cache", 3) == (None, 0)
+
+
+@pytest.mark.parametrize("year", [1975, 2100])
+def test_a_clock_that_is_wrong_is_no_change_of_the_shards_r06(
+    make_shards: Callable[..., Path], tmp_path: Path, year: int
+) -> None:
+    folder, said = make_shards([3, 2]), list[str]()
+    for path in folder.glob("*.tar"):
+        seconds = (year - 1970) * 365 * 86400
+        os.utime(path, (seconds, seconds))
+    first = open_index([str(folder)], tmp_path / "cache", say=said.append)
+    again = open_index([str(folder)], tmp_path / "cache", say=said.append)
+    assert len(said) == 1
+    assert first.fingerprint == again.fingerprint

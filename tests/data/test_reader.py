@@ -274,7 +274,7 @@ def test_what_will_be_needed_is_only_advice(
     folder = make_shards([2, 2])
     reader = reader_of(folder)
     assert not reader.is_remote
-    assert reader.steps_ahead(1000) < 100
+    assert max(reader.steps_ahead(1000)) < 100
     (folder / "train-000001.tar").unlink()
     reader.will_need(np.array([0, 1, 2, 3]))
     assert read(reader, 1) == png(1)

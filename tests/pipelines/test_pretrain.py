@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,11 +165,16 @@ def test_other_settings_are_refused_and_named(shards: Path, tmp_path: Path) -> N
         run(settings(shards, tmp_path / "run", "--model.mask_ratio", "0.5"))
 
 
-def test_other_data_are_refused(shards: Path, make_shards: Callable[..., Path], tmp_path: Path) -> None:
-    run(settings(shards, tmp_path / "run", "--data.mean", "0.5", "--data.std", "0.2"))
+def test_other_data_are_refused_unless_the_order_may_begin_anew_o13(
+    shards: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = run(settings(shards, tmp_path / "run"))
+    shutil.rmtree(folder.checkpoints / f"step-{STEPS:09d}")
     other = make_shards([12, 13], name="other")
-    with pytest.raises(UserError, match="another data"):
-        run(settings(other, tmp_path / "run", "--data.mean", "0.5", "--data.std", "0.2"))
+    with pytest.raises(UserError, match=r"another data.*--restart_data_order"):
+        run(settings(other, tmp_path / "run"))
+    run(settings(other, tmp_path / "run", "--restart_data_order"))
+    assert [p.name for p in sorted(folder.checkpoints.iterdir())] == ["step-000000012", "step-000000013"]
 
 
 def test_moved_shards_are_the_same_data(shards: Path, tmp_path: Path) -> None:
@@ -209,7 +215,7 @@ def test_accumulation_gives_the_same_losses(shards: Path, tmp_path: Path) -> Non
     assert losses(parts.path) == pytest.approx(losses(whole.path), rel=1e-5)
 
 
-def test_every_sample_is_seen_once_an_epoch(shards: Path, tmp_path: Path) -> None:
+def test_every_sample_is_seen_once_an_epoch_o14(shards: Path, tmp_path: Path) -> None:
     folder = run(settings(shards, tmp_path / "run", "--record_samples", "True"))
     lines = (folder.path / "samples-rank0.jsonl").read_text().splitlines()
     stream = [i for line in lines for i in json.loads(line)["ids"]]
@@ -254,7 +260,7 @@ ROOT = Path(__file__).parent.parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
 
 
-def test_two_processes_run_the_same_global_batches(shards: Path, tmp_path: Path) -> None:
+def test_two_processes_run_the_same_global_batches_o09(shards: Path, tmp_path: Path) -> None:
     flags = ["--data.shards", str(shards / "*.tar"), "--record_samples", "True", "--run_dir"]
     one = run(settings(shards, tmp_path / "one", "--record_samples", "True"))
     script = str(ROOT / "pipelines" / "pretrain.py")
@@ -301,7 +307,7 @@ def test_a_launch_that_lost_its_processes_is_refused(shards: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_killed_and_started_again_it_goes_on(shards: Path, tmp_path: Path) -> None:
+def test_killed_and_started_again_it_goes_on_o08(shards: Path, tmp_path: Path) -> None:
     straight = run(settings(shards, tmp_path / "straight", "--epochs", "40"))
     command = [
         sys.executable,

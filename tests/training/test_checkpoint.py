@@ -107,6 +107,12 @@ def test_an_optimizer_file_that_would_run_code_is_refused(tmp_path: Path) -> Non
     assert not (tmp_path / "owned").exists()
 
 
+def test_another_version_of_the_order_is_refused_by_name_o13(tmp_path: Path) -> None:
+    found = replace(verify(write(tmp_path, 10)), position=replace(POSITION, order_version=1))
+    with pytest.raises(UserError, match="another order version: 1, now 2"):
+        require_same_data(found, POSITION.fingerprint, POSITION.global_batch)
+
+
 @pytest.mark.parametrize(
     ("fingerprint", "batch", "words"),
     [("e" * 64, 8, "another data"), ("f" * 64, 16, "another global batch: 8, now 16")],

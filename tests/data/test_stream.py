@@ -1,0 +1,139 @@
+"""Streams: strict about tars, their own share for each worker, weaker in the rest and open about it."""
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import png
+
+from mae.data.batches import Batch, plan_batches
+from mae.data.images.augment import AugmentSettings
+from mae.data.images.decode import decode
+from mae.data.loader import load
+from mae.data.settings import DataSettings
+from mae.data.store.shards import expand
+from mae.data.stream import StreamBatches, first_images, read_samples
+from mae.errors import UserError
+
+WHOLE = AugmentSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+
+
+def stream(
+    folder: Path, batch: int = 4, processes: int = 1, rank: int = 0, seed: int = 0, **changes: object
+) -> StreamBatches:
+    data = DataSettings(
+        shards=(str(folder),), image_size=(8,), channels=1, reader="stream", stream_samples=100,
+        chunk_samples=2, window_chunks=2, cache_dir=folder.parent / "cache", **changes,
+    )  # type: ignore[arg-type]  # fmt: skip
+    return StreamBatches(
+        expand([str(folder)]), plan_batches(batch, processes, None), rank, seed, data, WHOLE, patches=4
+    )
+
+
+def taken(batches: StreamBatches, count: int, start: int = 0, workers: int = 0) -> list[Batch]:
+    return list(islice(load(batches.starting_at(start), range(0), workers), count))
+
+
+def numbers_in(batches: Sequence[Batch], total: int) -> list[int]:
+    """Which of the images that `make_shards` writes each row shows."""
+    known = {bytes(decode(png(n), 1).numpy()): n for n in range(total)}
+    return [known[bytes(image.contiguous().numpy())] for batch in batches for image in batch.images]
+
+
+def test_a_stream_shows_images_of_all_shards_with_their_labels(make_shards: Callable[..., Path]) -> None:
+    batches = taken(stream(make_shards([3, 4, 5])), 30)
+    seen = numbers_in(batches, 12)
+    assert set(seen) == set(range(12))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [number % 4 for number in seen]
+    assert all((batch.ids == -1).all() for batch in batches)
+
+
+def test_the_same_seed_and_start_give_the_same_stream_and_others_do_not(make_shards: Callable[..., Path]) -> None:
+    folder = make_shards([5, 5, 5])
+    first, again, resumed, other = (
+        numbers_in(taken(stream(folder, seed=seed), 8, start), 15) for seed, start in ((0, 0), (0, 0), (0, 8), (1, 0))
+    )
+    assert first == again
+    assert first != resumed
+    assert first != other
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_and_processes_take_turns_at_the_shards_that_are_drawn(
+    make_shards: Callable[..., Path], workers: int
+) -> None:
+    # 64 shards of one image: hardly any is drawn twice in so few draws, unless two workers draw the same ones.
+    folder = make_shards([1] * 64)
+    seen = [
+        number
+        for rank in range(2)
+        for number in numbers_in(taken(stream(folder, batch=8, processes=2, rank=rank), 2, workers=workers), 64)
+    ]
+    assert len(set(seen)) >= 12 == len(seen) - 4
+
+
+def test_a_damaged_tar_stops_the_stream_before_any_of_it_is_used_d03(make_shards: Callable[..., Path]) -> None:
+    folder = make_shards([6])
+    (shard,) = folder.glob("*.tar")
+    damaged = bytearray(shard.read_bytes())
+    damaged[-3000] ^= 1  # in the last samples
+    shard.write_bytes(damaged)
+    batches = taken(stream(folder), 3)
+    assert all("no intact tar" in batch.lost for batch in batches)
+    assert not any(batch.images.any() for batch in batches)
+
+
+def test_a_bad_image_is_named_and_the_next_takes_its_place_s01(
+    make_shards: Callable[..., Path], write_tar: Callable[..., Path]
+) -> None:
+    files = {f"{n:06d}.png": png(n) if n != 2 else png(n)[:40] for n in range(5)}
+    folder = write_tar("x.tar", files).parent
+    batches = taken(stream(folder, max_bad_samples=100), 10)
+    assert 2 not in numbers_in(batches, 5)
+    assert {name.partition(" (")[0] for batch in batches for name in batch.bad} == {f"{folder}/x.tar: 000002.png"}
+
+
+def test_with_too_many_bad_images_the_stream_does_not_search_for_ever_s01(write_tar: Callable[..., Path]) -> None:
+    folder = write_tar("x.tar", {f"{n}.png": b"\x89PNG\r\n\x1a\n" for n in range(3)}).parent
+    (batch,) = taken(stream(folder, max_bad_samples=2), 1)
+    assert len(batch.bad) == 3
+    assert not batch.images.any()
+
+
+def test_two_views_of_an_image_are_neighbours_under_masks_of_their_own(make_shards: Callable[..., Path]) -> None:
+    (batch,) = taken(stream(make_shards([6]), views_per_image=2), 1)
+    first, second = numbers_in([batch], 6)[::2], numbers_in([batch], 6)[1::2]
+    assert first == second
+    assert len(np.unique(batch.noise.numpy(), axis=0)) == 4
+    with pytest.raises(UserError, match="no whole number of images with 3 views"):
+        stream(make_shards([6], name="other"), views_per_image=3)
+
+
+def test_pictures_are_the_first_good_images(write_tar: Callable[..., Path]) -> None:
+    path = write_tar("x.tar", {"0.png": b"\x89PNG\r\n\x1a\n", "1.png": png(1), "2.png": png(2), "3.png": png(3)})
+    data = DataSettings(image_size=(8,), channels=1, crop_pct=1.0, cache_dir=path.parent / "cache")
+    (shard,) = expand([str(path)])
+    assert torch.equal(first_images(shard, 2, data), torch.stack([decode(png(n), 1) for n in (1, 2)]))
+
+
+def test_pictures_of_a_shard_of_bad_images_are_refused(write_tar: Callable[..., Path]) -> None:
+    path = write_tar("x.tar", {"0.png": b"\x89PNG\r\n\x1a\n"})
+    with pytest.raises(UserError, match=r"all images of .* are bad"):
+        first_images(expand([str(path)])[0], 2, DataSettings(image_size=(8,), channels=1, cache_dir=path.parent))
+
+
+def test_nothing_in_a_shard_is_run_x01(write_tar: Callable[..., Path], tmp_path: Path) -> None:
+    import pickle
+
+    class Canary:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "canary",)
+
+    dangerous = {f"0.{extension}": pickle.dumps(Canary()) for extension in ("pkl", "pickle", "pyd", "pth", "pt")}
+    path = write_tar("x.tar", {**dangerous, "0.png": png(0)})
+    (sample,) = read_samples(expand([str(path)])[0], tmp_path / "cache")
+    assert sample.image == png(0)
+    assert not (tmp_path / "canary").exists()
