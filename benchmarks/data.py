@@ -1,6 +1,6 @@
 """Speed and memory of the input pipeline, beside other loaders: from shards to finished batches.
 
-`python benchmarks/data.py [--parts decode,loader,small,memory,index] [--rounds N] [--images N]`
+`python benchmarks/data.py [--parts decode,loader,small,memory,index,device] [--rounds N] [--images N]`
 
 Times are CPU time (of threads, workers and main process together), so that neighbours on the machine matter little,
 and medians over rounds in which the candidates run in random order: each loader in a process of its own, one thread
@@ -29,7 +29,7 @@ from importlib.metadata import version
 from itertools import islice, product
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -53,6 +53,7 @@ from mae.data.packing.shrink import shrink
 from mae.data.scan import RECORD, scan
 from mae.data.settings import DataSettings
 from mae.keyed import Purpose
+from mae.training.loop import to_device
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BATCH, MEMORY_BATCH, MEMORY_BATCHES = 64, 256, 24
@@ -580,6 +581,40 @@ def print_small(rounds: int) -> None:
     table("Small images: CPU microseconds a sample, one thread, no workers", head, rows)
 
 
+# device: JPEGs decoded on a GPU, beside the same batches made by the processors.
+
+
+def run_device(root: Path, where: Literal["cpu", "device"]) -> dict[str, Any]:
+    """Views a second by the clock, and views a CPU second; without a GPU torch's CPU stands in for it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    index = ours_index(Forms(root / "many").shards(), root / "many" / "cache")
+    data = DataSettings(image_size=(SIDE,), decode_on=where, cache_dir=index.folder.parent)
+    batches = TrainBatches(index, plan_batches(BATCH, 1, None), 0, 0, data, AUGMENTATION)
+    stream = load(batches, range(10**9), len(os.sched_getaffinity(0)), device.type == "cuda")
+    for batch in islice(stream, 8):  # warms up
+        to_device(batch, device)
+    views, began, cpu = 0, time.perf_counter(), cpu_seconds()
+    for batch in islice(stream, math.ceil(len(index) / BATCH)):
+        views += len(to_device(batch, device).images.flatten(1).amax(1).cpu())
+    return {
+        "clock": views / (time.perf_counter() - began), "cpu": views / (cpu_seconds() - cpu), "device": str(device),
+    }  # fmt: skip
+
+
+def print_device(root: Path, rounds: int) -> None:
+    names = {"the processors": "cpu", "the device": "device"}
+    results = interleaved({name: ("device", str(root), where) for name, where in names.items()}, rounds)
+    rows = []
+    for name, found in results.items():
+        if failed := error_of(found):
+            rows.append((name, "-", "-", failed))
+            continue
+        medians = [statistics.median(result[word] for result in found) for word in ("clock", "cpu")]
+        rows.append((name, *(f"{figure:.0f}" for figure in medians), found[0]["device"]))
+    head = ("decoded by", "views a second", "views a CPU second", "device")
+    table(f"Finished batches of {BATCH} on the device, a worker for each core", head, rows)
+
+
 # memory: of one worker, and at the far end of 1e9 samples.
 
 
@@ -727,8 +762,9 @@ RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "order": run_order,
     "resume": lambda root: run_resume(Path(root)),
     "index": lambda root, rounds: run_index(Path(root), int(rounds)),
+    "device": lambda root, where: run_device(Path(root), where),
 }
-PARTS = ("decode", "loader", "small", "memory", "index")
+PARTS = ("decode", "loader", "small", "memory", "index", "device")
 
 
 def main() -> None:
@@ -760,6 +796,8 @@ def print_part(part: str, root: Path, rounds: int, title: str) -> None:
         print_small(rounds)
     elif part == "memory":
         print_memory(root, rounds)
+    elif part == "device":
+        print_device(root, rounds)
     else:
         print_index(root, rounds)
 
