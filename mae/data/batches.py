@@ -31,6 +31,9 @@ from mae.data.settings import DataSettings
 from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose
 
+# Micro-batches whose order is remembered: those that are read ahead.
+_PLANNED_AT_MOST = 32
+
 
 class Batch(NamedTuple):
     """One micro-batch of one process."""
@@ -172,6 +175,7 @@ class TrainBatches(Dataset[Batch]):
         self.order = Order(
             seed, self.samples, plan.global_batch // self.views, data.chunk_samples, data.window_chunks, data.lanes
         )
+        self._planned: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._lost = ""
 
@@ -235,9 +239,13 @@ class TrainBatches(Dataset[Batch]):
             raise UserError(self.images.named(image.location, error)) from None
 
     def _images_of(self, micro_step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places in the subset, and epochs, of the images of a micro-batch."""
-        start, stop = self.plan.positions(micro_step, self.rank)
-        return self.order.at(start // self.views, stop // self.views)
+        """Places in the subset, and epochs, of the images of a micro-batch; asked for twice, ahead and in time."""
+        if micro_step not in self._planned:
+            while len(self._planned) >= _PLANNED_AT_MOST:
+                del self._planned[next(iter(self._planned))]
+            start, stop = self.plan.positions(micro_step, self.rank)
+            self._planned[micro_step] = self.order.at(start // self.views, stop // self.views)
+        return self._planned[micro_step]
 
     def _ids(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         return places if self.subset is None else self.subset[places]

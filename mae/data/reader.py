@@ -59,6 +59,7 @@ class ImageReader:
         self.index = index
         self.is_remote = any(entry.shard.is_remote for entry in index.entries)
         self._files = [_local_file(entry.shard, cache_dir) for entry in index.entries]
+        self._whole = [None if file is None else _Piece(n, 0, 0, (0, 0)) for n, file in enumerate(self._files)]
         self._cache = RangeCache(cache_dir / "ranges", int(cache_bytes))
         self._chunk = chunk_samples
         self._open: dict[_Piece, _Descriptor] = {}
@@ -146,8 +147,9 @@ class ImageReader:
 
     def _piece(self, place: Location) -> _Piece:
         """The piece of its shard that holds a sample."""
-        if self._files[place.shard] is not None:
-            return _Piece(place.shard, 0, 0, (0, 0))
+        whole = self._whole[place.shard]
+        if whole is not None:
+            return whole
         chunk = place.sample_id // self._chunk
         starts, records = self.index.starts, self.index.records
         first = max(chunk * self._chunk, int(starts[place.shard]))
