@@ -5,6 +5,7 @@ speed, and resuming is starting at another number.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -175,6 +176,7 @@ class TrainBatches(Dataset[Batch]):
         self.order = Order(
             seed, self.samples, plan.global_batch // self.views, data.chunk_samples, data.window_chunks, data.lanes
         )
+        self._check_cache()
         self._planned: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._lost = ""
@@ -330,6 +332,20 @@ class TrainBatches(Dataset[Batch]):
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.data.threads, initializer=torch.set_num_threads, initargs=(1,))
         return self._threads.map(work, parts)
+
+    def _check_cache(self) -> None:
+        """Refuse a cache that would drop what was fetched ahead before it is used.
+
+        The ranks of a node, which torchrun and Accelerate count, share one and read their own lanes only.
+        """
+        remote = sum(entry.shard.size for entry in self.index.entries if entry.shard.is_remote)
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.plan.processes))
+        kept = remote * min(1.0, 2 * self.order.horizon / self.samples) * ranks_here / self.plan.processes
+        if kept > self.data.cache_bytes:
+            raise UserError(
+                f"data.cache_bytes is {self.data.cache_bytes:.3g}, but this order keeps two windows, {kept:.3g} bytes, "
+                "of the remote shards at hand; give it more, or lower data.lanes or data.window_chunks"
+            )
 
     def _check(self) -> None:
         plan, data = self.plan, self.data

@@ -74,6 +74,15 @@ def test_an_object_replaced_in_the_middle_of_a_run_stops_it(
     assert "train-000001.tar" in str(stopped.value)
 
 
+def test_a_cache_that_cannot_hold_two_windows_is_refused_r11(web: WebServer, shards: Path, tmp_path: Path) -> None:
+    url = serve(web, shards)
+    total = sum(path.stat().st_size for path in shards.glob("*.tar"))
+    with pytest.raises(UserError, match=r"data\.cache_bytes is .*lower data\.lanes"):
+        pretrain(shards, tmp_path / "run", "--data.shards", url, "--data.cache_bytes", str(total - 1))
+    narrow = ["--data.lanes", "1", "--data.window_chunks", "1", "--data.cache_bytes", str(total * 0.7)]
+    assert len(pretrain(shards, tmp_path / "other", "--data.shards", url, *narrow)) == 13
+
+
 def test_a_stream_trains_from_a_server_without_ranges(web: WebServer, shards: Path, tmp_path: Path) -> None:
     web.has_ranges = False
     flags = ["--data.reader", "stream", "--data.stream_samples", "25", "--data.mean", "0.5", "--data.std", "0.3"]
