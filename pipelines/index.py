@@ -13,10 +13,11 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from mae.data.index import ShardIndex, save_pixels
-from mae.data.indexing import beside, check_images, default_workers, index_of
+from mae.data.indexing import beside, check_images, index_of
 from mae.data.scan import NO_LABEL
 from mae.data.store.shards import Shard, default_cache_dir, expand
 from mae.errors import UserError, first_of, one_line_errors
+from mae.processes import default_workers
 from mae.progress import progress_bar
 from mae.settings import check, parse
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
-from mae.data.indexing import default_workers
 from mae.data.packing.engines import Advance, Engine, process_engine, ray_engine
 from mae.data.packing.pack import BAD_FILE, Packed, pack_shards, publish
 from mae.data.packing.plan import PackRules, Plan, plan_split
 from mae.data.packing.sources import Source, find_images, known_classes
 from mae.data.store.shards import default_cache_dir
 from mae.errors import one_line_errors
+from mae.processes import default_workers
 from mae.settings import check, parse
 
 DIGITS = "digits"

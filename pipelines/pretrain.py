@@ -22,6 +22,7 @@ from mae.data.settings import DataSettings
 from mae.data.store.shards import Shard, expand
 from mae.data.stream import PROMISES, StreamBatches, first_images
 from mae.errors import UserError, one_line_errors
+from mae.files import write_atomically
 from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.settings import MaskedAutoencoderSettings
@@ -29,7 +30,6 @@ from mae.report.pictures import draw_reconstructions, reconstruction_panels
 from mae.report.run import write_pretrain_report
 from mae.settings import check, parse
 from mae.training.distributed import start_accelerator
-from mae.training.files import write_atomically
 from mae.training.loop import Job, train
 from mae.training.optimizer import OptimSettings, parameter_groups
 from mae.training.progress import TrainingProgress

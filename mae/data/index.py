@@ -6,7 +6,6 @@ which tells what each shard was when it was read. Nothing in it is ever unpickle
 """
 
 import json
-import os
 import platform
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from mae.data.scan import LABEL_EXTENSION, NO_LABEL, RECORD, Records, ShardScan
 from mae.data.statistics import PixelStatistics
 from mae.data.store.shards import Shard
 from mae.errors import UserError
+from mae.files import flush, write_atomically
 
 FORMAT = 1
 """Raised when a file's meaning changes; indexes of another format are made anew."""
@@ -150,8 +150,7 @@ def save(folder: Path, entries: Sequence[ShardEntry], parts: Sequence[Path]) -> 
         for block in chain.from_iterable(map(_blocks, parts)):
             crc32 = zlib.crc32(block, crc32)
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
     manifest = {
         "format": FORMAT,
         "samples": sum(entry.samples for entry in entries),
@@ -204,12 +203,7 @@ def fingerprint(entries: Sequence[ShardEntry]) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file that is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
+    write_atomically(path, json.dumps(value, indent=1).encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,11 +1,8 @@
 """Find the index of a set of shards, or make it: shard by shard, over processes, resumable after any crash."""
 
 import math
-import multiprocessing
-import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,13 +29,15 @@ from mae.data.index import (
     save_pixels,
     write_json,
 )
-from mae.data.reader import ImageReader, is_gzipped
+from mae.data.reader import ImageReader
 from mae.data.scan import RECORD, scan
 from mae.data.statistics import PixelStatistics, SetPixels
 from mae.data.store.lock import lock
 from mae.data.store.remote import download
-from mae.data.store.shards import Shard, expand, plain_tar
+from mae.data.store.shards import Shard, expand, is_gzipped, plain_tar
 from mae.errors import BadImageError, UserError, first_of
+from mae.files import flush
+from mae.processes import end_with_parent
 
 FOLDER = ".mae-index"
 """Beside the shards; each set of shards has an index of its own in it."""
@@ -97,8 +96,7 @@ def index_of(
         try:
             return load(place, shards)  # another process was faster
         except StaleIndexError:
-            _build(place, shards, cache_dir, workers, advance)
-            return load(place, shards)
+            return _build(place, shards, cache_dir, workers, advance)
 
 
 def beside(shards: Sequence[Shard]) -> Path | None:
@@ -164,7 +162,7 @@ def _locked(folder: Path) -> Iterator[Path]:
         raise UserError(f"the index cannot be written to {folder}: {error.strerror}; set data.index") from None
 
 
-def _build(folder: Path, shards: Sequence[Shard], cache_dir: Path, workers: int, advance: Advance) -> None:
+def _build(folder: Path, shards: Sequence[Shard], cache_dir: Path, workers: int, advance: Advance) -> ShardIndex:
     parts = folder / _PARTS
     parts.mkdir(exist_ok=True)
     entries, errors = [], []
@@ -180,8 +178,9 @@ def _build(folder: Path, shards: Sequence[Shard], cache_dir: Path, workers: int,
         raise UserError(first_of(errors) + more)
     save(folder, entries, [_part(parts, shard) for shard in shards])
     index = load(folder, shards)
-    save_pixels(index, *measure(index, cache_dir))
+    index = save_pixels(index, *measure(index, cache_dir))
     shutil.rmtree(parts)
+    return index
 
 
 def measure(index: ShardIndex, cache_dir: Path, channels: int | None = None) -> tuple[PixelStatistics | None, int]:
@@ -191,7 +190,8 @@ def measure(index: ShardIndex, cache_dir: Path, channels: int | None = None) -> 
     them next tells.
     """
     some = np.unique(np.linspace(0, len(index) - 1, _MEASURED_AT_MOST).astype(np.int64))
-    pixels, _ = _look_at(ImageReader(index, cache_dir), some, channels)
+    # Of remote shards these images alone are fetched, not the chunks that they lie in.
+    pixels, _ = _look_at(ImageReader(index, cache_dir, chunk_samples=1), some, channels)
     return pixels.statistics(), pixels.images
 
 
@@ -212,8 +212,7 @@ def _read_shard(parts: Path, cache_dir: Path, shard: Shard) -> tuple[ShardEntry 
     entry = ShardEntry.of(shard, found)
     with part.open("wb") as file:
         found.records.tofile(file)
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
     write_json(part.with_suffix(".json"), asdict(entry))
     return entry, ""
 
@@ -242,6 +241,7 @@ def _look_at(
 ) -> tuple[SetPixels, list[str]]:
     """The pixels of the good images, and the bad ones: those that raise what is `tolerated`."""
     pixels, bad = SetPixels(), list[str]()
+    reader.will_need(ids)
     for place in reader.locate(ids):
         try:
             data = reader.read(place)
@@ -259,26 +259,9 @@ def _each(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -
         yield from map(work, tasks)
         return
     try:
-        with ProcessPoolExecutor(min(workers, len(tasks)), initializer=_end_with_the_parent) as pool:
+        with ProcessPoolExecutor(min(workers, len(tasks)), initializer=end_with_parent) as pool:
             yield from pool.map(work, tasks)
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, probably for want of memory; run the same command again: what is done stays"
         ) from None
-
-
-def _end_with_the_parent() -> None:
-    """A process of a pool outlives a parent that is killed: it would wait for work for ever, and hold its lock."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def default_workers() -> int:
-    """One process per core that this process may use."""
-    return len(os.sched_getaffinity(0))

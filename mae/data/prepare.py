@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mae.data.index import ShardIndex
-from mae.data.indexing import default_workers, measure, open_index
+from mae.data.indexing import measure, open_index
 from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics, for_channels, stored_statistics
 from mae.data.store.shards import Shard
 from mae.errors import UserError, first_of
+from mae.processes import default_workers
 
 
 def open_shards(patterns: tuple[str, ...], data: DataSettings, say: Callable[[str], None]) -> ShardIndex:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mae.data.index import ShardIndex
 from mae.data.scan import Records
 from mae.data.store.remote import RangeCache
-from mae.data.store.shards import Shard, plain_tar
+from mae.data.store.shards import Shard, is_gzipped, plain_tar
 from mae.data.tar import BLOCK, BadTarError, member_name
 from mae.errors import UserError
 
@@ -196,11 +196,6 @@ def _local_file(shard: Shard, cache_dir: Path) -> Path | None:
 def _on_one_line(name: str) -> str:
     """A name from a tar may hold anything; surrogates stand for its bytes that are no UTF-8."""
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in name)
-
-
-def is_gzipped(shard: Shard) -> bool:
-    """Whether a shard must be unpacked before it can be read at any place."""
-    return shard.name.endswith((".gz", ".tgz"))
 
 
 class _Descriptor:

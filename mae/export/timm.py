@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mae.errors import UserError
+from mae.files import sync, write_atomically
 from mae.models.description import ModelDescription
 from mae.models.encoder import build_encoder
 from mae.models.weights import encoder_part, load_encoder
-from mae.training.files import sync, write_atomically
 
 TOLERANCE = 1e-6
 """Greatest difference of a feature between this program's encoder and timm's."""

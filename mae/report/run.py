@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
+from mae.files import write_atomically
 from mae.report import page
 from mae.report.curves import draw_accuracy, draw_training
 from mae.settings import flatten, to_dict
-from mae.training.files import write_atomically
 from mae.training.progress import duration
 from mae.training.run_folder import RunFolder
 

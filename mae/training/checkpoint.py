@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mae.data.order import ORDER_VERSION
 from mae.errors import UserError
+from mae.files import sync, write_atomically
 from mae.models.weights import read_weights
-from mae.training.files import sync, write_atomically
 
 FORMAT_VERSION = 1
 MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE = "model.safetensors", "optimizer.pt", "manifest.json"

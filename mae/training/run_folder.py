@@ -9,9 +9,9 @@ from typing import Any
 
 from mae.data.settings import DataSettings
 from mae.errors import UserError, first_of
+from mae.files import sync, write_atomically
 from mae.settings import dump, flatten, load_yaml, to_dict
 from mae.training.checkpoint import MODEL_FILE
-from mae.training.files import sync, write_atomically
 from mae.training.settings import FREE_ON_RESUME
 
 SETTINGS_FILE, METRICS_FILE, REPORT_FILE = "settings.yaml", "metrics.jsonl", "report.html"

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -13,13 +12,13 @@ from contextlib import contextmanager
 from ctypes import c_int64
 from functools import partial
 from itertools import islice
-from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Any, TypeAlias
 
 import torch
 
 from mae.errors import UserError
+from mae.processes import end_with_parent
 
 Advance: TypeAlias = Callable[[int, int], None]
 """Told how many images are done, and how many bytes they had in the source."""
@@ -94,15 +93,7 @@ def _begin_worker(done: "SynchronizedArray[int]") -> None:
     _done = done
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; one of them speaks
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would otherwise wait for its next task for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_any([parent.sentinel])
-    os._exit(1)
+    end_with_parent()
 
 
 def _run_counted(task: Task, number: int) -> None:

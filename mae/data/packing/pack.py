@@ -30,6 +30,7 @@ from mae.data.statistics import INFO_FILE, PixelStatistics, SetPixels, read_info
 from mae.data.store.lock import lock
 from mae.data.store.shards import Shard
 from mae.errors import BadImageError, UserError, first_of
+from mae.files import flush, write_atomically
 
 BAD_FILE = "bad-images.txt"
 # timm looks for jpg, png and webp only.
@@ -179,15 +180,13 @@ def _pack_shard(plan: Plan, number: int, part: Path, advance: Advance) -> None:
     record = ShardRecord()
     with part.open("xb") as file:
         is_empty = not _write_tar(plan, number, file, record, advance)
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
     if not is_empty:
         found = scan(part, plan.filename(number))
         record.entry = ShardEntry.of(_shard(part)._replace(url=str(plan.out / plan.filename(number))), found)
         with _place(plan, number, ".bin").open("wb") as file:
             found.records.tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         part.rename(plan.parts / plan.filename(number))
     write_json(_place(plan, number, ".json"), _to_json(record))
 
@@ -313,9 +312,7 @@ def _write_info(plan: Plan, packed: Packed) -> None:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("\n".join(lines) + "\n", **NAMES)
-    part.rename(path)
+    write_atomically(path, ("\n".join(lines) + "\n").encode(**NAMES))
 
 
 def _to_json(record: ShardRecord) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
@@ -29,6 +29,7 @@ from mae.data.packing.sources import Item, Source, from_line, to_line
 from mae.data.statistics import read_info
 from mae.data.store.lock import lock
 from mae.errors import UserError
+from mae.files import flush
 from mae.keyed import Purpose
 
 FORMAT = 1
@@ -221,19 +222,14 @@ def _list(source: Source, items: Iterator[Item], folder: Path, rules: PackRules)
             found.update(line)
             offsets.append(offsets[-1] + len(line))
             sizes.append(item.size)
-        _sync(file)
+        flush(file)
     order = packing_order(len(sizes), rules.seed)
     with (folder / _ORDER).open("wb") as file:
         np.frombuffer(offsets, np.int64)[order].tofile(file)
-        _sync(file)
+        flush(file)
     ordered = np.frombuffer(sizes, np.int64)[order]
     listed = {"images": len(sizes), "bytes": int(ordered.sum()), "items": found.hexdigest(), "classes": source.classes}
     return _facts(source, rules) | listed, cut(ordered, rules.shard_samples, rules.shard_bytes)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _facts(source: Source, rules: PackRules) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 from mae.data.scan import IMAGE_EXTENSIONS, NO_LABEL, samples
 from mae.data.store.connection import scheme_of, shown
-from mae.data.store.shards import Shard, expand, plain_tar
+from mae.data.store.shards import SUFFIXES, Shard, expand, plain_tar
 from mae.data.tar import Member, members
 from mae.errors import UserError, first_of
 
 CLASSES_FILE = "classes.txt"
 # File names need not be UTF-8; what Python makes of their bytes is written as those bytes.
 NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
-_SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 _NAMED_AT_MOST = 5
 
 
@@ -142,7 +141,7 @@ def _is_tree(source: str) -> bool:
     if not Path(source).is_dir():
         return False
     with os.scandir(source) as entries:
-        return not any(entry.name.endswith(_SHARD_ENDINGS) for entry in entries)
+        return not any(entry.name.endswith(SUFFIXES) for entry in entries)
 
 
 def _list_tree(source: Source, known: Sequence[str]) -> Iterator[Item]:

@@ -19,10 +19,13 @@ from mae.data.store.connection import PACKAGES, is_web, scheme_of, shown
 from mae.data.store.remote import download
 from mae.data.store.storage import Shard, is_remote
 from mae.errors import UserError, first_of
+from mae.files import sync
 
-__all__ = ["Shard", "default_cache_dir", "expand", "plain_tar"]
+__all__ = ["SUFFIXES", "Shard", "default_cache_dir", "expand", "is_gzipped", "plain_tar"]
 
-_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+"""How the names of shards end."""
+
 _COMPRESSED = (".gz", ".tgz")
 _FORMS = f"a path, file://, {', '.join(f'{scheme}://' for scheme in PACKAGES)}"
 
@@ -55,6 +58,11 @@ def expand(patterns: Sequence[str]) -> list[Shard]:
     return present
 
 
+def is_gzipped(shard: Shard) -> bool:
+    """Whether a shard must be unpacked before it can be read at any place."""
+    return shard.name.endswith(_COMPRESSED)
+
+
 def plain_tar(shard: Shard, cache_dir: Path) -> Path:
     """A plain tar on this machine: the shard itself, or its copy in `cache_dir`, made when it is not there.
 
@@ -62,7 +70,7 @@ def plain_tar(shard: Shard, cache_dir: Path) -> Path:
     of its source. It appears by rename, and a lock that dies with its holder lets one process of a node make it
     while the others wait.
     """
-    if not shard.is_remote and not shard.name.endswith(_COMPRESSED):
+    if not shard.is_remote and not is_gzipped(shard):
         return Path(shard.url)
     place = shard.url if shard.is_remote else str(Path(shard.url).resolve())
     identity = f"{place}\0{shard.size}\0{shard.version}"
@@ -89,12 +97,11 @@ def _copy(shard: Shard, target: Path) -> None:
         if shard.is_remote:
             with source.open("wb") as file:
                 download(shard, file)
-        if shard.name.endswith(_COMPRESSED):
+        if is_gzipped(shard):
             _gunzip(source if shard.is_remote else Path(shard.url), part, str(shard))
         else:
             source.rename(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(part)
         part.rename(target)
     finally:
         source.unlink(missing_ok=True)
@@ -142,7 +149,7 @@ def _matches(name: str) -> list[str | Shard]:
     if is_remote(name):
         return _remote_matches(name)
     if Path(name).is_dir():
-        found = sorted(str(p) for p in Path(name).iterdir() if p.name.endswith(_SUFFIXES))
+        found = sorted(str(p) for p in Path(name).iterdir() if p.name.endswith(SUFFIXES))
         if not found:
             raise UserError(f"folder {name} holds no .tar, .tar.gz or .tgz file; see mae pack --help")
         return [*found]
@@ -161,8 +168,8 @@ def _remote_matches(url: str) -> list[str | Shard]:
         found = storage.glob(url)
     elif is_web(url) and path.endswith("/") and url != path:
         found = []  # what a listing names has no query
-    elif path.endswith("/") or (not is_web(url) and not path.endswith(_SUFFIXES) and storage.is_folder(url)):
-        found = storage.list_folder(url, _SUFFIXES)
+    elif path.endswith("/") or (not is_web(url) and not path.endswith(SUFFIXES) and storage.is_folder(url)):
+        found = storage.list_folder(url, SUFFIXES)
     else:
         return [url]
     if not found:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -11,6 +12,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync(part)
     part.rename(path)
     sync(path.parent)
+
+
+def flush(file: BinaryIO) -> None:
+    """Bring what was written to an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:
