@@ -65,8 +65,9 @@ def run(settings: IndexSettings) -> ShardIndex:
         listed = index.folder / BAD_FILE
         listed.write_text("\n".join(bad) + "\n", encoding="utf-8", errors="surrogateescape")
         raise UserError(
-            f"{len(bad)} of {len(index)} images are bad: {first_of(bad)}; all are listed in {listed}. Pack the shards "
-            f"without them (mae pack SHARDS --out DIR --skip_bad True), or train with --data.max_bad_samples {len(bad)}"
+            f"{len(bad)} of {len(index)} images are bad: {first_of(bad)}; all are listed in {listed}. Restore those "
+            "that have changed; pack the shards without the others (mae pack SHARDS --out DIR --skip_bad True), or "
+            "train with --data.max_bad_samples"
         )
     return index
 
