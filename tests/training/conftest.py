@@ -15,7 +15,7 @@ from mae.errors import UserError
 def on_rank(rank: int, port: int, work: Callable[[], Any], results: "multiprocessing.Queue[tuple[int, Any]]") -> None:
     """Put what `work` returns on this rank, or the text of its `UserError`, into `results`."""
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "OMP_NUM_THREADS": "1"}  # as torchrun sets it
     # The test's own process has been a world of one.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
