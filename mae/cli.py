@@ -11,6 +11,7 @@ from mae.errors import USER_ERROR_EXIT_CODE
 COMMANDS = {
     "pack": ("mae.pipelines.pack", "write images into WebDataset shards, with counts and statistics"),
     "index": ("mae.pipelines.index", "check shards strictly and store where every sample lies"),
+    "doctor": ("mae.doctor.command", "check machine, data, batches and disk, and say whether to start"),
     "pretrain": ("mae.pipelines.pretrain", "pretrain a masked autoencoder on unlabelled shards"),
     "finetune": ("mae.pipelines.finetune", "fine-tune the encoder with a head on its cls token"),
     "export": ("mae.pipelines.export", "write the encoder of a run for timm, reloaded and compared"),

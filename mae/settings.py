@@ -98,11 +98,13 @@ def check(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence; a settings file with both is a mistake."""
+    """PyYAML keeps the last of two equal keys in silence, and takes keys of any type; both are mistakes here."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text", node.start_mark)
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
         return super().construct_mapping(node, deep)
@@ -160,16 +162,27 @@ def _flags(tree: Mapping[str, Any], schema: type, path: Path, prefix: str) -> It
             assert isinstance(section, type)
             yield from _flags(value, section, path, f"{name}.")
         elif isinstance(value, Mapping):
-            raise UserError(f"{path}: {name} takes a value, got a section {dict(value)!r}")
+            raise UserError(f"{path}: {name} takes a value, got a section of settings")
         else:
             yield f"--{name}"
-            yield from (str(v) for v in (value if _is_list_of(section, value) else [value]))
+            yield from _words(value, section, f"{path}: {name}")
 
 
-def _is_list_of(annotation: Any, value: object) -> bool:
-    """A YAML list fills a tuple field; for any other field tyro shall see, and refuse, the list itself."""
+def _words(value: object, annotation: Any, name: str) -> Iterator[str]:
+    """What follows a flag. Of wrong types only those are refused here that would no longer show as text, which is all
+    that tyro sees: YAML reads `no`, `1_000` and `12:30` as False, 1000 and 750."""
     options = get_args(annotation) if get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
-    return isinstance(value, list) and any(get_origin(option) is tuple for option in options)
+    tuples = [option for option in options if get_origin(option) is tuple]
+    if isinstance(value, list) and not tuples:
+        raise UserError(f"{name} takes one value, got a list")
+    allowed = {*options, *(item for option in tuples for item in get_args(option))}
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, list | Mapping):
+            raise UserError(f"{name} takes plain values, got a list of lists or of sections")
+        is_none = item is None and type(None) in allowed
+        if allowed & {str, Path} and not isinstance(item, str) and not is_none:
+            raise UserError(f"{name} takes text, got {item!r}; put it in quotes")
+        yield str(item)
 
 
 def _nearest(key: str, known: list[str], prefix: str) -> str:

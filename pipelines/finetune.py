@@ -22,16 +22,16 @@ from mae.data.index import ShardIndex
 from mae.data.loader import normalize
 from mae.data.prepare import open_shards, resolve_statistics, statistics_of
 from mae.data.settings import DataSettings
-from mae.errors import UserError, one_line_errors
+from mae.errors import UserError
 from mae.evaluation.classification import evaluate
 from mae.models.classifier import build_classifier
 from mae.models.description import ModelDescription, describe_model, find_model, read_description
 from mae.models.settings import EncoderSettings
-from mae.models.weights import load_encoder, read_weights
+from mae.models.weights import file_tensors, load_encoder, read_weights
 from mae.report.run import write_finetune_report
 from mae.settings import check, parse
-from mae.training.distributed import start_accelerator
-from mae.training.loop import Job, train
+from mae.training.distributed import errors_said_once, start_accelerator
+from mae.training.loop import Job, training
 from mae.training.optimizer import OptimSettings, describe_groups, parameter_groups
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder import RunFolder
@@ -39,6 +39,7 @@ from mae.training.settings import TrainSettings
 from mae.training.start import finish_job, start_job
 
 SCRATCH = "none"
+BEST_FILE = "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class FinetuneSettings(TrainSettings):
 
 def run(settings: FinetuneSettings) -> RunFolder:
     """Train, or go on training, evaluate, and write the run folder."""
-    accelerator = start_accelerator(settings.precision)
+    accelerator = start_accelerator(settings.precision, settings.timeout)
     progress = TrainingProgress("finetune", accelerator.is_main_process)
 
     settings = replace(settings, data=RunFolder(settings.run_dir).with_its_statistics(settings.data))
@@ -173,10 +174,11 @@ def run(settings: FinetuneSettings) -> RunFolder:
     )
     for line in describe_groups(groups, job.schedule.peak):
         progress.say(line)
-    for step in train(job):
-        if held_out is not None and evaluation_due(step, job, settings.eval_every):
-            measure(job, settings, held_out, step)
-    finish_job(job)
+    with training(job) as steps:
+        for step in steps:
+            if held_out is not None and evaluation_due(step, job, settings.eval_every):
+                measure(job, settings, held_out, step)
+        finish_job(job)
     if accelerator.is_main_process:
         write_finetune_report(job.folder, settings, accelerator.device)
     progress.say(f"model {job.folder.model}, report {job.folder.report}")
@@ -272,21 +274,28 @@ def evaluation_due(step: int, job: Job, every: float) -> bool:
 
 
 def measure(job: Job, settings: FinetuneSettings, held_out: ShardIndex, step: int) -> None:
-    """Evaluate the model as it is after `step` steps, and log it."""
+    """Evaluate the model as it is after `step` steps, log it, and keep it in `best.safetensors` if it is the best."""
     accelerator, data = job.accelerator, settings.data
     batches = EvalBatches(held_out, job.plan.per_process, data, accelerator.process_index, accelerator.num_processes)
-    result = evaluate(accelerator, job.bare_model, batches, statistics_of(data), data.workers)
     epoch = step * job.plan.global_batch / job.samples
-    if accelerator.is_main_process:
-        job.folder.log({"kind": "eval", "step": step, "epoch": epoch, **result._asdict()})
+    with job.state.shown() as model:
+        result = evaluate(accelerator, model, batches, statistics_of(data), data.workers)
+        best = result.accuracy > job.notes.get("best", {}).get("accuracy", -1.0)
+        if best:
+            job.notes["best"] = {"step": step, "accuracy": result.accuracy}
+        if accelerator.is_main_process:
+            job.folder.log({"kind": "eval", "step": step, "epoch": epoch, **result._asdict()})
+            if best:
+                job.folder.publish(file_tensors(model), job.description.metadata(), BEST_FILE)
     job.progress.say(
         f"epoch {epoch:.1f}: accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {result.samples:,} samples"
+        + (", the best so far" if best else "")
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`mae finetune`."""
-    with one_line_errors():
+    with errors_said_once():
         run(parse(FinetuneSettings, sys.argv[1:] if argv is None else argv, prog="mae finetune"))
 
 

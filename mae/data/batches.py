@@ -29,6 +29,7 @@ from mae.data.order import Order
 from mae.data.reader import ImageReader, Location
 from mae.data.scan import NO_LABEL
 from mae.data.settings import DataSettings
+from mae.data.store.shards import Shard
 from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose
 
@@ -190,6 +191,11 @@ class TrainBatches(Dataset[Batch]):
     def fingerprint(self) -> str:
         """Of all that the index holds."""
         return self.index.fingerprint
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Where the data lie."""
+        return [entry.shard for entry in self.index.entries]
 
     def starting_at(self, micro_step: int) -> Dataset[Batch]:
         """For a run that goes on at `micro_step`: any micro-batch can be had at any time."""

@@ -1,7 +1,7 @@
 """Export to timm: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
-The folder holds `model.safetensors`, the encoder alone under timm's names, and `config.json` with the
-architecture and the normalisation. It is loaded back by timm and compared before it takes its place.
+The folder holds `model.safetensors`, the encoder alone under timm's names and in float32, and `config.json` with
+the architecture and the normalisation. It is loaded back by timm and compared before it takes its place.
 """
 
 import json
@@ -54,7 +54,8 @@ def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: 
         shutil.rmtree(part)
     part.mkdir(parents=True)
     try:
-        save_file(encoder_part(weights), part / "model.safetensors", metadata=description.metadata())
+        encoder = {name: tensor.float() for name, tensor in encoder_part(weights).items()}
+        save_file(encoder, part / "model.safetensors", metadata=description.metadata())
         sync(part / "model.safetensors")
         write_atomically(part / "config.json", json.dumps(timm_config(description), indent=2).encode())
         difference = compare(part, weights, description, source)

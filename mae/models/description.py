@@ -84,6 +84,8 @@ def find_model(source: Path) -> Path:
     Raises:
         UserError: if there is none.
     """
+    if source.name.startswith("."):
+        raise UserError(f"{source} is a checkpoint being written or removed; give one whose name begins with step-")
     path = source / "model.safetensors" if source.is_dir() else source
     if path.is_file():
         return path

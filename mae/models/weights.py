@@ -18,9 +18,14 @@ _DECODER_PREFIXES = ("decoder_", "mask_token")
 _HEAD_PREFIXES = ("head.", "fc_norm.")
 
 
+def name_in_file(name: str) -> str:
+    """The name in a file of what is called `name` in an autoencoder or classifier."""
+    return name.removeprefix("encoder.").removeprefix("decoder.")
+
+
 def file_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of an autoencoder or classifier as they stand in a file, on the CPU."""
-    return {_name_in_file(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """All weights of an autoencoder or classifier under their names in a file, where they are: no copies."""
+    return {name_in_file(name): tensor.detach() for name, tensor in model.state_dict().items()}
 
 
 def load_all(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
@@ -29,8 +34,8 @@ def load_all(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> N
     Raises:
         UserError: if the tensors are not those of this model, naming the first that differ.
     """
-    names = {_name_in_file(name): name for name in model.state_dict()}
-    _require_same_tensors(file_tensors(model), weights, source)
+    names = {name_in_file(name): name for name in model.state_dict()}
+    require_same_tensors(file_tensors(model), weights, source)
     model.load_state_dict({names[name]: tensor for name, tensor in weights.items()})
 
 
@@ -61,15 +66,12 @@ def load_encoder(model: VisionTransformer, weights: Mapping[str, Tensor], source
         UserError: if the tensors are not those of this model, naming the first that differ.
     """
     given = encoder_part(weights)
-    _require_same_tensors(encoder_part(model.state_dict()), given, source)
+    require_same_tensors(encoder_part(model.state_dict()), given, source)
     model.load_state_dict(given, strict=False)
 
 
-def _name_in_file(name: str) -> str:
-    return name.removeprefix("encoder.").removeprefix("decoder.")
-
-
-def _require_same_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: Path) -> None:
+def require_same_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: Path) -> None:
+    """Raise a `UserError` that names the first tensors of a file which are not the wanted ones in name and shape."""
     wrong = [f"{name} is missing" for name in wanted if name not in given]
     wrong += [f"{name} is not known" for name in given if name not in wanted]
     wrong += [

@@ -52,7 +52,7 @@ def _training(records: list[dict[str, Any]]) -> str:
             (
                 f"{last['epoch']:.1f}",
                 f"{last['step']:,}",
-                f"{last['loss']:.4f}",
+                "not finite" if last["loss"] is None else f"{last['loss']:.4f}",
                 f"{speeds[len(speeds) // 2]:,.0f}",
                 duration(last["seconds"]),
             )

@@ -1,157 +1,126 @@
-"""Checkpoints that appear whole or not at all, and are verified before they are trusted.
+"""Checkpoints: finding the newest one that is whole, and reading it.
 
-`step-000000123/` holds `model.safetensors` (the layout of the final model), `optimizer.pt` and, written
-last, `manifest.json` with the size and sha256 of both. It is made beside its place, flushed to the disk
-file by file, and renamed; only then do older ones go.
+`step-000000123/` holds `model.safetensors` (the layout of the final model), `optimizer.safetensors`,
+`ema.safetensors` where there is an average, and, written last, `manifest.json`. `checkpoint_writer` makes such
+folders; nothing in them is trusted before it is verified, and nothing in them can run.
 """
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mae.data.order import ORDER_VERSION
-from mae.errors import UserError
-from mae.files import sync, write_atomically
-from mae.models.weights import read_weights
+from mae.errors import CheckpointError, UserError, first_of
+from mae.training.checkpoint_files import DamagedFileError, files_of, groups_of, read_tensors, require_whole
+from mae.training.checkpoint_manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    BadCheckpointError,
+    DataPosition,
+    FileIdentity,
+    Manifest,
+    Standing,
+    is_set_aside,
+    step_folder,
+    step_of,
+)
+from mae.training.checkpoint_writer import CheckpointWriter, Tensors, bytes_needed
 
-FORMAT_VERSION = 1
-MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE = "model.safetensors", "optimizer.pt", "manifest.json"
-_HIDDEN = ".tmp-"
-_LIBRARIES = ("torch", "timm", "accelerate", "numpy")
-
-
-@dataclass(frozen=True)
-class DataPosition:
-    """All there is to know of where a run stands in its data."""
-
-    samples: int
-    """Samples consumed since the start of training."""
-    fingerprint: str
-    """Which samples, in which order of shards."""
-    global_batch: int
-    order_version: int = ORDER_VERSION
+__all__ = [
+    "MANIFEST_FILE",
+    "MODEL_FILE",
+    "BadCheckpointError",
+    "Checkpoint",
+    "CheckpointWriter",
+    "DataPosition",
+    "Standing",
+    "Tensors",
+    "bytes_needed",
+    "newest",
+    "require_same_data",
+    "step_folder",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose manifest has been verified."""
+    """A checkpoint whose every file has been verified."""
 
     path: Path
-    step: int
-    position: DataPosition
+    standing: Standing
+    libraries: dict[str, str]
+    """Versions of what wrote it."""
+    files: tuple[str, ...]
+    """Names of its tensor files."""
 
-    def model(self) -> dict[str, Tensor]:
-        """The weights, in the layout of the final model."""
-        return read_weights(self.path / MODEL_FILE)
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.standing.step
 
-    def optimizer(self) -> dict[str, Any]:
-        """The optimiser's state, read without unpickling anything but tensors and plain values."""
-        state: dict[str, Any] = torch.load(self.path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        return state
+    @property
+    def position(self) -> DataPosition:
+        """Where the run stands in its data."""
+        return self.standing.position
 
+    def tensors(self, group: str) -> dict[str, Tensor]:
+        """The whole tensors of `model`, `optimizer` or `ema`, on the CPU, however many ranks saved them.
 
-def step_folder(root: Path, step: int) -> Path:
-    """`root/step-000000123`."""
-    return root / f"step-{step:09d}"
+        A group that was not saved is empty.
 
-
-def save(
-    root: Path,
-    step: int,
-    weights: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    optimizer: Mapping[str, Any],
-    position: DataPosition,
-    keep: int,
-) -> Path:
-    """Write the checkpoint of `step` under `root`, then remove all but the `keep` newest."""
-    root.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(root)
-    hidden = root / f"{_HIDDEN}{step:09d}"
-    hidden.mkdir()
-    save_file(dict(weights), hidden / MODEL_FILE, metadata=dict(metadata))
-    torch.save(dict(optimizer), hidden / OPTIMIZER_FILE)
-    for name in (MODEL_FILE, OPTIMIZER_FILE):
-        sync(hidden / name)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "position": asdict(position),
-        "libraries": {name: version(name) for name in _LIBRARIES},
-        "files": {name: _identity(hidden / name) for name in (MODEL_FILE, OPTIMIZER_FILE)},
-    }
-    write_atomically(hidden / MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
-    place = step_folder(root, step)
-    if place.exists():  # a damaged one that the resume passed over
-        place.rename(root / f"{_HIDDEN}replaced-{step:09d}")
-    hidden.rename(place)
-    sync(root)
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        gone = old.rename(root / f"{_HIDDEN}old-{old.name}")
-        shutil.rmtree(gone)
-    _remove_leftovers(root)
-    return place
+        Raises:
+            BadCheckpointError: if the files were damaged since they were verified.
+        """
+        try:
+            return read_tensors(self.path, files_of(group, self.files))
+        except DamagedFileError as error:
+            raise BadCheckpointError(self.path, str(error)) from None
 
 
 def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that verifies; each newer one that does not is named to `report`.
 
     Raises:
-        UserError: if there are checkpoints but none verifies. A run never starts from zero in silence.
+        CheckpointError: if there are checkpoints but none verifies, or one cannot look. A run never starts from
+            zero in silence.
     """
     rejected: list[str] = []
-    for path in sorted(root.glob("step-*"), reverse=True):
+    for path in _checkpoints(root):
         try:
             checkpoint = verify(path)
+            if checkpoint.step != step_of(path):
+                raise BadCheckpointError(path, f"its manifest is of step {checkpoint.step}")
         except BadCheckpointError as error:
-            rejected.append(f"checkpoint {path.name} is not used: {error}")
+            rejected.append(f"checkpoint {path.name} is not used: {error.reason}")
             report(rejected[-1])
-            continue
-        return checkpoint
+        else:
+            return checkpoint
     if rejected:
-        raise UserError(
-            f"no checkpoint in {root} is intact ({'; '.join(rejected)}); restore one, or start again in another run_dir"
+        raise CheckpointError(
+            f"no checkpoint in {root} is intact ({first_of(rejected)}); restore one, or start again in another run_dir"
         )
     return None
-
-
-class BadCheckpointError(Exception):
-    """What is wrong with a checkpoint."""
 
 
 def verify(path: Path) -> Checkpoint:
     """Hold every file of a checkpoint against the manifest.
 
     Raises:
-        BadCheckpointError: naming the first file that is missing, cut or changed, or an unknown format.
+        BadCheckpointError: naming the first file that is missing, cut, changed, or no part of it, or an unknown
+            format.
     """
     try:
-        manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise BadCheckpointError(
-                f"its format version is {manifest['format_version']}, this program reads {FORMAT_VERSION}"
-            )
-        for name in (MODEL_FILE, OPTIMIZER_FILE):
-            wanted, found = manifest["files"][name], _identity(path / name)
-            if found != wanted:
-                raise BadCheckpointError(
-                    f"{name} is changed or cut ({found['bytes']} bytes, sha256 {found['sha256'][:12]}; "
-                    f"written were {wanted['bytes']}, {wanted['sha256'][:12]})"
-                )
-        return Checkpoint(path, int(manifest["step"]), DataPosition(**manifest["position"]))
+        return _verified(path)
+    except DamagedFileError as error:
+        raise BadCheckpointError(path, str(error)) from None
     except FileNotFoundError as error:
-        raise BadCheckpointError(f"{Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadCheckpointError(f"{MANIFEST_FILE} cannot be read ({type(error).__name__}: {error})") from None
+        raise BadCheckpointError(path, f"{Path(error.filename).name} is missing") from None
+    except OSError as error:
+        raise BadCheckpointError(path, f"{error.filename} cannot be read ({error.strerror})") from None
 
 
 def require_same_data(checkpoint: Checkpoint, fingerprint: str, global_batch: int) -> None:
@@ -173,12 +142,40 @@ def require_same_data(checkpoint: Checkpoint, fingerprint: str, global_batch: in
             )
 
 
-def _identity(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def _checkpoints(root: Path) -> list[Path]:
+    """All that bears the name of a checkpoint, the newest first."""
+    if not os.path.lexists(root):
+        return []
+    try:
+        found = [path for path in root.iterdir() if path.name.startswith("step-")]
+    except OSError as error:
+        raise CheckpointError(f"folder {root} of checkpoints cannot be read: {error.strerror}") from None
+    return sorted(found, key=_age, reverse=True)
 
 
-def _remove_leftovers(root: Path) -> None:
-    """Folders of saves that were cut short; they were never a checkpoint."""
-    for path in root.glob(f"{_HIDDEN}*"):
-        shutil.rmtree(path)
+def _age(path: Path) -> tuple[int, bool]:
+    """Greater for what is newer; one set aside is older than the one that takes its place."""
+    step = step_of(path)
+    return (-1 if step is None else step, not is_set_aside(path))
+
+
+def _verified(path: Path) -> Checkpoint:
+    if not path.exists():
+        raise DamagedFileError("there is no such folder")
+    try:
+        manifest = Manifest.from_json((path / MANIFEST_FILE).read_bytes())
+    except ValueError as error:
+        raise DamagedFileError(f"{MANIFEST_FILE} cannot be used ({error})") from None
+    extra = {entry.name for entry in path.iterdir()} - {*manifest.files, MANIFEST_FILE}
+    if extra:
+        raise DamagedFileError(f"{min(extra)} is no part of it")
+    for name, wanted in manifest.files.items():
+        found = FileIdentity.of(path / name)
+        if found != wanted:
+            raise DamagedFileError(
+                f"{name} is changed or cut ({found.bytes} bytes, sha256 {found.sha256[:12]}; "
+                f"written were {wanted.bytes}, {wanted.sha256[:12]})"
+            )
+    for group in groups_of(manifest.files):
+        require_whole(path, files_of(group, manifest.files))
+    return Checkpoint(path, manifest.standing, dict(manifest.libraries), tuple(manifest.files))

@@ -2,10 +2,11 @@
 
 import math
 import random
-import time
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,26 +18,36 @@ from torch.optim import Optimizer
 from mae import keyed
 from mae.data.batches import Batch, BatchPlan
 from mae.data.images.device import decode_into
-from mae.errors import UserError, first_of
+from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.keyed import Purpose
 from mae.models.description import ModelDescription
-from mae.models.weights import file_tensors
 from mae.training import checkpoint
-from mae.training.checkpoint import DataPosition
+from mae.training.checkpoint import DataPosition, Standing
+from mae.training.checkpoint_writer import CheckpointWriter
+from mae.training.distributed import Ballot, Stacks, failure_of
+from mae.training.guard import poisoned, step_unless
+from mae.training.meter import Meter, Steps
 from mae.training.optimizer import CosineSchedule, set_learning_rate
 from mae.training.progress import TrainingProgress, duration
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder import Rollback, RunFolder
 from mae.training.settings import TrainSettings
+from mae.training.sharded import local_value
+from mae.training.signals import StopRequest, stop_on_signal
+from mae.training.state import TrainingState
+
+_FAILED_WRITES_AT_MOST = 3
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that the loop works with; nothing in it changes but weights and optimiser state."""
+    """All that the loop works with; nothing in it changes but weights, optimiser state and notes."""
 
     settings: TrainSettings
     accelerator: Accelerator
     model: nn.Module
     """As Accelerate prepared it."""
+    state: TrainingState
+    """What is saved and restored."""
     description: ModelDescription
     optimizer: Optimizer
     schedule: CosineSchedule
@@ -44,57 +55,53 @@ class Job:
     plan: BatchPlan
     samples: int
     """Samples in an epoch."""
-    fingerprint: str
-    """Of the training data."""
     max_bad_samples: int
     """Bad images that may be replaced."""
-    batches: Iterator[Batch]
-    """Micro-batches of this rank, from the first step to come."""
+    batches_from: Callable[[int, int], Iterator[Batch]]
+    """(data position, steps) -> the micro-batches of this rank for so many steps."""
     loss_of: Callable[[nn.Module, Batch], Tensor]
     """The loss of one micro-batch, which lies on the device."""
     folder: RunFolder
+    writer: CheckpointWriter | None
+    """On the ranks that write checkpoints."""
     progress: TrainingProgress
-    start: int
-    """Steps already done."""
+    start: Standing
+    """Where this start begins."""
     total: int
     """Steps of the whole run."""
-
-    @property
-    def bare_model(self) -> nn.Module:
-        """The model without what Accelerate wrapped around it."""
-        bare: nn.Module = self.accelerator.unwrap_model(self.model)
-        return bare
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the pipeline wants to find again after a resume: plain JSON."""
 
 
-def train(job: Job) -> Iterator[int]:
-    """Run the steps that are left; yields the number of steps done after each, before it is checkpointed.
+@contextmanager
+def training(job: Job) -> Iterator[Iterator[int]]:
+    """The steps that are left, as an iterator of the number of steps done after each, before it is checkpointed.
 
-    What a pipeline does at such a moment (a picture, an evaluation) is thus part of the checkpoint that
-    follows, and is done again if the run dies in between.
+    What a pipeline does at such a moment (a picture, an evaluation) is thus part of the checkpoint that follows, and is
+    done again if the run dies in between. While the context lasts, signals ask for a checkpoint and an end; how the
+    run ended is written to its folder.
     """
-    with job.progress.running(job.start, job.total):
-        yield from _steps(job)
-
-
-def _steps(job: Job) -> Iterator[int]:
-    meter = _Meter(job)
-    for step in range(job.start, job.total):
-        seed_step(job.settings.seed, step, job.accelerator.process_index)
-        set_learning_rate(job.optimizer, job.schedule(step))
-        loss = _backward(job, meter, step)
-        norm = job.accelerator.clip_grad_norm_(job.model.parameters(), job.clip_grad or math.inf)
-        job.optimizer.step()
-        job.optimizer.zero_grad()
-        meter.add(loss, norm)
-
-        done = step + 1
-        saving = done % job.settings.checkpoint_every == 0 or done == job.total
-        if saving or done % job.settings.log_every == 0:
-            meter.report(done)
-        job.progress.step(done)
-        yield done
-        if saving:
-            _save(job, done)
+    stacks = Stacks(job.settings.timeout)
+    try:
+        with stop_on_signal() as stop, job.progress.running(job.start.step, job.total):
+            yield _Loop(job, stop, stacks).steps()
+    except PreemptedError as end:
+        if job.accelerator.is_main_process:
+            job.folder.record_exit("preempted", str(end))
+        raise
+    except BaseException as error:
+        failure = failure_of(error)
+        if failure.is_first:
+            job.folder.record_exit("error", failure.text)
+        raise
+    else:
+        if job.accelerator.is_main_process:
+            job.folder.record_exit("finished", f"{job.total} steps")
+    finally:
+        stacks.stop()
+        if job.writer is not None:
+            job.writer.close()
+        job.folder.unlock()
 
 
 def total_steps(samples: int, epochs: float, batch_size: int) -> int:
@@ -126,125 +133,219 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def _backward(job: Job, meter: "_Meter", step: int) -> Tensor:
-    """Accumulate the gradient of one global batch; returns this rank's mean loss, still on the device."""
-    losses = []
-    for micro in range(job.plan.accumulation):
-        batch = meter.next_batch()
-        if job.settings.record_samples:
-            job.folder.record_samples(job.accelerator.process_index, step, batch.ids.tolist())
-        last = micro == job.plan.accumulation - 1
-        with nullcontext() if last else job.accelerator.no_sync(job.model):
-            loss = job.loss_of(job.model, to_device(batch, job.accelerator.device))
-            job.accelerator.backward(loss / job.plan.accumulation)
-        losses.append(loss.detach())
-    return torch.stack(losses).mean()
+class _Loop:
+    """The steps of a job, and what may come between them: a stop, a roll-back, a checkpoint that fails."""
 
+    def __init__(self, job: Job, stop: StopRequest, stacks: Stacks) -> None:
+        self.job, self.stop, self.stacks = job, stop, stacks
+        self.ballot = Ballot(job.accelerator, job.settings.timeout)
+        notes = job.start.notes
+        self.owes_a_yield: bool = notes.get("owes_a_yield", False)
+        self.meter = Meter(
+            job.accelerator, job.folder, job.progress, job.max_bad_samples, unlogged=notes.get("unlogged")
+        )
+        self.complaint: str | None = None
+        self.go_to(job.start.step, job.start.position.samples)
 
-def _save(job: Job, done: int) -> None:
-    if job.accelerator.is_main_process:
-        try:
-            checkpoint.save(
-                job.folder.checkpoints,
-                done,
-                file_tensors(job.bare_model),
-                job.description.metadata(),
-                job.optimizer.state_dict(),
-                DataPosition(done * job.plan.global_batch, job.fingerprint, job.plan.global_batch),
-                job.settings.keep_checkpoints,
-            )
-        except OSError as error:
-            raise UserError(f"checkpoint of step {done} cannot be written: {error}; make room and resume") from None
-    job.accelerator.wait_for_everyone()
+    def go_to(self, step: int, samples: int) -> None:
+        """Stand after `step` steps, with the data at position `samples`."""
+        self.done, self.samples = step, samples
+        self.batches = self.job.batches_from(samples, self.job.total - step)
 
+    def steps(self) -> Iterator[int]:
+        """Yields the number of steps done."""
+        job = self.job
+        if self.owes_a_yield:
+            yield self.done
+        while self.done < job.total:
+            self.stacks.alive()
+            self.ballot.cast(_number(self.stop.reason), job.writer.failures_in_a_row if job.writer else 0)
+            self.step()
+            self.done, self.samples = self.done + 1, self.samples + job.plan.global_batch
+            asked, failures = self.ballot.result()
+            if failures >= _FAILED_WRITES_AT_MOST:
+                self.require_written()
+            self.complain()
 
-class _Meter:
-    """Sums on the device, read once per report: the one moment at which the host waits for the device."""
+            last = self.done == job.total
+            saving = self.done % job.settings.checkpoint_every == 0 or last
+            if (saving or self.done % job.settings.log_every == 0) and self.report() >= job.settings.skip_at_most:
+                self.roll_back()
+                continue
+            job.progress.step(self.done)
+            if asked and not last:
+                self.leave(signal.Signals(asked).name)
+            yield self.done
+            # Within a row of skipped steps there is nothing new to save, and the weights may be why.
+            if saving and (last or not self.meter.in_a_row):
+                self.save()
+        if job.start.step < job.total:
+            self.require_written()
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._began = time.perf_counter()
-        self._bad: list[str] = []
-        self._lost = ""
-        self._known_bad = job.folder.bad_samples()
-        self._reset()
+    def step(self) -> None:
+        """One step of the optimiser, unless loss or gradient is not finite."""
+        job = self.job
+        seed_step(job.settings.seed, self.done, job.accelerator.process_index)
+        set_learning_rate(job.optimizer, job.schedule(self.done))
+        loss, ids = self.backward()
+        norm = local_value(job.accelerator.clip_grad_norm_(job.model.parameters(), job.clip_grad or math.inf))
+        step_unless(job.optimizer, ~norm.isfinite())
+        job.optimizer.zero_grad()
+        job.state.update_average()
+        self.meter.add(loss, norm, ids)
 
-    def next_batch(self) -> Batch:
-        asked = time.perf_counter()
-        batch = next(self._job.batches)
-        self._waited += time.perf_counter() - asked
-        self._bad += batch.bad
-        self._lost = self._lost or batch.lost
-        return batch
+    def backward(self) -> tuple[Tensor, list[Tensor]]:
+        """Accumulate the gradient of one global batch; this rank's mean loss, still on the device, and sample ids."""
+        job, losses, ids = self.job, [], []
+        for micro in range(job.plan.accumulation):
+            batch = self.meter.next_batch(self.batches)
+            ids.append(batch.ids)
+            if job.settings.record_samples:
+                job.folder.record_samples(job.accelerator.process_index, self.done, batch.ids.tolist())
+            is_last = micro == job.plan.accumulation - 1
+            with nullcontext() if is_last else job.accelerator.no_sync(job.model):
+                with job.accelerator.autocast():
+                    loss = job.loss_of(job.model, to_device(batch, job.accelerator.device))
+                job.accelerator.backward(poisoned(loss) / job.plan.accumulation)
+            losses.append(loss.detach())
+        return torch.stack(losses).mean(), ids
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self._losses.append(loss)
-        self._norms.append(norm)
-
-    def report(self, done: int) -> None:
-        """Share the figures among the ranks, log and show them.
-
-        Raises:
-            UserError: on every rank, if any rank has lost its data or met more bad images than are allowed, or
-                if the loss is not finite; nothing learned from such a batch has been saved by then.
-        """
-        job, steps = self._job, len(self._losses)
-        troubles = float(len(self._bad) + bool(self._lost))
-        sums = torch.stack([torch.stack(self._losses).sum(), torch.tensor(troubles).to(self._losses[0])])
-        loss_sum, found = job.accelerator.reduce(sums, reduction="sum").tolist()
-        seconds = time.perf_counter() - self._since
-        if found:
-            self._share_troubles()
-        loss = loss_sum / steps / job.accelerator.num_processes
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} within {steps} steps before step {done}; checkpoints before it are good: "
-                "lower optim.base_lr or set optim.clip_grad in another run_dir"
-            )
-        speed = steps * job.plan.global_batch / seconds
+    def report(self) -> int:
+        """Log and show the figures since the last line; the greatest number of steps skipped in a row."""
+        job, done = self.job, self.done
+        rows = self.meter.read(done)
+        if max(rows, default=0) >= job.settings.skip_at_most:
+            # The data go on behind the step that made the row too long, whenever that is noticed.
+            late = len(rows) - 1 - rows.index(job.settings.skip_at_most)
+            self.samples -= late * job.plan.global_batch
+            return job.settings.skip_at_most
+        timing = self.meter.timing(job.plan.global_batch)
         record = {
             "kind": "train",
             "step": done,
             "epoch": done * job.plan.global_batch / job.samples,
-            "loss": loss,
             "lr": job.schedule(done - 1),
-            "grad_norm": float(torch.stack(self._norms).mean()),
-            "images_per_second": round(speed, 1),
-            "data_wait": round(self._waited / seconds, 4),
-            "seconds": round(time.perf_counter() - self._began, 2),
+            **self.meter.steps.means(),
+            **timing,
         }
         if job.accelerator.is_main_process:
             job.folder.log(record)
-        left = (job.total - done) * job.plan.global_batch / speed
+        speed = timing["images_per_second"]
+        left = (job.total - done) * job.plan.global_batch / max(speed, 1e-9)
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
         job.progress.status(
             done,
-            f"epoch {record['epoch']:.1f}  loss {loss:.4f}  lr {record['lr']:.2e}  {speed:,.0f} images/s  "
-            f"data wait {record['data_wait']:.0%}  ETA {duration(left)}",
+            f"epoch {record['epoch']:.1f}  loss {loss}  lr {record['lr']:.2e}  {speed:,.0f} images/s  "
+            f"data wait {timing['data_wait']:.0%}  ETA {duration(left)}",
         )
-        self._reset()
+        self.meter.restart(Steps())
+        return self.meter.in_a_row
 
-    def _share_troubles(self) -> None:
-        """Tell every rank of the bad images and lost data of all; stop if that is too much, else list the images."""
-        job = self._job
-        lost: list[str] = gather_object([self._lost] if self._lost else [])
-        if lost:
-            raise UserError(f"data are lost: {lost[0]}; then start the same command again")
-        new = sorted(set(gather_object(self._bad)) - self._known_bad)
-        self._known_bad |= set(new)
-        self._bad = []
-        known = len(self._known_bad)
-        if known > job.max_bad_samples:
+    def roll_back(self) -> None:
+        """Take up the weights of the last checkpoint again, and leave out the data since.
+
+        Raises:
+            UserError: on every rank, if there is none, or if that has been done before.
+        """
+        job = self.job
+        most = job.settings.skip_at_most
+        remedy = "lower optim.base_lr or set optim.clip_grad in another run_dir, or look at the samples in " + str(
+            job.folder.skipped
+        )
+        if job.folder.rollback() is not None:
             raise UserError(
-                f"{known} bad image{'s' if known > 1 else ''}, {job.max_bad_samples} are allowed "
-                f"(data.max_bad_samples): {first_of(new or sorted(self._known_bad))}; "
-                "pack the shards again without them (mae pack SHARDS --out DIR --skip_bad True)"
+                f"{most} steps in a row were skipped up to step {self.done}, again after a return to a checkpoint, "
+                f"since loss or gradient was not finite; {remedy}"
             )
+        self.finish_writing()
+        found = checkpoint.newest(job.folder.checkpoints, job.progress.say)
+        if found is None:
+            raise UserError(
+                f"{most} steps in a row were skipped up to step {self.done}, since loss or gradient was not finite, "
+                f"and there is no checkpoint to go back to; {remedy}"
+            )
+        job.state.restore(found)
+        job.notes.clear()
+        job.notes.update(found.standing.notes.get("pipeline", {}))
         if job.accelerator.is_main_process:
-            job.folder.record_bad_samples(new)
-        if new:
-            job.progress.say(f"{len(new)} bad images were replaced by their neighbours: {first_of(new)}")
+            job.folder.record_rollback(Rollback(found.step, self.samples))
+            job.folder.forget_after(found.step)
+        job.accelerator.wait_for_everyone()
+        job.progress.say(
+            f"{most} steps in a row were skipped up to step {self.done}: back to step {found.step}, "
+            f"with the data that follow sample {self.samples:,}"
+        )
+        self.meter.in_a_row = 0
+        self.meter.restart(Steps())
+        self.go_to(found.step, self.samples)
 
-    def _reset(self) -> None:
-        self._losses: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._waited, self._since = 0.0, time.perf_counter()
+    def leave(self, reason: str) -> None:
+        """Save, and end the run on all ranks.
+
+        Raises:
+            PreemptedError: always.
+        """
+        job, done = self.job, self.done
+        if not self.is_new_line():
+            self.meter.read(done)
+        if self.meter.in_a_row:
+            self.finish_writing()
+            raise PreemptedError(
+                f"{reason}: left at step {done} of {job.total} within skipped steps, which are not saved; "
+                "start the same command to go on from the last checkpoint"
+            )
+        self.save(owes_a_yield=True, unlogged=self.meter.steps.plain())
+        self.require_written()
+        raise PreemptedError(f"{reason}: saved at step {done} of {job.total}; start the same command to go on")
+
+    def is_new_line(self) -> bool:
+        """Whether the log holds all steps so far."""
+        settings = self.job.settings
+        return self.done % settings.log_every == 0 or self.done % settings.checkpoint_every == 0
+
+    def save(self, **notes: Any) -> None:
+        """Begin to write a checkpoint.
+
+        Raises:
+            UserError: if a weight is not finite; what was saved before stays.
+        """
+        job = self.job
+        if not job.state.are_finite():
+            raise UserError(
+                f"a weight is not finite after step {self.done}, so nothing is saved; "
+                "begin another run_dir from the last checkpoint (--resume) with a lower optim.base_lr"
+            )
+        position = DataPosition(self.samples, job.start.position.fingerprint, job.plan.global_batch)
+        standing = Standing(self.done, position, job.start.settings, {"pipeline": dict(job.notes), **notes})
+        if job.writer is not None:
+            job.writer.save(job.state.tensors(), job.description.metadata(), standing)
+
+    def complain(self) -> None:
+        """Say once what is wrong with the last checkpoint; training goes on, and tries again at the next."""
+        writer = self.job.writer
+        complaint = (writer.failure or writer.warning) if writer else None
+        if complaint and complaint != self.complaint:
+            self.job.progress.say(f"warning: {complaint}; training goes on")
+        self.complaint = complaint
+
+    def finish_writing(self) -> None:
+        """Wait on all ranks until nothing is being written."""
+        if self.job.writer is not None:
+            self.job.writer.wait()
+        self.job.accelerator.wait_for_everyone()
+
+    def require_written(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            CheckpointError: on every rank, if it is not.
+        """
+        self.finish_writing()
+        failure = self.job.writer.failure if self.job.writer else None
+        failures: list[str] = gather_object([failure] if failure else [])
+        if failures:
+            raise CheckpointError(failures[0])
+
+
+def _number(signal_name: str | None) -> int:
+    return 0 if signal_name is None else signal.Signals[signal_name].value

@@ -1,13 +1,24 @@
 """The folder of a run: one set of settings, one log, its checkpoints, its model, its report."""
 
+import errno
+import fcntl
+import hashlib
 import json
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+import socket
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 from mae.data.settings import DataSettings
+from mae.data.store.shards import Shard
 from mae.errors import UserError, first_of
 from mae.files import sync, write_atomically
 from mae.settings import dump, flatten, load_yaml, to_dict
@@ -15,7 +26,19 @@ from mae.training.checkpoint import MODEL_FILE
 from mae.training.settings import FREE_ON_RESUME
 
 SETTINGS_FILE, METRICS_FILE, REPORT_FILE = "settings.yaml", "metrics.jsonl", "report.html"
-BAD_SAMPLES_FILE = "bad-samples.txt"
+BAD_SAMPLES_FILE, SKIPPED_FILE = "bad-samples.txt", "skipped-steps.jsonl"
+ROLLBACK_FILE, EXIT_FILE, LOCK_FILE = "rollback.json", "exit.json", ".lock"
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A return of the weights to an earlier step, while the data went on."""
+
+    step: int
+    """Of the checkpoint that was taken up again."""
+    samples: int
+    """Data position from which it went on."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +46,7 @@ class RunFolder:
     """Paths of a run, and what is written there."""
 
     path: Path
+    _locks: list[BinaryIO] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -43,6 +67,11 @@ class RunFolder:
     def report(self) -> Path:
         """One self-contained page."""
         return self.path / REPORT_FILE
+
+    @property
+    def skipped(self) -> Path:
+        """Samples of the steps that were skipped because loss or gradient was not finite."""
+        return self.path / SKIPPED_FILE
 
     def check(self, settings: Any) -> None:
         """Refuse a folder that belongs to something else; read only, so that every rank may ask.
@@ -68,6 +97,17 @@ class RunFolder:
                 + "; start it with its own settings to resume it, or give another run_dir"
             )
 
+    def keep_out_of(self, shards: Iterable[Shard]) -> None:
+        """Refuse a run among the data, which may be read-only, shared, or cleared away.
+
+        Raises:
+            UserError: naming the folder of the shards that the run would lie in.
+        """
+        run = self.path.resolve()
+        for folder in {Path(shard.url).parent for shard in shards if not shard.is_remote}:
+            if run.is_relative_to(folder.resolve()):
+                raise UserError(f"run_dir {self.path} lies in the folder of the shards, {folder}; give one outside")
+
     def with_its_statistics(self, data: DataSettings) -> DataSettings:
         """`data` with the mean and std that the run began with, unless they are set: they may be measured better since,
         but a run goes on with its own."""
@@ -90,15 +130,69 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from None
 
+    def lock(self) -> None:
+        """Keep every other process out until `unlock`, or until this one ends in whatever way.
+
+        Raises:
+            UserError: if another process, which is named, holds the folder, or if it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK_FILE).open("a+b")
+        except OSError as error:
+            raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from None
+        try:
+            # A record lock is not inherited by workers, which may live a little longer than a trainer that is killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS_HERE:
+                file.seek(0)
+                holder = file.read().decode(errors="replace").strip() or "another process"
+                file.close()
+                raise UserError(
+                    f"run_dir {self.path} is in use by {holder}; wait for it or end it, or give another run_dir"
+                ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+        self._locks.append(file)
+
+    def unlock(self) -> None:
+        """Let others in."""
+        while self._locks:
+            self._locks.pop().close()
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
-        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(METRICS_FILE, [record])
 
     def record_samples(self, rank: int, step: int, ids: Sequence[int]) -> None:
         """Append the ids that one rank takes at one step to its own file."""
-        with (self.path / f"samples-rank{rank}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "ids": list(ids)}) + "\n")
+        self._append(f"samples-rank{rank}.jsonl", [{"step": step, "ids": list(ids)}])
+
+    def record_skipped(self, samples: Mapping[int, Sequence[int]]) -> None:
+        """Append the sample ids of skipped steps, by step."""
+        self._append(SKIPPED_FILE, [{"step": step, "ids": sorted(ids)} for step, ids in samples.items()])
+
+    def record_rollback(self, rollback: Rollback) -> None:
+        """Remember that the weights went back, also over a restart."""
+        write_atomically(self.path / ROLLBACK_FILE, json.dumps(asdict(rollback)).encode())
+
+    def rollback(self) -> Rollback | None:
+        """The return of this run, of which there is one at most."""
+        path = self.path / ROLLBACK_FILE
+        return Rollback(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def record_exit(self, reason: str, message: str) -> None:
+        """Write how this start of the run ended, for whoever decides about the next; launchers hide exit codes."""
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"reason": reason, "message": message, "time": time, "host": socket.gethostname()}
+        with suppress(OSError):  # a full disk is what the message may be about
+            write_atomically(self.path / EXIT_FILE, json.dumps(record, indent=2).encode())
+
+    def forget_exit(self) -> None:
+        """A start that has not ended yet has no reason for it."""
+        (self.path / EXIT_FILE).unlink(missing_ok=True)
 
     def record_bad_samples(self, names: Sequence[str]) -> None:
         """Append bad images, which were replaced, to `bad-samples.txt`."""
@@ -128,13 +222,29 @@ class RunFolder:
         text = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.path / METRICS_FILE, text.encode())
 
-    def publish_model(self, checkpoint: Path) -> None:
-        """Put the final checkpoint's model where everybody looks for it."""
-        part = self.model.with_name(f".{self.model.name}.part")
-        shutil.copyfile(checkpoint / MODEL_FILE, part)
+    def publish(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str = MODEL_FILE) -> None:
+        """Put a model where everybody looks for it; it appears whole."""
+        part = self.path / f".{name}.part"
+        save_file(dict(weights), part, metadata=dict(metadata))
         sync(part)
-        part.rename(self.model)
+        part.rename(self.path / name)
         sync(self.path)
+
+    def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines of JSON to a log. A log that cannot be written, on a full disk say, does not end a run."""
+        path = self.path / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+        except OSError as error:
+            with suppress(OSError):  # stderr may be on the same disk
+                sys.stderr.write(f"warning: a line is missing from {path}: {error.strerror}\n")
+
+
+def settings_hash(settings: Any) -> str:
+    """sha256 of the settings that decide what is learned."""
+    flat = {name: value for name, value in flatten(to_dict(settings)).items() if name not in FREE_ON_RESUME}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,18 @@ class TrainSettings:
     """Steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    keep_every: int | None = None
+    """A checkpoint of a step that this divides stays for ever."""
+    resume: Path | None = None
+    """Checkpoint folder that a new run begins from, step and data position included; later it goes on from its own."""
+    ema_decay: float | None = None
+    """Keep a running average of the weights, of which this share stays at each step; it is what is drawn, evaluated and
+    published. None: off."""
+    skip_at_most: int = 10
+    """Steps in a row that may be skipped because loss or gradient is not finite. Then the weights go back to the last
+    checkpoint and the data go on; the next time the run ends."""
+    timeout: float = 600.0
+    """Seconds after which a process that does not answer, or a worker without a batch, ends the run."""
     restart_data_order: bool = False
     """Let a resumed run go on with data that differ from those of its checkpoint; otherwise it is refused."""
     record_samples: bool = False
@@ -39,9 +51,12 @@ class TrainSettings:
         check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(0 < self.epochs < math.inf, "epochs", self.epochs, "above 0")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        for name in ("micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        counts = ("micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "skip_at_most")
+        for name in counts:
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "1 or more")
+        check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1, or None")
+        check(1 <= self.timeout < math.inf, "timeout", self.timeout, "1 or more seconds")
 
 
 # Settings that may differ when a run is resumed: they change speed, places or what is shown, never weights.
@@ -52,6 +67,9 @@ FREE_ON_RESUME = frozenset(
         "log_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "keep_every",
+        "resume",
+        "timeout",
         "picture_every",
         "record_samples",
         "restart_data_order",

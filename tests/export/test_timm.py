@@ -1,4 +1,5 @@
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from mae.errors import UserError
 from mae.export.timm import export_timm, timm_config
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import build_classifier
-from mae.models.description import ModelDescription, describe_model, read_description
+from mae.models.description import ModelDescription, describe_model, find_model, read_description
 from mae.models.encoder import build_encoder
 from mae.models.settings import SIZES, EncoderSettings, MaskedAutoencoderSettings
-from mae.models.weights import file_tensors
+from mae.models.weights import file_tensors, read_weights
+from mae.pipelines.export import ExportSettings, run
+from mae.training.checkpoint import CheckpointWriter, DataPosition, Standing, step_folder
 
 SOURCE = Path("runs/one/model.safetensors")
 
@@ -128,6 +131,33 @@ def test_the_encoder_of_a_classifier_is_exported_without_its_head(tmp_path: Path
     torch.testing.assert_close(load(tmp_path / "out")(images), features, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_export_of_a_model_trained_in_mixed_precision_is_in_float32_n09(tmp_path: Path, dtype: torch.dtype) -> None:
+    model, _, description = pretrained(SQUARE, (8, 16), 5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(4, 5, 8, 16, generator=generator)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(images, torch.rand(4, model.patches, generator=generator)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    # Training keeps its weights in float32; a file of another program's making may hold fewer bits.
+    weights = {name: tensor.to(dtype) for name, tensor in file_tensors(model).items()}
+    export_timm(weights, description, tmp_path / "out", SOURCE)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float32}
+    model.encoder.load_state_dict({name: weights[name].float() for name in model.encoder.state_dict()})
+    with torch.no_grad():
+        theirs = load(tmp_path / "out")(images)
+        torch.testing.assert_close(theirs, model.encoder(images), rtol=0, atol=1e-6)
+        with torch.autocast("cpu", torch.bfloat16):
+            as_trained = model.encoder(images).float()
+    # Normed features have a deviation of 1, and bfloat16 keeps 8 bits of each number.
+    torch.testing.assert_close(theirs, as_trained, rtol=0, atol=0.05)
+
+
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     _, weights, description = pretrained(SQUARE, (8, 8), 3)
     (tmp_path / "folder").mkdir()
@@ -210,3 +240,67 @@ def test_transformers_loads_the_folder(
     images = torch.randn(2, channels, *image_size)
     with torch.no_grad():
         torch.testing.assert_close(theirs.eval()(images).pooler_output, model.encoder(images), rtol=0, atol=1e-6)
+
+
+def save_checkpoint(writer: CheckpointWriter, step: int, model: dict[str, Tensor]) -> None:
+    """With the weights of another model all over again as optimiser state."""
+    _, _, description = pretrained(SQUARE, (8, 8), 3)
+    standing = Standing(step, DataPosition(step, "fingerprint", 1), "settings", {})
+    writer.save({"model": model, "optimizer": model}, description.metadata(), standing)
+
+
+def test_a_checkpoint_of_a_run_in_progress_is_exported_whole_or_not_at_all_c19(tmp_path: Path) -> None:
+    """A thread saves and removes checkpoints as fast as it can, each filled with its own step."""
+    root = tmp_path / "checkpoints"
+    _, weights, _ = pretrained(SQUARE, (8, 8), 3)
+
+    def train() -> None:
+        writer = CheckpointWriter(root, keep=1)
+        for step in range(1, 60):
+            save_checkpoint(writer, step, {name: torch.full_like(weights[name], step) for name in weights})
+        writer.close()
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    seen, missed = set[int](), set[str]()
+    while trainer.is_alive():
+        for folder in root.glob("step-*"):
+            try:
+                path = find_model(folder)
+                found, description = read_weights(path), read_description(path)
+            except UserError as error:
+                missed.add(str(error).replace(folder.name, "").replace("\n", "a second line"))
+                continue
+            (value,) = {float(value) for tensor in found.values() for value in tensor.unique()}
+            assert folder.name == f"step-{value:09.0f}"
+            assert found.keys() == weights.keys()
+            assert description.width == 16
+            seen.add(int(value))
+    assert len(seen) > 1
+    # Removed between two looks: said in one line.
+    assert all("does not exist" in text and "a second line" not in text for text in missed), missed
+
+
+def test_a_checkpoint_is_exported_like_a_finished_run_c19(tmp_path: Path) -> None:
+    model, weights, _ = pretrained(SQUARE, (8, 8), 3)
+    writer = CheckpointWriter(tmp_path / "run" / "checkpoints", keep=2)
+    save_checkpoint(writer, 1, weights)
+    writer.close()
+    folder = run(ExportSettings(step_folder(tmp_path / "run" / "checkpoints", 1), out=tmp_path / "out"))
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(load(folder)(images), model.encoder(images), rtol=0, atol=1e-6)
+
+
+def test_a_checkpoint_that_is_not_yet_whole_is_never_exported_c19(tmp_path: Path) -> None:
+    _, weights, _ = pretrained(SQUARE, (8, 8), 3)
+    writer = CheckpointWriter(tmp_path / "run" / "checkpoints", keep=2)
+    save_checkpoint(writer, 1, weights)
+    writer.close()
+    whole = step_folder(tmp_path / "run" / "checkpoints", 1)
+    # As it stood a moment ago, all but renamed.
+    half = whole.rename(whole.with_name(".tmp-000000001-leg.1"))
+    for source in (half, tmp_path / "run"):
+        with pytest.raises(UserError, match=r"give .*"):
+            run(ExportSettings(source, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

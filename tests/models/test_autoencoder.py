@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from mae.data.batches import plan_batches
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.positions import sincos_positions
@@ -118,12 +121,18 @@ def test_a_normalised_target_has_mean_zero_and_variance_one_in_each_patch(tiny_a
     torch.testing.assert_close(target.var(dim=2), torch.ones(2, 16), rtol=0, atol=1e-5)
 
 
-def test_an_image_of_one_colour_has_a_finite_loss_and_gradient(tiny_autoencoder: Build, draw: Draw) -> None:
+@pytest.mark.parametrize("value", [-2.0, 0.0, 0.7, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_of_one_colour_has_a_finite_loss_and_gradient_n06(
+    tiny_autoencoder: Build, draw: Draw, value: float, dtype: torch.dtype
+) -> None:
     model = tiny_autoencoder()
     images, noise = draw(model)
-    plain = torch.full_like(images, 0.7)
-    assert model.target(plain).abs().max() < 1e-2
-    loss = model(plain, noise).loss
+    plain = torch.full_like(images, value)
+    # Of the rounding of the mean, over the least deviation there can be.
+    assert model.target(plain).abs().max() < 1e-2 * max(1.0, abs(value))
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        loss = model(plain, noise).loss
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
@@ -209,6 +218,35 @@ def test_a_patch_of_one_value_cannot_be_normalised_and_is_refused(tiny_autoencod
     assert model(*draw(model)).loss.isfinite()
 
 
-def test_a_share_that_hides_all_patches_is_refused(tiny_autoencoder: Build) -> None:
+def test_a_share_that_hides_all_patches_is_refused_n07(tiny_autoencoder: Build) -> None:
     with pytest.raises(UserError, match=r"model\.mask_ratio is 0\.95"):
         tiny_autoencoder(mask_ratio=0.95)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_gradients_of_equal_parts_add_up_to_the_gradient_of_the_whole_batch_n08(
+    tiny_autoencoder: Build, draw: Draw, parts: int
+) -> None:
+    whole, accumulated = tiny_autoencoder(), tiny_autoencoder()
+    images, noise = draw(whole, batch=6)
+    whole(images, noise).loss.backward()
+    for some, of_some in zip(images.chunk(parts), noise.chunk(parts), strict=True):
+        (accumulated(some, of_some).loss / parts).backward()
+    for (name, expected), found in zip(whole.named_parameters(), accumulated.parameters(), strict=True):
+        if expected.requires_grad:
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 8), st.none() | st.integers(1, 64))
+def test_there_is_no_partial_last_part_of_a_batch_n08(
+    global_batch: int, processes: int, micro_batch: int | None
+) -> None:
+    try:
+        plan = plan_batches(global_batch, processes, micro_batch)
+    except UserError:
+        assert global_batch % (processes * (micro_batch or 1))
+        return
+    rows = [plan.positions(micro, rank) for micro in range(plan.accumulation) for rank in range(processes)]
+    assert {stop - start for start, stop in rows} == {plan.per_process}
+    assert sum(stop - start for start, stop in rows) == global_batch

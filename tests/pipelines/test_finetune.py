@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from mae.errors import UserError
 from mae.pipelines import pretrain
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
+from mae.training.checkpoint import Standing
+from mae.training.checkpoint_writer import CheckpointWriter
 from mae.training.run_folder import RunFolder
 
 MODEL = ["--model.width", "16", "--model.depth", "2", "--model.heads", "2", "--model.patch_size", "2"]
@@ -120,19 +123,17 @@ def test_mixup_and_cutmix_resume_to_the_same_bits(
     shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drop path, mixup and RandAugment draw from generators keyed by step and sample, so none is lost."""
-    from mae.training import checkpoint
-
     flags = ["--regularization.drop_path", "0.3", "--augment.rand_augment", "9"]
     straight = run(settings(shards, held_out, tmp_path / "straight", *flags))
-    save = checkpoint.save
+    save = CheckpointWriter.save
 
-    def dying_save(root: Path, at: int, *rest: object) -> Path:
-        if at == 8:
+    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, standing: Standing) -> None:
+        if standing.step == 8:
             raise KeyboardInterrupt
-        return save(root, at, *rest)  # type: ignore[arg-type]
+        save(self, tensors, metadata, standing)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "save", dying_save)
+        patch.setattr(CheckpointWriter, "save", dying_save)
         run(settings(shards, held_out, tmp_path / "cut", *flags))
     cut = run(settings(shards, held_out, tmp_path / "cut", *flags))
     expected, found = load_file(straight.model), load_file(cut.model)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.pipelines.pretrain import PretrainSettings, run
 from mae.settings import load_yaml, parse, to_dict
+from mae.training.checkpoint import Standing
+from mae.training.checkpoint_writer import CheckpointWriter
 
 TINY = [
     "--epochs", "4", "--batch_size", "8", "--log_every", "1", "--checkpoint_every", "3", "--picture_every", "1000",
@@ -102,22 +105,48 @@ def test_a_finished_run_started_again_changes_nothing(shards: Path, tmp_path: Pa
     assert (folder.model.read_bytes(), (folder.path / "metrics.jsonl").read_bytes()) == before
 
 
+def test_a_new_folder_is_a_fresh_start_and_a_used_one_is_not_and_both_are_said_c08(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings(shards, tmp_path / "run"))
+    assert f"starting {tmp_path / 'run'} at step 0 of {STEPS}" in capsys.readouterr().out
+    run(settings(shards, tmp_path / "run"))
+    assert f"resuming {tmp_path / 'run'} from step-{STEPS:09d}" in capsys.readouterr().out
+
+
+def test_a_run_can_begin_from_a_checkpoint_of_another_and_then_goes_on_from_its_own_c06(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the same settings it ends with the same bits; with other ones it is what the branch is for."""
+    flags = ["--keep_checkpoints", "9"]
+    straight = run(settings(shards, tmp_path / "straight", *flags))
+    middle = straight.checkpoints / "step-000000006"
+    branch = [*flags, "--resume", str(middle)]
+    assert_equal_tensors(run(settings(shards, tmp_path / "same", *branch)).model, load_file(straight.model))
+    slower = [*branch, "--optim.base_lr", "0.01"]
+    run(settings(shards, tmp_path / "slower", *slower))
+    capsys.readouterr()
+    run(settings(shards, tmp_path / "slower", *slower))
+    assert f"from step-{STEPS:09d}" in capsys.readouterr().out
+    (middle / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"step-000000006 cannot be used: model\.safetensors"):
+        run(settings(shards, tmp_path / "third", *branch))
+
+
 class UnpluggedError(Exception):
     """The plug is pulled."""
 
 
 def unplug_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loop die right before it saves the checkpoint of `step`."""
-    from mae.training import checkpoint
+    save = CheckpointWriter.save
 
-    save = checkpoint.save
-
-    def dying_save(root: Path, at: int, *rest: object) -> Path:
-        if at == step:
+    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, standing: Standing) -> None:
+        if standing.step == step:
             raise UnpluggedError
-        return save(root, at, *rest)  # type: ignore[arg-type]
+        save(self, tensors, metadata, standing)
 
-    monkeypatch.setattr(checkpoint, "save", dying_save)
+    monkeypatch.setattr(CheckpointWriter, "save", dying_save)
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -154,8 +183,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
 def test_no_intact_checkpoint_is_no_reason_to_start_from_zero(shards: Path, tmp_path: Path) -> None:
     folder = run(settings(shards, tmp_path / "run"))
     for path in folder.checkpoints.iterdir():
-        (path / "optimizer.pt").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint .* is intact .*optimizer.pt is missing"):
+        (path / "optimizer.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint .* is intact .*optimizer.safetensors is missing"):
         run(settings(shards, tmp_path / "run"))
 
 
@@ -229,7 +258,8 @@ def test_rectangles_and_five_channels(tmp_path: Path) -> None:
     import numpy as np
     from webdataset import TarWriter
 
-    with (tmp_path / "train-0.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+    (tmp_path / "shards").mkdir()
+    with (tmp_path / "shards" / "train-0.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for number in range(16):
             buffer = io.BytesIO()
             np.save(buffer, np.random.default_rng(number).integers(0, 256, (12, 20, 5), dtype=np.uint8))
@@ -246,7 +276,7 @@ def test_rectangles_and_five_channels(tmp_path: Path) -> None:
         "--epochs",
         "2",
     ]
-    folder = run(settings(tmp_path, tmp_path / "run", *flags))
+    folder = run(settings(tmp_path / "shards", tmp_path / "run", *flags))
     assert load_file(folder.model)["patch_embed.proj.weight"].shape == (16, 5, 2, 3)
 
 

@@ -1,116 +1,186 @@
-"""Checkpoints appear whole or not at all, and are verified before they are trusted."""
+"""Nothing in a checkpoint is trusted before it is verified."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mae.errors import UserError
-from mae.training import checkpoint
-from mae.training.checkpoint import DataPosition, newest, require_same_data, save, verify
+from mae.errors import CheckpointError, UserError
+from mae.training.checkpoint import BadCheckpointError, newest, require_same_data, verify
+from training.checkpoints import GROUPS, groups, names, standing, write
 
-POSITION = DataPosition(samples=80, fingerprint="f" * 64, global_batch=8)
-
-
-def write(root: Path, step: int, keep: int = 2) -> Path:
-    weights = {"w": torch.full((3,), float(step))}
-    optimizer = {"state": {0: {"exp_avg": torch.ones(2) * step}}, "param_groups": [{"lr": 0.1, "name": "all"}]}
-    return save(root, step, weights, {"format": "pt"}, optimizer, replace(POSITION, samples=8 * step), keep)
+FIXTURES = Path(__file__).parent / "fixtures"
+POSITION = standing(10).position
 
 
-def names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir())
-
-
-def test_all_that_was_saved_comes_back(tmp_path: Path) -> None:
-    found = verify(write(tmp_path, 10))
-    assert found.step == 10
-    assert found.position == POSITION
-    assert torch.equal(found.model()["w"], torch.full((3,), 10.0))
-    assert found.optimizer()["param_groups"] == [{"lr": 0.1, "name": "all"}]
-    assert torch.equal(found.optimizer()["state"][0]["exp_avg"], torch.ones(2) * 10)
-
-
-@pytest.mark.parametrize("keep", [1, 2, 3])
-def test_the_newest_stay(keep: int, tmp_path: Path) -> None:
-    for step in (5, 10, 100, 1000):
-        write(tmp_path, step, keep)
-    steps = [5, 10, 100, 1000][-keep:]
-    assert names(tmp_path) == [f"step-{step:09d}" for step in steps]
-
-
-@pytest.mark.parametrize("dies_in", ["save_file", "sync", "write_atomically"])
-def test_a_save_that_is_cut_short_leaves_the_old_one_and_no_new_one(
-    dies_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, 10, keep=1)
-
-    def die(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(checkpoint, dies_in, die)
-        write(tmp_path, 20, keep=1)
-    found = newest(tmp_path, lambda text: None)
+def test_what_was_saved_is_found_and_read(tmp_path: Path) -> None:
+    write(tmp_path, 9)
+    path = write(tmp_path, 10)
+    found = newest(tmp_path, pytest.fail)
     assert found is not None
-    assert found.step == 10
-    write(tmp_path, 20, keep=1)
-    assert names(tmp_path) == ["step-000000020"]
+    assert found.path == path
+    assert (found.step, found.position, found.standing) == (10, POSITION, standing(10))
+    assert found.libraries["torch"] == torch.__version__
+    for group in GROUPS:
+        assert torch.equal(found.tensors(group)[f"{group}.weight"], torch.full((3,), 10.0))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "manifest.json"])
-@pytest.mark.parametrize("damage", ["bit", "cut", "missing"])
-def test_any_damage_is_named_and_the_one_before_is_used(name: str, damage: str, tmp_path: Path) -> None:
+def test_a_group_that_was_not_saved_is_empty(tmp_path: Path) -> None:
+    found = verify(write(tmp_path, 10, tensors={"model": groups(10)["model"]}))
+    assert found.tensors("ema") == {}
+    assert found.tensors("optimizer") == {}
+
+
+def test_tensors_stay_when_their_file_is_gone(tmp_path: Path) -> None:
+    path = write(tmp_path, 10)
+    tensors = verify(path).tensors("model")
+    for file in path.iterdir():
+        file.write_bytes(b"")
+    shutil.rmtree(path)
+    assert torch.equal(tensors["model.weight"], torch.full((3,), 10.0))
+
+
+@pytest.mark.parametrize("name", [*(f"{group}.safetensors" for group in GROUPS), "manifest.json"])
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "missing", "folder"])
+def test_any_damage_is_named_and_the_one_before_is_used_c06_c10(name: str, damage: str, tmp_path: Path) -> None:
     write(tmp_path, 10)
     path = write(tmp_path, 20) / name
     data = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    elif damage == "cut":
-        path.write_bytes(data[: len(data) // 2])
-    else:
-        at = data.index(b"sha256") + 12 if name == "manifest.json" else len(data) // 2
-        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(data[:-1])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "folder":
+        path.mkdir()
+    elif damage == "bit":
+        path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     said: list[str] = []
     found = newest(tmp_path, said.append)
     assert found is not None
     assert found.step == 10
     assert len(said) == 1
-    assert "step-000000020 is not used" in said[0]
-
-
-def test_an_empty_folder_is_a_fresh_start_and_remains_are_not(tmp_path: Path) -> None:
-    assert newest(tmp_path / "none", lambda text: None) is None
-    (write(tmp_path, 10) / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint in .* is intact"):
-        newest(tmp_path, lambda text: None)
-
-
-def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
-    path = write(tmp_path, 10) / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
-    with pytest.raises(checkpoint.BadCheckpointError, match="format version is 2"):
+    assert said[0].startswith("checkpoint step-000000020 is not used: ")
+    assert name in said[0]
+    # Asked for by name, it is refused.
+    with pytest.raises(BadCheckpointError, match=f"checkpoint {path.parent} cannot be used: .*{name}"):
         verify(path.parent)
 
 
-def test_an_optimizer_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (exec, (f"open({str(tmp_path / 'owned')!r}, 'w')",))
+def test_what_is_no_part_of_a_checkpoint_is_damage_c06(tmp_path: Path) -> None:
+    path = write(tmp_path, 10)
+    (path / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(BadCheckpointError, match=r"optimizer\.pt is no part of it"):
+        verify(path)
 
-    torch.save({"state": Evil()}, tmp_path / "optimizer.pt")
-    found = checkpoint.Checkpoint(tmp_path, 1, POSITION)
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        found.optimizer()
-    assert not (tmp_path / "owned").exists()
+
+def test_a_checkpoint_that_was_renamed_is_of_no_step(tmp_path: Path) -> None:
+    write(tmp_path, 10).rename(tmp_path / "step-000000020")
+    said: list[str] = []
+    with pytest.raises(CheckpointError):
+        newest(tmp_path, said.append)
+    assert said == ["checkpoint step-000000020 is not used: its manifest is of step 10"]
+
+
+def test_the_greatest_step_is_the_newest_however_many_digits_it_has_c11(tmp_path: Path) -> None:
+    for step in (999_999_999, 1_000_000_000):
+        write(tmp_path, step)
+    found = newest(tmp_path, pytest.fail)
+    assert found is not None
+    assert found.step == 1_000_000_000
+
+
+def test_an_empty_folder_or_none_is_a_fresh_start(tmp_path: Path) -> None:
+    assert newest(tmp_path, pytest.fail) is None
+    assert newest(tmp_path / "none", pytest.fail) is None
+
+
+def test_a_save_that_was_cut_short_is_a_fresh_start_c16(tmp_path: Path) -> None:
+    write(tmp_path, 10).rename(tmp_path / ".tmp-000000010-leg.1")
+    assert newest(tmp_path, pytest.fail) is None
+
+
+@pytest.mark.parametrize("remains", ["no manifest", "empty", "file", "other name", "dead link"])
+def test_remains_are_no_fresh_start_c07_c17(remains: str, tmp_path: Path) -> None:
+    if remains == "no manifest":
+        (write(tmp_path, 10) / "manifest.json").unlink()
+    elif remains == "empty":
+        (tmp_path / "step-000000010").mkdir()
+    elif remains == "file":
+        (tmp_path / "step-000000010").write_bytes(b"")
+    elif remains == "other name":
+        (tmp_path / "step-last").mkdir()
+    else:
+        (tmp_path / "step-000000010").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .* is intact \(checkpoint step-.* is not used"
+    ) as error:
+        newest(tmp_path, lambda text: None)
+    assert error.value.exit_code == 4
+
+
+@pytest.mark.parametrize("trouble", ["file", "dead link"])
+def test_a_folder_one_cannot_look_into_is_no_fresh_start_c07(trouble: str, tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    if trouble == "file":
+        root.write_bytes(b"")
+    else:
+        root.symlink_to(tmp_path / "a disk that is not mounted")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        newest(root, pytest.fail)
+
+
+def test_a_missing_path_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpointError, match="there is no such folder"):
+        verify(tmp_path / "step-000000010")
+
+
+def test_format_version_1_is_refused_by_its_version_c12() -> None:
+    with pytest.raises(BadCheckpointError, match="its format version is 1, this program reads 2"):
+        verify(FIXTURES / "checkpoint-v1" / "step-000000005")
+
+
+@pytest.mark.parametrize("name", ["checkpoint-v2", "checkpoint-v2-sharded"])
+def test_format_version_2_is_read_c12_c18(name: str) -> None:
+    found = newest(FIXTURES / name, pytest.fail)
+    assert found is not None
+    assert found.standing == standing(5, best={"knn": 0.5})
+    assert torch.equal(found.tensors("model")["blocks.0.attn.qkv.weight"], torch.arange(15.0).view(5, 3))
+    assert found.tensors("model")["cls_token"].dtype == torch.bfloat16
+    assert torch.equal(found.tensors("optimizer")["exp_avg.blocks.0.attn.qkv.weight"], torch.ones(5, 3))
+    assert torch.equal(found.tensors("optimizer")["step.blocks.0.attn.qkv.weight"], torch.tensor(5.0))
+
+
+def test_a_newer_format_is_not_guessed_at_c12(tmp_path: Path) -> None:
+    path = write(tmp_path, 10) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
+    with pytest.raises(BadCheckpointError, match="format version is 3, this program reads 2"):
+        verify(path.parent)
+
+
+def test_damage_after_it_was_verified_is_an_error_too(tmp_path: Path) -> None:
+    found = verify(write(tmp_path, 10))
+    (found.path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(BadCheckpointError, match=r"model\.safetensors is no intact safetensors file"):
+        found.tensors("model")
+
+
+def test_reading_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, 10)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    verify(path).tensors("model")["model.weight"].zero_()
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert names(tmp_path) == ["step-000000010"]
 
 
 def test_another_version_of_the_order_is_refused_by_name_o13(tmp_path: Path) -> None:
-    found = replace(verify(write(tmp_path, 10)), position=replace(POSITION, order_version=1))
+    found = verify(write(tmp_path, 10))
+    older = replace(found, standing=replace(found.standing, position=replace(POSITION, order_version=1)))
     with pytest.raises(UserError, match="another order version: 1, now 2"):
-        require_same_data(found, POSITION.fingerprint, POSITION.global_batch)
+        require_same_data(older, POSITION.fingerprint, POSITION.global_batch)
 
 
 @pytest.mark.parametrize(

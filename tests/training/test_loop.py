@@ -11,24 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from mae.data.batches import TrainBatches, plan_batches
-from mae.data.images.augment import AugmentSettings
 from mae.data.indexing import open_index
-from mae.data.loader import load
-from mae.data.settings import DataSettings
 from mae.errors import UserError
-from mae.models.description import describe_model
-from mae.models.settings import EncoderSettings
-from mae.training.distributed import start_accelerator
-from mae.training.loop import Job, seed_step, total_steps, train
-from mae.training.optimizer import OptimSettings, build_optimizer, cosine_schedule, parameter_groups
+from mae.training.loop import Job, seed_step, total_steps, training
 from mae.training.progress import TrainingProgress, duration
-from mae.training.run_folder import BAD_SAMPLES_FILE, RunFolder
-from mae.training.settings import TrainSettings
-
-STEPS_PER_EPOCH = 3
+from mae.training.run_folder import BAD_SAMPLES_FILE
+from training.jobs import STEPS_PER_EPOCH, job_of
 
 
 @pytest.mark.parametrize(
@@ -89,44 +78,12 @@ def names(shard: Path) -> list[str]:
     return [f"{shard}: {n:06d}.png" for n in (3, 4, 20)]
 
 
-def job_of(shard: Path, run_dir: Path, allowed: int, start: int = 0, log_every: int = 1) -> Job:
-    """Batches of eight on any number of ranks, on a model of one layer."""
-    accelerator = start_accelerator("fp32")
-    plan = plan_batches(8, accelerator.num_processes, None)
-    cache = run_dir.parent / "cache"
-    data = DataSettings(channels=1, image_size=(8,), max_bad_samples=allowed, cache_dir=cache)
-    index = open_index([str(shard)], cache)
-    batches = TrainBatches(index, plan, accelerator.process_index, 0, data, AugmentSettings())
-    torch.manual_seed(0)
-    model, optim = nn.Linear(64, 1), OptimSettings(warmup_epochs=1.0)
-    prepared, optimizer = accelerator.prepare(
-        model, build_optimizer(parameter_groups(model, 0.05), optim, accelerator.device)
-    )
-    return Job(
-        settings=TrainSettings(run_dir, log_every=log_every),
-        accelerator=accelerator,
-        model=prepared,
-        description=describe_model("classifier", EncoderSettings(), (16, 16), (0.5,), (0.5,), 1.0),
-        optimizer=optimizer,
-        schedule=cosine_schedule(optim, 8, 100.0, float(STEPS_PER_EPOCH), 300),
-        clip_grad=None,
-        plan=plan,
-        samples=24,
-        fingerprint=index.fingerprint,
-        max_bad_samples=allowed,
-        batches=load(batches, range(start, 300), 0),
-        loss_of=lambda model, batch: model(batch.images.float().flatten(1) / 255).square().mean(),
-        folder=RunFolder(run_dir),
-        progress=TrainingProgress("train", accelerator.is_main_process),
-        start=start,
-        total=300,
-    )
-
-
 def run(job: Job, steps: int) -> list[str]:
     """Train so many steps and give the list of bad samples."""
     job.folder.pictures.mkdir(parents=True, exist_ok=True)
-    assert list(islice(train(job), steps)) == list(range(job.start + 1, job.start + steps + 1))
+    begin = job.start.step
+    with training(job) as numbers:
+        assert list(islice(numbers, steps)) == list(range(begin + 1, begin + steps + 1))
     path = job.folder.path / BAD_SAMPLES_FILE
     return path.read_text().splitlines() if path.exists() else []
 

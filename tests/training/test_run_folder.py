@@ -1,12 +1,17 @@
 """The folder of a run: its settings, its log, and the refusal to mix."""
 
+import os
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mae.errors import UserError
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder import RunFolder, settings_hash
+from mae.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,46 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written"):
         RunFolder(tmp_path / "file" / "run").create(Settings(tmp_path))
+
+
+def test_two_runs_never_share_a_folder_and_a_dead_one_leaves_it_free_c13(tmp_path: Path) -> None:
+    """The lock belongs to the process: not to its children, and to nobody once it is killed."""
+    holder = os.fork()
+    if holder == 0:
+        theirs = RunFolder(tmp_path)
+        theirs.lock()
+        (tmp_path / "held").touch()
+        if os.fork() == 0:
+            time.sleep(3)  # a worker that outlives its trainer
+            os._exit(0)
+        time.sleep(30)
+        os._exit(0)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with pytest.raises(UserError, match=rf"is in use by process {holder} on .*; wait for it or end it"):
+        RunFolder(tmp_path).lock()
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    mine = RunFolder(tmp_path)
+    mine.lock()
+    mine.unlock()
+
+
+def test_a_log_that_cannot_be_written_is_named_and_ends_nothing_p13(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").mkdir()
+    folder.log({"step": 1})
+    assert "warning: a line is missing from" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").rmdir()
+    folder.log({"step": 2})
+    assert [record["step"] for record in folder.metrics()] == [2]
+
+
+def test_the_hash_is_of_the_settings_that_matter_c09() -> None:
+    def hashed(**changes: Any) -> str:
+        return settings_hash(TrainSettings(Path("a"), **changes))
+
+    assert hashed() == hashed(log_every=7, keep_every=3, timeout=5.0) == settings_hash(TrainSettings(Path("b")))
+    assert len({hashed(), hashed(seed=1), hashed(ema_decay=0.9), hashed(batch_size=8)}) == 4

@@ -1,0 +1,349 @@
+"""What it costs that a run can be trusted: checkpoints, the guard against what is not finite, and requests to stop.
+
+`python benchmarks/trust.py [--blocks N] [--processes N]`
+
+The model of `configs/pretrain/digits.yaml` on 32 images of 8x8 pixels a process, with one thread each: shorter steps
+than anyone trains with, so that every share is greater here than in earnest. All runs live in one process (with
+`--processes`, in each of those that torchrun starts) and take turns in random order, so that the other users of the
+machine meet all of them. Wall time is what counts where a core is free; CPU time, of all threads of the process, hardly
+depends on who else is there, and is all that can be trusted on a busy machine.
+
+*Checkpoints.* Two runs take turns in blocks of 100 steps, one with a checkpoint in the middle of each block, which its
+thread writes beside the steps that follow. The 20 steps from there on are held against 20 times the median of their own
+block, which was as busy; of what they take longer, the median over the blocks is taken, and the same of the run without
+checkpoints is taken off. Training itself waits for the copy of the tensors, which is measured alone and taken off too.
+CPU time holds the thread's work; a whole save is also measured alone.
+
+*Guard, ballot, watch and signals.* The loop has no switch for them. So *bare* does what the loop does, without them, in
+lines of this file; the runs take turns after each step, and the median of the difference at the same step is given.
+*Bare again* is the same once more: how far equal runs differ here. The norm of the gradient is computed in all of
+them, since it is logged in any case. Below that, each piece that *bare* leaves out is called alone, beside what takes
+its place there, on tensors of the model's size, and with the caches of the processor emptied before, as a step leaves
+them. With several processes the result of a ballot is asked for at once, so that its whole way to the others and back
+counts; in training that passes while the step is computed.
+"""
+
+import argparse
+import math
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.distributed.run import main as torchrun
+from webdataset import TarWriter
+
+from mae.data.batches import Batch, TrainBatches, plan_batches
+from mae.data.index import ShardIndex
+from mae.data.indexing import open_index
+from mae.data.loader import normalize
+from mae.data.prepare import statistics_of
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.pipelines.pretrain import PretrainSettings
+from mae.settings import parse
+from mae.training.checkpoint import CheckpointWriter
+from mae.training.checkpoint_files import HostCopy
+from mae.training.distributed import Ballot, Stacks, start_accelerator
+from mae.training.guard import poisoned, step_unless
+from mae.training.loop import Job, _Loop, seed_step, to_device
+from mae.training.meter import Meter, Steps
+from mae.training.optimizer import parameter_groups, set_learning_rate
+from mae.training.progress import TrainingProgress
+from mae.training.signals import StopRequest, stop_on_signal
+from mae.training.start import start_job
+
+ROOT = Path(__file__).parents[1]
+IMAGES, SIDE, BATCH = 1437, 8, 32
+BLOCK, WARM_UP, BESIDE, LOG_EVERY, NEVER = 100, 50, 20, 25, 10**9
+CALLS = 300
+FAR_BYTES = 1 << 25
+"""More than the caches of a core hold."""
+BARE = ("bare", "bare again")
+
+Times = NDArray[np.float64]
+"""[..., 2] seconds on the wall and of the processors."""
+
+
+class World(NamedTuple):
+    """What all runs share."""
+
+    folder: Path
+    accelerator: Accelerator
+    index: ShardIndex
+    stop: StopRequest
+    stacks: Stacks
+    numbers: Iterator[int]
+    """Of the runs, for their folders."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    torch.set_num_threads(1)
+    if options.folder is not None:
+        measure(options.folder, options.blocks)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        write_shards(Path(name) / "shards")
+        if options.processes == 1:
+            measure(Path(name), options.blocks)
+        else:
+            torchrun([
+                "--standalone", f"--nproc_per_node={options.processes}", __file__,
+                f"--folder={name}", f"--blocks={options.blocks}",
+            ])  # fmt: skip
+
+
+def measure(folder: Path, blocks: int) -> None:
+    accelerator = start_accelerator("fp32")
+    index = open_index([str(folder / "shards" / "*.tar")], folder)
+    with stop_on_signal() as stop:
+        world = World(folder, accelerator, index, stop, Stacks(600.0), count())
+        table = Table(accelerator, blocks)
+        checkpoints(world, blocks, table)
+        step_by_step(world, blocks, table)
+        world.stacks.stop()
+
+
+def checkpoints(world: World, blocks: int, table: "Table") -> None:
+    """Blocks of steps with a checkpoint in each, and without."""
+    jobs = {"with": start(world, checkpoint_every=BLOCK), "without": start(world, NEVER)}
+    loops = {name: _Loop(job, world.stop, world.stacks).steps() for name, job in jobs.items()}
+    for loop in loops.values():
+        for _ in range(WARM_UP):
+            next(loop)
+    excess: dict[str, list[Times]] = {name: [] for name in jobs}
+    usual: list[Times] = []
+    for block in range(blocks):
+        for name in shuffled(jobs, block):
+            steps = np.stack([timed(partial(next, loops[name])) for _ in range(BLOCK)])
+            left = timed(partial(wait, jobs[name]))
+            usual.append(np.median(steps, axis=0))
+            beside = steps[BLOCK - WARM_UP :][:BESIDE]
+            excess[name].append(beside.sum(axis=0) + left - len(beside) * usual[-1])
+    step = np.median(usual, axis=0)
+    cost = (np.median(excess["with"], axis=0) - np.median(excess["without"], axis=0)) / BLOCK
+    copy, save = (each / BLOCK for each in save_times(world, jobs["without"]))
+    table.row("a step", step)
+    table.row("a checkpoint every 100 steps", cost, step)
+    table.row("  of that the copy", copy, step)
+    table.row("  beyond the copy", cost - copy, step)
+    table.row("  all its work, were it not beside", save, step)
+    finish(jobs.values())
+
+
+def step_by_step(world: World, blocks: int, table: "Table") -> None:
+    """Steps of the loop, and of one without all that makes it safe."""
+    jobs = {name: start(world, NEVER) for name in ("loop", *BARE)}
+    loops = {name: bare_steps(job) if name in BARE else _Loop(job, world.stop, world.stacks).steps()
+             for name, job in jobs.items()}  # fmt: skip
+    times: dict[str, list[Times]] = {name: [] for name in jobs}
+    for step in range(WARM_UP + blocks * BLOCK):
+        for name in shuffled(jobs, step):
+            seconds = timed(partial(next, loops[name]))
+            if step >= WARM_UP:
+                times[name].append(seconds)
+    bare = np.median(times["bare"], axis=0)
+    table.row("a bare step", bare)
+    for name, run in (("guard, ballot, watch and signals", "loop"), ("  two equal runs differ by", "bare again")):
+        table.row(name, np.median(np.stack(times[run]) - np.stack(times["bare"]), axis=0), bare)
+    pieces = pieces_alone(world, *(jobs[name] for name in BARE))
+    for name, seconds in pieces.items():
+        table.row(f"  {name}", seconds, bare)
+    table.row("  these pieces together", np.sum(list(pieces.values()), axis=0), bare)
+    finish(jobs.values())
+
+
+def shuffled(names: Iterable[str], seed: int) -> list[str]:
+    """The same order in all processes."""
+    listed = list(names)
+    return random.Random(seed).sample(listed, len(listed))  # noqa: S311 (no secret)
+
+
+def timed(work: Callable[[], object]) -> Times:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return np.array([time.perf_counter() - wall, time.process_time() - cpu])
+
+
+def wait(job: Job) -> None:
+    """Until nothing is being written."""
+    if job.writer is not None:
+        job.writer.wait()
+
+
+def finish(jobs: Iterable[Job]) -> None:
+    for job in jobs:
+        wait(job)
+        job.folder.unlock()
+
+
+def bare_steps(job: Job) -> Iterator[int]:
+    """The steps of `mae.training.loop` without all that is measured here."""
+    meter = Meter(job.accelerator, job.folder, job.progress, job.max_bad_samples)
+    batches = job.batches_from(0, job.total)
+    with job.progress.running(0, job.total):
+        for step in range(job.total):
+            seed_step(job.settings.seed, step, job.accelerator.process_index)
+            set_learning_rate(job.optimizer, job.schedule(step))
+            batch = meter.next_batch(batches)
+            with job.accelerator.autocast():
+                loss = job.loss_of(job.model, to_device(batch, job.accelerator.device))
+            job.accelerator.backward(loss / job.plan.accumulation)
+            norm = job.accelerator.clip_grad_norm_(job.model.parameters(), job.clip_grad or math.inf)
+            job.optimizer.step()
+            job.optimizer.zero_grad()
+            meter.add(torch.stack([loss.detach()]).mean(), norm, [batch.ids])
+            done = step + 1
+            if done % LOG_EVERY == 0:
+                report(job, meter, done)
+            job.progress.step(done)
+            yield done
+
+
+def report(job: Job, meter: Meter, done: int) -> None:
+    """A line of the log, as the loop writes it."""
+    meter.read(done)
+    record = {"kind": "train", "step": done, **meter.steps.means(), **meter.timing(job.plan.global_batch)}
+    if job.accelerator.is_main_process:
+        job.folder.log(record)
+    job.progress.status(done, "")
+    meter.restart(Steps())
+
+
+def pieces_alone(world: World, job: Job, plain: Job) -> dict[str, Times]:
+    """What each piece adds to a step."""
+    for parameter in (*job.model.parameters(), *plain.model.parameters()):
+        parameter.grad = torch.full_like(parameter, 1e-6) if parameter.requires_grad else None
+    loss, norm = torch.ones((), requires_grad=True), torch.ones(())
+    ballot = Ballot(job.accelerator, 600.0)
+
+    def vote() -> None:
+        ballot.cast(0, 0)
+        ballot.result()
+
+    return {
+        "poison a loss that is not finite": added(lambda: poisoned(loss).backward(), loss.backward),
+        "a step that can be skipped": added(lambda: step_unless(job.optimizer, ~norm.isfinite()), plain.optimizer.step),
+        "ballot on stops and failed writes": added(vote),
+        "watch for a step that is stuck": added(world.stacks.alive),
+        "ask whether a signal came": added(lambda: world.stop.reason is None),
+    }
+
+
+def save_times(world: World, job: Job) -> tuple[Times, Times]:
+    """Of the copy of all tensors, into memory that is there already; and of a whole save, in this thread."""
+    tensors = job.state.tensors()
+    copies = {group: HostCopy() for group in tensors}
+
+    def take() -> None:
+        for group, members in tensors.items():
+            copies[group].take(members, {})
+
+    rank = job.accelerator.process_index
+    writer = CheckpointWriter(world.folder / f"alone-{rank}", keep=2, background=False)
+    steps = count()
+
+    def save() -> None:
+        writer.save(tensors, job.description.metadata(), replace(job.start, step=next(steps)))
+
+    return added(take), added(save, calls=CALLS // 10)
+
+
+def added(work: Callable[[], object], without: Callable[[], object] = lambda: None, calls: int = CALLS) -> Times:
+    """What `work` takes longer: the median difference of interleaved calls, out of cold caches."""
+    far = np.zeros(FAR_BYTES, dtype=np.uint8)
+
+    def cold(call: Callable[[], object]) -> Times:
+        np.add(far, 1, out=far)
+        return timed(call)
+
+    difference: Times = np.median([cold(work) - cold(without) for _ in range(calls)], axis=0)
+    return difference
+
+
+def start(world: World, checkpoint_every: int) -> Job:
+    """A new run, as `mae pretrain` starts it."""
+    config = ["--config", str(ROOT / "configs" / "pretrain" / "digits.yaml")]
+    run_dir = world.folder / f"run-{next(world.numbers)}"
+    settings = parse(PretrainSettings, [*config, "--run_dir", str(run_dir)], prog="trust")
+    data = replace(settings.data, mean=(0.5,), std=(0.25,))
+    accelerator, statistics = world.accelerator, statistics_of(data)
+    batch_size = BATCH * accelerator.num_processes
+    settings = replace(
+        settings, data=data, batch_size=batch_size, checkpoint_every=checkpoint_every, log_every=LOG_EVERY
+    )
+    torch.manual_seed(settings.seed)
+    model = MaskedAutoencoder(settings.model, data.size, data.channels)
+    plan = plan_batches(settings.batch_size, accelerator.num_processes, None)
+
+    def loss_of(prepared: nn.Module, batch: Batch) -> Tensor:
+        loss: Tensor = prepared(normalize(batch.images, statistics), batch.noise).loss
+        return loss
+
+    return start_job(
+        accelerator=accelerator,
+        settings=settings,
+        model=model,
+        kind="masked autoencoder",
+        encoder=settings.model,
+        optim=settings.optim,
+        groups=parameter_groups(model, settings.optim.weight_decay),
+        batches=TrainBatches(
+            world.index, plan, accelerator.process_index, settings.seed, data, settings.augment, model.patches
+        ),
+        loss_of=loss_of,
+        progress=TrainingProgress("trust", enabled=False),
+    )
+
+
+def write_shards(folder: Path) -> None:
+    """As many images as the digits' training set has, of noise."""
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE), dtype=np.uint8)
+    with (folder / "train-000000.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        for number, image in enumerate(pixels):
+            buffer = BytesIO()
+            Image.fromarray(image).save(buffer, format="PNG")
+            tar.write({"__key__": f"{number:06d}", "png": buffer.getvalue()})
+
+
+class Table:
+    """Prints a row as soon as it is known, on the first process."""
+
+    def __init__(self, accelerator: Accelerator, blocks: int) -> None:
+        self._speaks = accelerator.is_main_process
+        processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
+        self._print(f"torch {torch.__version__}, {processes} of one thread, {blocks} blocks of {BLOCK} steps")
+        self._print(f"{'':<38}{'wall us':>10}{'share':>9}{'CPU us':>12}{'share':>9}")
+
+    def row(self, name: str, seconds: Times, whole: Times | None = None) -> None:
+        """Times of a step, and what share of `whole` they are."""
+        cells = [f"{1e6 * each:,.1f}" for each in seconds]
+        shares = ["", ""] if whole is None else [f"{share:.2%}" for share in seconds / whole]
+        self._print(f"{name:<38}{cells[0]:>10}{shares[0]:>9}{cells[1]:>12}{shares[1]:>9}")
+
+    def _print(self, text: str) -> None:
+        if self._speaks:
+            print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

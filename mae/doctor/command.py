@@ -1,0 +1,100 @@
+"""`mae doctor`: look at everything an expensive run rests on, tell it line by line, and say whether to start."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from mae.doctor import data, machine, run, speed
+from mae.doctor.finding import Finding, Verdict, counted
+from mae.doctor.stages import STAGES, Pretraining
+from mae.errors import USER_ERROR_EXIT_CODE, UserError, one_line_errors
+
+Check = Callable[[Any], Finding]
+
+CHECKS: dict[str, tuple[Check, ...]] = {
+    stage: (
+        machine.versions,
+        machine.devices,
+        run.settings,
+        machine.precision,
+        data.shards,
+        data.images,
+        data.pixels,
+        *((data.labels, data.starting_weights) if stage == "finetune" else ()),
+        run.batches,
+        run.schedule,
+        run.run_dir,
+        run.run_folder,
+        run.disk_space,
+        machine.shared_memory,
+        machine.open_files,
+        machine.processors,
+        speed.step,
+        speed.memory,
+        speed.data_speed,
+        speed.whole_run,
+    )
+    for stage in STAGES
+}
+_COLORS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red", Verdict.UNKNOWN: "dim"}
+_WIDTH = max(len(check.__name__) for checks in CHECKS.values() for check in checks)
+
+
+def examine(stage: str, argv: Sequence[str], say: Callable[[str], None]) -> Iterator[tuple[str, Finding]]:
+    """The name of each check, and what it found; none keeps the others from being made."""
+    examination = STAGES[stage](argv, say)
+    with suppress(Exception):  # told by the check of the settings; --help is to come before all checks
+        _ = examination.settings
+    told: dict[Exception, str] = {}
+    for check in CHECKS[stage]:
+        name = check.__name__.replace("_", " ")
+        try:
+            finding = check(examination)
+        except Exception as error:  # whatever it is, it would meet the run as well: it is listed, and the rest goes on
+            finding = _failure(error, told.setdefault(error, name), name)
+        yield name, finding
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`mae doctor`; exits with 2 unless the run should be started."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    stage = words.pop(0) if words and words[0] in STAGES else Pretraining.stage
+    console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    names: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
+    with one_line_errors():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("mae doctor looks at one process: start it without a launcher, and give --processes N")
+        for name, finding in examine(stage, words, _say):
+            names[finding.verdict].append(name)
+            console.print(_line(name, finding))
+    if problems := names[Verdict.PROBLEM]:
+        console.print(f"do not start: {counted(len(problems), 'problem')}: {', '.join(problems)}", style="bold red")
+        sys.exit(USER_ERROR_EXIT_CODE)
+    console.print(f"start: no problem, {counted(len(names[Verdict.WARNING]), 'warning')}", style="bold green")
+
+
+def _failure(error: Exception, told_by: str, name: str) -> Finding:
+    if told_by != name:
+        return Finding(f"not examined, see {told_by}", is_unknown=True)
+    if isinstance(error, UserError):
+        return Finding("", problems=(str(error),))
+    return Finding("", problems=(f"the check failed: {type(error).__name__}: {error}",))
+
+
+def _line(name: str, finding: Finding) -> Text:
+    # Names out of shards may hold what is no text, and messages of libraries several lines.
+    shown = " ".join(str(finding).encode("utf-8", "backslashreplace").decode().split())
+    return Text.assemble((f"{finding.verdict:<8}", _COLORS[finding.verdict]), f" {name:<{_WIDTH}}  {shown}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Checks of the training data: shards, images, pixels, labels."""
+
+import shutil
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mae.data.index import ShardIndex
+from mae.data.statistics import PixelStatistics
+from mae.data.store.shards import is_gzipped
+from mae.doctor.examination import Examination
+from mae.doctor.finding import Finding, counted, gigabytes
+from mae.doctor.places import nearest_folder
+from mae.doctor.stages import Finetuning
+from mae.errors import first_of
+from mae.models.description import find_model
+from mae.pipelines.finetune import SCRATCH
+
+# On a scale of 0..1: several times the error of a mean over 256 images.
+_MEAN_TOLERANCE = 0.05
+_STD_TOLERANCE = 0.25
+_FEW_SMALL_IMAGES = 0.1
+
+
+def shards(examination: Examination) -> Finding:
+    """All there, strictly read once, none twice; room for the cache of those that lie elsewhere."""
+    found, data, index = examination.shards, examination.settings.data, examination.index
+    size = sum(shard.size for shard in found)
+    remote = [shard for shard in found if shard.is_remote]
+    zipped = [shard for shard in found if is_gzipped(shard)]
+    text = f"{counted(len(found), 'remote shard' if remote else 'local shard')}, {gigabytes(size)}"
+    if index is None:
+        text += ", read as a stream, without an index: an epoch is data.stream_samples samples"
+    else:
+        text += f", {len(index):,} samples, index in {index.folder}"
+    if zipped:
+        text += f", {len(zipped):,} of them unpacked into {data.cache}"
+    problems = []
+    room = shutil.disk_usage(nearest_folder(data.cache)).free
+    wanted = min(sum(shard.size for shard in remote), data.cache_bytes)
+    if wanted > room:
+        problems.append(
+            f"the cache of remote shards may grow to {gigabytes(wanted)}, {data.cache} has room for {gigabytes(room)}: "
+            "set data.cache_dir to a larger disk, or lower data.cache_bytes"
+        )
+    return Finding(text, problems=tuple(problems), warnings=_repeated(index))
+
+
+def _repeated(index: ShardIndex | None) -> tuple[str, ...]:
+    entries = [] if index is None else index.entries
+    counts = Counter(entry.digest for entry in entries)
+    twice = [str(entry.shard) for entry in entries if counts[entry.digest] > 1]
+    if not twice:
+        return ()
+    return (f"{len(twice)} shards hold the same samples under several names: {first_of(twice)}; list each once",)
+
+
+def images(examination: Examination) -> Finding:
+    """Some of them decoded as training will: the bad ones are named, sizes and channels held against the settings."""
+    data, sample = examination.settings.data, examination.sample
+    found = f"{len(sample.sizes)} of {sample.looked_at} decoded"
+    if sample.sizes:
+        found += "".join(f", {n} with {counted(planes, 'channel')}" for planes, n in sorted(sample.planes.items()))
+        sides = sorted(min(size) for size in sample.sizes)
+        found += f", short sides {sides[0]} to {sides[-1]} pixels, median {statistics.median(sides):.0f}"
+    index = examination.index
+    samples = data.stream_samples if index is None else len(index)
+    expected = len(sample.bad) / sample.looked_at * samples
+    problems = []
+    if expected > data.max_bad_samples:
+        problems.append(
+            f"{len(sample.bad)} are bad, which means about {expected:,.0f} in all, {data.max_bad_samples} are allowed: "
+            f"{first_of(sample.bad, most=2)}; set data.channels to what the images have, pack the shards without bad "
+            "ones (mae pack SHARDS --out DIR --skip_bad True), or allow them with --data.max_bad_samples"
+        )
+    return Finding(found, tuple(problems), (*_channels(sample.planes, data.channels), *_sizes(sample.sizes, data.size)))
+
+
+def _channels(planes: Counter[int], asked: int) -> Iterable[str]:
+    if asked == 1 and any(number > 1 for number in planes):
+        yield "data.channels is 1 but files hold colour, which is thrown away; --data.channels 3 keeps it"
+    if asked > 1 and set(planes) == {1}:
+        yield f"data.channels is {asked} but all files are gray: --data.channels 1 gives the same pixels for less"
+
+
+def _sizes(sizes: list[tuple[int, int]], asked: tuple[int, int]) -> Iterable[str]:
+    small = [size for size in sizes if size[0] < asked[0] or size[1] < asked[1]]
+    if small and len(small) > _FEW_SMALL_IMAGES * len(sizes):
+        height, width = min(small)
+        yield (
+            f"{len(small)} are smaller than data.image_size {asked[0]}x{asked[1]}, down to {height}x{width}, and are "
+            "enlarged: a smaller data.image_size costs less"
+        )
+
+
+def pixels(examination: Examination) -> Finding:
+    """Mean and standard deviation that the run uses, held against some images."""
+    used, sample = examination.data, examination.sample
+    assert used.mean is not None
+    assert used.std is not None
+    source = "set" if examination.settings.data.mean is not None else "resolved"
+    found = f"{source}: {PixelStatistics(used.mean, used.std)}"
+    if sample.statistics is None:
+        return Finding(f"{found}; no image to hold it against", is_unknown=True)
+    found += f"; measured on {len(sample.sizes)} images: {sample.statistics}"
+    mean_off = max(abs(a - b) for a, b in zip(used.mean, sample.statistics.mean, strict=True))
+    std_off = max(abs(a / b - 1) for a, b in zip(used.std, sample.statistics.std, strict=True))
+    if mean_off <= _MEAN_TOLERANCE and std_off <= _STD_TOLERANCE:
+        return Finding(found)
+    remedy = (
+        "leave data.mean and data.std out to have them measured"
+        if source == "set"
+        else "they come from the run folder, its pretraining or mae pack: set data.mean and data.std if they are wrong"
+    )
+    return Finding(found, warnings=(f"these differ by {mean_off:.2f} and {std_off:.0%}: {remedy}",))
+
+
+def labels(examination: Finetuning) -> Finding:
+    """Every sample has one, every class has samples, and evaluation knows no other."""
+    counts = np.bincount(examination.labelled.label, minlength=examination.classes)
+    found = f"{examination.classes} classes with {counts.min():,} to {counts.max():,} samples each"
+    if examination.subset is not None:
+        found += f", of which {examination.settings.labels_per_class} each are trained on"
+    warnings = []
+    if empty := np.flatnonzero(counts == 0).tolist():
+        names = first_of([str(label) for label in empty], separator=", ")
+        warnings.append(f"no sample has label {names}: pack the shards with the class list of those that are there")
+    held_out = examination.held_out
+    if held_out is None:
+        return Finding(f"{found}; no eval_shards, so no accuracy is measured", warnings=tuple(warnings))
+    found += f"; {len(held_out):,} samples to evaluate on"
+    known = {entry.digest for entry in examination.labelled.entries}
+    if seen := [str(entry.shard) for entry in held_out.entries if entry.digest in known]:
+        warnings.append(f"eval_shards are trained on as well: {first_of(seen)}; hold some out")
+    return Finding(found, warnings=tuple(warnings))
+
+
+def starting_weights(examination: Finetuning) -> Finding:
+    """Those of pretraining, for the same encoder and images."""
+    init = examination.settings.init
+    parameters = sum(parameter.numel() for parameter in examination.model.parameters())
+    if init == SCRATCH:
+        return Finding(
+            f"{parameters:,} parameters, none pretrained",
+            warnings=("init is none: set --init to the folder of a pretraining run unless scratch is meant",),
+        )
+    return Finding(f"{parameters:,} parameters, the encoder's from {find_model(Path(init))}")

@@ -1,0 +1,131 @@
+"""Checks of this machine: libraries, devices, memory between processes, limits."""
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from mae.doctor.examination import Examination
+from mae.doctor.finding import Finding, counted, gigabytes
+
+_DISTRIBUTION = "mae-pretraining"
+_SHOWN = ("torch", "torchvision", "timm", "accelerate", "webdataset")
+_FREE_SHARE_OF_AN_IDLE_GPU = 0.9
+
+
+def versions(_: Examination) -> Finding:
+    """Every library as new as this program needs it, none of those that are known to fail."""
+    try:
+        stated = [Requirement(text) for text in requires(_DISTRIBUTION) or []]
+        own = version(_DISTRIBUTION)
+    except PackageNotFoundError:
+        return Finding(
+            f"python {platform.python_version()}",
+            warnings=(f"{_DISTRIBUTION} is not installed, so its requirements are not known; pip install it",),
+        )
+    needed = [r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""})]
+    shown = ", ".join(f"{name} {_installed(name) or 'missing'}" for name in _SHOWN)
+    return Finding(f"python {platform.python_version()}, mae {own}, {shown}", problems=tuple(_misfits(needed)))
+
+
+def _misfits(needed: list[Requirement]) -> Iterator[str]:
+    for requirement in needed:
+        found = _installed(requirement.name)
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            yield (
+                f"{requirement.name} is {found or 'missing'}, needed is {requirement.specifier or 'any version'}: "
+                f"pip install '{requirement}'"
+            )
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def devices(_: Examination) -> Finding:
+    """Processors and GPUs; a GPU that torch cannot use is a problem, for the run would be slow in silence."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = f"{len(os.sched_getaffinity(0))} CPU cores, {gigabytes(memory)}"
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        names = ", ".join(f"{gpu.name} {gigabytes(gpu.total_memory)}" for gpu in gpus)
+        return Finding(
+            f"{counted(len(gpus), 'GPU')}: {names}; driver {_driver()}, {cores}", warnings=tuple(_busy_gpus())
+        )
+    if _driver() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+        cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
+        return Finding(
+            cores,
+            problems=(
+                f"there is an NVIDIA driver, {_driver()}, but torch {torch.__version__}, built for {cuda}, finds no "
+                "GPU: install a build of torch that fits the driver, check CUDA_VISIBLE_DEVICES, or set "
+                "ACCELERATE_USE_CPU=true to train on the CPU",
+            ),
+        )
+    return Finding(f"no GPU, {cores}")
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver; empty if there is none."""
+    with suppress(OSError):
+        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+        return found[0] if found else "of unknown version"
+    return ""
+
+
+def _busy_gpus() -> Iterator[str]:
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        if free < _FREE_SHARE_OF_AN_IDLE_GPU * total:
+            yield f"GPU {number} has {gigabytes(free)} of {gigabytes(total)} free: somebody else is using it"
+
+
+def precision(examination: Examination) -> Finding:
+    """What is asked for, on the device that there is."""
+    mixed = examination.accelerator.mixed_precision
+    found = f"{examination.settings.precision} means {'fp32' if mixed == 'no' else mixed} on {examination.device}"
+    if examination.device.type == "cuda" and mixed == "no" and examination.settings.precision == "auto":
+        return Finding(
+            found, warnings=("this GPU has no bf16, so the run takes more memory and time than on one that has",)
+        )
+    return Finding(found)
+
+
+def shared_memory(examination: Examination) -> Finding:
+    """Enough of it for the batches that workers make ahead."""
+    return Finding(examination.shared_memory)
+
+
+def open_files(examination: Examination) -> Finding:
+    """Enough of them for shards and workers."""
+    return Finding(examination.open_files)
+
+
+def processors(examination: Examination) -> Finding:
+    """More processes and threads than cores take each other's time."""
+    data, here, cores = examination.settings.data, examination.processes_here, examination.cores
+    decoding, threads = here * data.workers * data.threads, torch.get_num_threads()
+    found = f"{counted(cores, 'core')} for {counted(here, 'process')} with {counted(data.workers, 'worker')}"
+    if data.threads > 1:
+        found += f" of {counted(data.threads, 'thread')}"
+    omp = os.environ.get("OMP_NUM_THREADS")
+    found += f" each; OMP_NUM_THREADS is {omp or 'not set'}, torch computes with {counted(threads, 'thread')}"
+    warnings = []
+    if (busy := os.getloadavg()[0]) > cores:
+        warnings.append(f"others keep the cores busy (load {busy:.1f}), so all that is timed below is too slow")
+    if decoding > cores:
+        fewer = cores // (here * data.threads)
+        warnings.append(f"{decoding} threads decode on {cores} cores: set --data.workers {fewer}")
+    if examination.device.type == "cpu" and here * threads > cores:
+        remedy = f"set OMP_NUM_THREADS={cores // here}" if here <= cores else "start fewer processes"
+        warnings.append(f"{here * threads} threads compute on {cores} cores: {remedy}")
+    return Finding(found, warnings=tuple(warnings))

@@ -1,0 +1,157 @@
+"""Checks by a few real steps: do they fit, how long do they take, and what does the whole run cost."""
+
+import math
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from mae.doctor.examination import Examination
+from mae.doctor.finding import Finding, counted, gigabytes
+from mae.doctor.limits import largest_micro_batch
+from mae.training.progress import duration
+
+_TOO_LARGE = Finding("not examined, see memory", is_unknown=True)
+_TOLERABLE_WAIT = 0.1
+_TOLERABLE_LOSS_SECONDS = 3600
+_TOLERABLE_SHARE_OF_MEMORY = 0.95
+
+
+class Pace(NamedTuple):
+    """Seconds of an optimiser step."""
+
+    step: float
+    wait: float
+    """Of these, for data; 0 if the workers keep up."""
+
+
+def step(examination: Examination) -> Finding:
+    """Forward, backward and update with real images; the first loss must be a number."""
+    trial = examination.trial
+    found = (
+        f"loss {trial.loss:.4f}; forward and backward {1e3 * trial.seconds_per_image * trial.asked:,.0f} ms for "
+        f"{trial.asked} images on {examination.device}"
+    )
+    if trial.images < trial.asked:
+        found += f" (measured with {trial.images}, and scaled)"
+    found += f", update {1e3 * trial.update_seconds:,.0f} ms"
+    if not math.isfinite(trial.loss):
+        return Finding(
+            found, problems=("the first loss is no number: check data.mean and data.std, and --precision fp32",)
+        )
+    return Finding(found)
+
+
+def memory(examination: Examination) -> Finding:
+    """Of the device, for a step as it is asked for."""
+    trial, plan = examination.trial, examination.plan
+    available, scope = _memory_available(examination)
+    if trial.fitting < trial.asked:
+        return _too_much(examination, f"a step with {trial.asked} images does not fit into {gigabytes(available)}")
+    needed = trial.bytes_asked + _bytes_beside(examination)
+    found = f"about {gigabytes(needed)} per process of {gigabytes(available)} {scope}"
+    if trial.images < trial.asked:
+        found += (
+            f" ({gigabytes(trial.peak_bytes)} measured with {trial.images} of {plan.per_process} images, and scaled)"
+        )
+    if needed <= _TOLERABLE_SHARE_OF_MEMORY * available:
+        return Finding(found)
+    return _too_much(examination, found)
+
+
+def _too_much(examination: Examination, found: str) -> Finding:
+    trial, plan = examination.trial, examination.plan
+    available, _ = _memory_available(examination)
+    room = available * _TOLERABLE_SHARE_OF_MEMORY - trial.fixed_bytes - _bytes_beside(examination)
+    by_scale = room * trial.images / max(1, trial.peak_bytes - trial.fixed_bytes)
+    most = trial.fitting if trial.fitting < trial.asked else int(min(by_scale, trial.asked - 1))
+    fitting = largest_micro_batch(plan, most, examination.unit)
+    if fitting is None:
+        fewer = "start fewer processes on this machine, or " if examination.processes_here > 1 else ""
+        return Finding(
+            found, problems=(f"no smaller micro-batch fits either: {fewer}choose a smaller model or smaller images",)
+        )
+    return Finding(found, problems=(f"set --micro_batch_size {fitting}; the batch of {plan.global_batch} stays",))
+
+
+def _bytes_beside(examination: Examination) -> int:
+    """What the trial does not hold: the gradients that DDP exchanges, and the running average."""
+    trained = sum(4 * parameter.numel() for parameter in examination.model.parameters() if parameter.requires_grad)
+    return trained * ((examination.processes > 1) + (examination.settings.ema_decay is not None))
+
+
+def _memory_available(examination: Examination) -> tuple[int | float, str]:
+    """For one process, and of what."""
+    if examination.device.type == "cuda":
+        return torch.cuda.get_device_properties(examination.device).total_memory, "on the GPU"
+    here = examination.processes_here
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # The doctor itself gives its memory back.
+    limits = [int(found[1]) * 1024 + examination.trial.fixed_bytes if found else physical]
+    with suppress(OSError, ValueError):  # no control group, or one without a limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits) / here, f"available to each of {here}" if here > 1 else "available"
+
+
+def data_speed(examination: Examination) -> Finding:
+    """Whether the workers keep the device busy."""
+    trial, data = examination.trial, examination.settings.data
+    if trial.fitting < trial.asked:
+        return _TOO_LARGE
+    pace = pace_of(examination)
+    share = pace.wait / pace.step
+    found = f"{1e3 * trial.data_seconds_per_image:.2f} ms per image with {counted(data.workers, 'worker')}"
+    if data.keep_decoded:
+        found += ", less once decoded images are kept"
+    found += f"; data take {share:.0%} of a step"
+    if share <= _TOLERABLE_WAIT or data.keep_decoded:
+        return Finding(found)
+    spare = examination.cores // examination.processes_here
+    more = f"set --data.workers {spare}, or " if data.workers * data.threads < spare else ""
+    return Finding(
+        found,
+        warnings=(
+            f"the device waits: {more}pack smaller images (mae pack --short_side), or use a machine with more cores",
+        ),
+    )
+
+
+def whole_run(examination: Examination) -> Finding:
+    """How long it takes from here, and how much of that a crash can cost."""
+    if examination.trial.fitting < examination.trial.asked:
+        return _TOO_LARGE
+    pace, asked = pace_of(examination), examination.settings
+    checkpoint = examination.checkpoint
+    left = examination.total - (checkpoint.step if checkpoint else 0)
+    found = (
+        f"{left:,} steps of {pace.step:.3g} s take about {duration(left * pace.step)}, without "
+        f"{'the exchange of gradients, ' if examination.processes > 1 else ''}evaluation, pictures and checkpoints"
+    )
+    between = min(asked.checkpoint_every, examination.total) * pace.step
+    if between <= _TOLERABLE_LOSS_SECONDS:
+        return Finding(found)
+    return Finding(
+        found,
+        warnings=(
+            f"a crash may cost {duration(between)}, the time between checkpoints: lower checkpoint_every to "
+            f"{max(1, int(_TOLERABLE_LOSS_SECONDS / pace.step)):,}",
+        ),
+    )
+
+
+def pace_of(examination: Examination) -> Pace:
+    """Seconds of a step, from the trial: workers run beside the device, but all on this machine share its cores."""
+    trial, plan, data = examination.trial, examination.plan, examination.settings.data
+    compute, decode = trial.seconds_per_image, trial.data_seconds_per_image
+    alone = max(compute, decode) if data.workers else compute + decode
+    threads = torch.get_num_threads() if examination.device.type == "cpu" else 1
+    decoding = min(max(1, data.workers * data.threads), examination.cores)
+    crowded = examination.processes_here * (threads * compute + decoding * decode) / examination.cores
+    images = plan.per_process * plan.accumulation
+    busy = max(compute, examination.processes_here * threads * compute / examination.cores)
+    total = max(alone, crowded)
+    return Pace(total * images + trial.update_seconds, (total - busy) * images)

@@ -1,0 +1,72 @@
+"""What the doctor says of disk space and a folder in use."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from doctor.conftest import TINY, TINY_DECODER, Doctor
+from mae.doctor.run import checkpoint_bytes
+from mae.doctor.stages import Pretraining
+from mae.pipelines import pretrain
+
+
+def test_too_little_disk_is_told_before_it_is_needed_c04(
+    doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usual(path)._replace(free=100 << 10))
+    assert doctor(*flags)[0] == 0
+    code, found = doctor(*flags, "--keep_checkpoints", "9", "--model.width", "16")
+    assert code == 2
+    assert "10 checkpoints of" in found["disk space"][1]
+    assert "make room for" in found["disk space"][1]
+    assert "lower keep_checkpoints from 9" in found["disk space"][1]
+    code, found = doctor(*flags, "--keep_every", "1", "--model.width", "16")
+    assert "8 checkpoints of" in found["disk space"][1], "2 and one more, and 5 that stay for ever"
+
+
+@pytest.mark.parametrize("average", [[], ["--ema_decay", "0.9"]])
+def test_the_size_of_a_checkpoint_is_known_before_there_is_one_c04(
+    flags: list[str], tmp_path: Path, average: list[str]
+) -> None:
+    pretrain.main([*flags, *average])
+    model = Pretraining(flags, lambda text: None).model
+    parameters = len(list(model.parameters()))
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        on_disk = sum(path.stat().st_size for path in folder.iterdir())
+        told = checkpoint_bytes(model, bool(average))
+        # What is left are names in headers, the optimiser's step counts, and the manifest.
+        assert told < on_disk < told + 500 * parameters
+
+
+def test_a_folder_in_use_is_refused_c13(doctor: Doctor, flags: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mae.training.run_folder import RunFolder; "
+        f"folder = RunFolder(Path({str(tmp_path / 'run')!r})); folder.lock(); print('locked', flush=True); "
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        ended, found = doctor(*flags)
+        assert ended == 2
+        assert f"is in use by process {other.pid} on " in found["run folder"][1]
+        other.communicate()
+    assert doctor(*flags)[0] == 0
+
+
+def test_a_damaged_newest_checkpoint_is_told_c06(doctor: Doctor, flags: list[str], tmp_path: Path) -> None:
+    pretrain.main(flags)
+    (tmp_path / "run" / "checkpoints" / "step-000000005" / "model.safetensors").write_bytes(b"")
+    code, found = doctor(*flags)
+    assert code == 0
+    assert found["run folder"][0] == "warning"
+    assert "goes on from step-000000004, 4 of 5" in found["run folder"][1]
+    assert "checkpoint step-000000005 is not used" in found["run folder"][1]
+    code, found = doctor(*TINY, *TINY_DECODER, *flags[-4:-2], "--run_dir", tmp_path / "new", "--resume",
+                         tmp_path / "run" / "checkpoints" / "step-000000005")  # fmt: skip
+    assert code == 2
+    assert found["run folder"][0] == "problem"

@@ -1,0 +1,123 @@
+"""What the doctor concludes from a few steps: memory, waiting for data, time of the whole run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from doctor.conftest import Doctor
+from mae.doctor import speed, trial
+from mae.doctor.stages import Pretraining
+from mae.doctor.trial import Trial
+
+MEASURED = Trial(
+    asked=16,
+    fitting=16,
+    images=16,
+    loss=1.0,
+    seconds_per_image=0.01,
+    update_seconds=0.04,
+    data_seconds_per_image=0.005,
+    fixed_bytes=1 << 20,
+    peak_bytes=2 << 20,
+)
+
+
+@pytest.fixture
+def examined(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pretraining]:
+    """A function that gives an examination of the tiny run whose trial has this outcome, on eight cores."""
+    monkeypatch.setattr("mae.doctor.examination.default_workers", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+    def examination(outcome: Trial, *words: str) -> Pretraining:
+        made = Pretraining([*flags, *words], lambda text: None)
+        made.known["trial"] = outcome
+        return made
+
+    return examination
+
+
+@pytest.mark.parametrize(
+    ("words", "data", "step", "wait"),
+    [
+        pytest.param(["--data.workers", "0"], 0.005, 0.28, 0.08, id="nobody-works-beside"),
+        pytest.param(["--data.workers", "2"], 0.005, 0.2, 0.0, id="workers-keep-up"),
+        pytest.param(["--data.workers", "2"], 0.02, 0.36, 0.16, id="workers-do-not-keep-up"),
+        pytest.param(["--data.workers", "2", "--processes", "8"], 0.005, 0.08, 0.02, id="processes-share-the-cores"),
+        pytest.param(["--data.workers", "2", "--micro_batch_size", "4"], 0.005, 0.2, 0.0, id="accumulation"),
+    ],
+)
+def test_the_pace(
+    examined: Callable[..., Pretraining], words: list[str], data: float, step: float, wait: float
+) -> None:
+    pace = speed.pace_of(examined(replace(MEASURED, data_seconds_per_image=data), *words))
+    assert pace == pytest.approx((step, wait))
+
+
+def test_waiting_for_data_is_a_warning(examined: Callable[..., Pretraining]) -> None:
+    slow = replace(MEASURED, data_seconds_per_image=0.02)
+    assert speed.data_speed(examined(MEASURED, "--data.workers", "2")).warnings == ()
+    (warning,) = speed.data_speed(examined(slow, "--data.workers", "2")).warnings
+    assert "set --data.workers 8" in warning
+    (warning,) = speed.data_speed(examined(slow, "--data.workers", "8")).warnings
+    assert "--data.workers" not in warning
+
+
+def test_the_time_of_the_whole_run_and_of_what_a_crash_costs(examined: Callable[..., Pretraining]) -> None:
+    run = speed.whole_run(examined(MEASURED, "--epochs", "2000", "--data.workers", "2"))
+    assert run.found.startswith("5,000 steps of 0.2 s take about 16:40, ")
+    assert run.warnings == ()
+    slow = replace(MEASURED, update_seconds=99.84)
+    run = speed.whole_run(examined(slow, "--epochs", "2000", "--data.workers", "2", "--checkpoint_every", "1000"))
+    assert run.warnings == ("a crash may cost 27:46:40, the time between checkpoints: lower checkpoint_every to 36",)
+
+
+def test_memory_is_scaled_to_the_batch_asked_for(
+    examined: Callable[..., Pretraining], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "_memory_available", lambda examination: (10 << 20, "available"))
+    few = replace(MEASURED, images=4)
+    found = speed.memory(examined(few))
+    assert found.problems == ()
+    assert "about 5.24 MB per process" in found.found
+    assert "2.10 MB measured with 4 of 16 images" in found.found
+    found = speed.memory(examined(replace(few, peak_bytes=4 << 20)))
+    assert found.problems == ("set --micro_batch_size 8; the batch of 16 stays",)
+
+
+def test_the_first_loss_must_be_a_number(examined: Callable[..., Pretraining]) -> None:
+    assert "no number" in speed.step(examined(replace(MEASURED, loss=float("nan")))).problems[0]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_batch_that_does_not_fit_becomes_a_micro_batch(
+    doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    ordinary = trial._step
+
+    def step_of_a_small_device(*given: object) -> object:
+        if len(given[-1].images) > 3:  # type: ignore[attr-defined]
+            raise error
+        return ordinary(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trial, "_step", step_of_a_small_device)
+    code, found = doctor(*flags)
+    assert code == 2
+    assert found["memory"][0] == "problem"
+    assert "a step with 16 images does not fit" in found["memory"][1]
+    assert "set --micro_batch_size 2; the batch of 16 stays" in found["memory"][1]
+    assert found["whole run"] == ("unknown", "not examined, see memory")
+    assert doctor(*flags, "--micro_batch_size", "2")[0] == 0
+
+
+def test_a_device_without_room_for_one_image(doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trial, "_step", full)
+    code, found = doctor(*flags)
+    assert code == 2
+    assert "not even 1 images at a time fit into memory" in found["step"][1]

@@ -1,0 +1,46 @@
+"""Pretraining with every weight in parts: started by the shipped preset, on two processes of the CPU."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mae.pipelines.pretrain import run
+from pipelines.test_pretrain import ROOT, STEPS, TINY, consumed, launch, losses, settings
+
+FLAGS = ["--record_samples", "True", "--ema_decay", "0.5", "--picture_every", "6"]
+PRESET = ROOT / "configs" / "accelerate" / "fsdp2.yaml"
+
+
+@pytest.fixture
+def shards(make_shards: Callable[..., Path]) -> Path:
+    return make_shards([13, 12])
+
+
+def test_a_sharded_run_is_that_of_one_process_and_goes_on_as_one_c18(shards: Path, tmp_path: Path) -> None:
+    one = run(settings(shards, tmp_path / "one", *FLAGS))
+    places = ["--data.shards", str(shards / "*.tar"), "--run_dir", str(tmp_path / "two")]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PRESET), "--num_processes", "2"]
+    command += ["--main_process_port", "0", str(ROOT / "pipelines" / "pretrain.py"), *TINY, *places, *FLAGS]
+    done = launch(command, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    two = tmp_path / "two"
+    assert consumed(two) == consumed(one.path)
+    assert losses(two) == pytest.approx(losses(one.path), rel=1e-5)
+    assert {path.name for path in (two / "pictures").iterdir()} == {path.name for path in one.pictures.iterdir()}
+    expected, found = load_file(one.model), load_file(two / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-4) for name in expected)
+
+    # The last checkpoint but one is left, in parts; one process takes it up.
+    parts = two / "checkpoints" / "step-000000012"
+    assert len(list(parts.glob("*-of-00002.safetensors"))) == 6
+    (two / "model.safetensors").unlink()
+    shutil.rmtree(two / "checkpoints" / f"step-{STEPS:09d}")
+    finished = run(settings(shards, two, *FLAGS))
+    assert losses(two) == pytest.approx(losses(one.path), rel=1e-5)
+    assert (finished.checkpoints / f"step-{STEPS:09d}" / "model.safetensors").exists()

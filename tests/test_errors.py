@@ -1,0 +1,54 @@
+"""One line for each mistake, and an exit code for each kind."""
+
+import time
+
+import pytest
+
+from mae.errors import BadDataError, CheckpointError, PreemptedError, UserError, first_of, one_line_errors
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        pytest.param(UserError, 2, id="p12-user-error"),
+        pytest.param(BadDataError, 3, id="p12-bad-data"),
+        pytest.param(CheckpointError, 4, id="p12-checkpoint"),
+        pytest.param(PreemptedError, 75, id="p12-preempted"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code_of_its_kind(
+    error: type[UserError], exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        raise error("what, got, allowed")
+    assert end.value.code == exit_code
+    assert capsys.readouterr().err == "error: what, got, allowed\n"
+
+
+def test_p12_an_interrupt_is_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), one_line_errors():
+        raise ZeroDivisionError
+
+
+def test_other_ranks_leave_rank_zero_the_time_to_speak(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said_before_sleep: list[str] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(time, "sleep", lambda seconds: said_before_sleep.append(capsys.readouterr().err))
+    with pytest.raises(SystemExit), one_line_errors():
+        raise UserError("what, got, allowed")
+    assert said_before_sleep == [""]
+    assert capsys.readouterr().err == "rank 1: error: what, got, allowed\n"
+
+
+def test_a_long_list_is_cut_and_counted() -> None:
+    assert first_of(["a", "b"]) == "a; b"
+    assert first_of(["a", "b", "c"], most=2, separator=", ") == "a, b and 1 more"
