@@ -41,8 +41,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - asked for its size only
 # Exit code of a worker that could not put a batch there.
 _NO_SHARED_MEMORY = errno.ENOSPC
 
-_KILLED = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal")
-_ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) exited unexpectedly")
+_GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (?:is killed by signal|exited unexpectedly)")
 
 _workers: WeakSet[BaseProcess] = WeakSet()
 os.register_at_fork(after_in_child=_workers.clear)
@@ -84,16 +83,12 @@ def load(
 
 
 def worker_failure(error: BaseException) -> UserError | None:
-    """What to tell the user if `error` means that a data worker is gone or has no shared memory, else None.
+    """What to tell the user if `error` is torch's report of a data worker that is gone, else None.
 
-    torch reports a worker that is gone between any two instructions of the main thread, wherever that stands.
+    It comes between any two instructions of the main thread, wherever that stands.
     """
-    text = str(error)
-    if not isinstance(error, RuntimeError):
-        return None
-    if found := _KILLED.search(text) or _ENDED.search(text):
-        return _gone(int(found[1]))
-    return None
+    found = _GONE.search(str(error)) if isinstance(error, RuntimeError) else None
+    return _gone(int(found[1])) if found else None
 
 
 def kill_workers() -> None:
@@ -125,7 +120,7 @@ def _explain_failures(made: Iterator[Batch], workers: Sequence[BaseProcess], tim
                 raise _without_traceback(error) from None
             except (RuntimeError, EOFError, OSError) as error:
                 is_stuck = "DataLoader timed out" in str(error)
-                mistake = _stuck(done, workers, timeout) if is_stuck else _failure_within(error)
+                mistake = _stuck(done, workers, timeout) if is_stuck else _failure_within(error, workers)
                 if mistake is None:
                     raise
                 _kill(workers)
@@ -149,14 +144,14 @@ def _kill(workers: Sequence[BaseProcess]) -> None:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _failure_within(error: Exception) -> UserError | None:
-    """As `worker_failure`, for an error that came out of the loader: a killed worker may break off in the middle of a
-    message, which shows as any error of connections."""
+def _failure_within(error: Exception, workers: Sequence[BaseProcess]) -> UserError | None:
+    """As `worker_failure`, for an error that came out of the loader: a worker that ends in the middle of a message
+    shows as any error of connections."""
     until = time.monotonic() + _SECONDS_TO_DIE
     try:
         while isinstance(error, EOFError | OSError) and time.monotonic() < until:
-            for worker in _workers:
-                if worker.pid and worker.exitcode and worker.exitcode < 0:
+            for worker in workers:
+                if worker.pid and worker.exitcode:
                     return _gone(worker.pid)
             time.sleep(0.02)
     except RuntimeError as report:  # torch's, of that worker

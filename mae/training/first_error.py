@@ -39,10 +39,7 @@ _SECONDS_LEFT_TO_THE_STUCK = 20.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LOOKS_IN_HASTE = 0.05
 
-_LOST_CONTACT = re.compile(
-    r"gloo/|\bNCCL\b|ncclUnhandled|ProcessGroup|Connection (closed|reset) by peer|Timed out waiting|Broken pipe"
-    r"|Socket (closed|Timeout)|recvValue failed|failed to recv"
-)
+_LOST_CONTACT = re.compile(r"\b[Gg]loo\b|\bNCCL\b|Connection (closed|reset) by peer|Timed out waiting|Broken pipe")
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Failure:
 def errors_said_once() -> Iterator[None]:
     """As `one_line_errors`, for a job of any number of processes, of which any may fail.
 
-    The first to fail speaks, and all leave with its exit code; in a job of several, this does not return.
+    The first to fail speaks, and all leave with its exit code. A job of several ends here, however it went.
     """
     with one_line_errors():
         try:
@@ -74,6 +71,9 @@ def errors_said_once() -> Iterator[None]:
             if mistake is None:
                 raise
             raise mistake from None
+        if _can_meet():
+            # Threads of gloo and of roll calls wait in C++, and the interpreter's end would abort the process there.
+            _exit(0)
 
 
 def failure_of(error: BaseException) -> Failure:

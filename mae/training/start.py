@@ -91,7 +91,9 @@ def start_job(
         numbers = range(first, first + steps * plan.accumulation)
         on_gpu = accelerator.device.type == "cuda"
         workers = data.workers if numbers else 0
-        return load(batches.starting_at(first), numbers, workers, pin_memory=on_gpu, timeout=settings.timeout)
+        # Sooner than the other ranks give up this one, so that what is said is about the worker.
+        patience = 0.8 * settings.timeout
+        return load(batches.starting_at(first), numbers, workers, pin_memory=on_gpu, timeout=patience)
 
     return Job(
         settings=settings,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mae.errors import UserError
@@ -15,7 +16,8 @@ from mae.errors import UserError
 def on_rank(rank: int, port: int, work: Callable[[], Any], results: "multiprocessing.Queue[tuple[int, Any]]") -> None:
     """Put what `work` returns on this rank, or the text of its `UserError`, into `results`."""
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "OMP_NUM_THREADS": "1"}  # as torchrun sets it
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    torch.set_num_threads(1)  # autograd's threads of the test's own process do not live here
     # The test's own process has been a world of one.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
