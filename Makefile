@@ -19,6 +19,7 @@ lint: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/trust.py
 
 # Stale as soon as the list of dependencies changes.
 $(VENV)/installed: pyproject.toml

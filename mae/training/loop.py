@@ -159,7 +159,7 @@ class _Loop:
             yield self.done
         while self.done < job.total:
             self.stacks.alive()
-            self.ballot.cast(_number(self.stop.reason), job.writer.failures_in_a_row if job.writer else 0)
+            self.ballot.cast(self.stop.number, job.writer.failures_in_a_row if job.writer else 0)
             self.step()
             self.done, self.samples = self.done + 1, self.samples + job.plan.global_batch
             asked, failures = self.ballot.result()
@@ -345,7 +345,3 @@ class _Loop:
         failures: list[str] = gather_object([failure] if failure else [])
         if failures:
             raise CheckpointError(failures[0])
-
-
-def _number(signal_name: str | None) -> int:
-    return 0 if signal_name is None else signal.Signals[signal_name].value
