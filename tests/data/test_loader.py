@@ -152,12 +152,12 @@ import os, sys, threading, time
 sys.path.insert(0, {root!r})
 from tests.data.test_loader import Numbered
 from mae.data.loader import load
-from mae.errors import one_line_errors
+from mae.training.first_error import errors_said_once
 
 def stick():
     threading.Event().wait()
 
-with one_line_errors():
+with errors_said_once():
     batches = load({dataset}, range(1000), 2, timeout={timeout})
     for number, batch in enumerate(batches):
         print(number, flush=True)
