@@ -11,14 +11,13 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mae.errors import UserError
 from mae.files import sync, write_atomically
 from mae.models.description import ModelDescription
 from mae.models.encoder import build_encoder
-from mae.models.weights import encoder_part, load_encoder
+from mae.models.weights import encoder_part, load_encoder, write_weights
 
 TOLERANCE = 1e-6
 """Greatest difference of a feature between this program's encoder and timm's."""
@@ -55,8 +54,7 @@ def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: 
     part.mkdir(parents=True)
     try:
         encoder = {name: tensor.float() for name, tensor in encoder_part(weights).items()}
-        save_file(encoder, part / "model.safetensors", metadata=description.metadata())
-        sync(part / "model.safetensors")
+        write_weights(part / "model.safetensors", encoder, description.metadata())
         write_atomically(part / "config.json", json.dumps(timm_config(description), indent=2).encode())
         difference = compare(part, weights, description, source)
         if not difference <= TOLERANCE:

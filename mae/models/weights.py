@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mae.errors import UserError, first_of
+from mae.files import write_atomically
 
 _DECODER_PREFIXES = ("decoder_", "mask_token")
 _HEAD_PREFIXES = ("head.", "fc_norm.")
@@ -57,6 +58,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"weights file {path} is no intact safetensors file: {error}") from None
     return weights
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, which appears whole, and which others may read as far as the umask lets them."""
+    # safetensors' own `save_file` makes files that nobody but their owner may read.
+    write_atomically(path, save(dict(weights), metadata=dict(metadata)))
 
 
 def load_encoder(model: VisionTransformer, weights: Mapping[str, Tensor], source: Path) -> None:

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mae.data.settings import DataSettings
 from mae.data.store.shards import Shard
 from mae.errors import UserError, first_of
-from mae.files import sync, write_atomically
+from mae.files import write_atomically
+from mae.models.weights import write_weights
 from mae.settings import dump, flatten, load_yaml, to_dict
 from mae.training.checkpoint import MODEL_FILE
 from mae.training.settings import FREE_ON_RESUME
@@ -224,11 +224,7 @@ class RunFolder:
 
     def publish(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str = MODEL_FILE) -> None:
         """Put a model where everybody looks for it; it appears whole."""
-        part = self.path / f".{name}.part"
-        save_file(dict(weights), part, metadata=dict(metadata))
-        sync(part)
-        part.rename(self.path / name)
-        sync(self.path)
+        write_weights(self.path / name, weights, metadata)
 
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Add lines of JSON to a log. A log that cannot be written, on a full disk say, does not end a run."""

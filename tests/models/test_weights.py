@@ -10,7 +10,7 @@ from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import build_classifier
 from mae.models.encoder import build_encoder
 from mae.models.settings import EncoderSettings
-from mae.models.weights import encoder_part, file_tensors, load_all, load_encoder, read_weights
+from mae.models.weights import encoder_part, file_tensors, load_all, load_encoder, read_weights, write_weights
 
 Build = Callable[..., MaskedAutoencoder]
 
@@ -27,6 +27,16 @@ def encoder_names(depth: int) -> set[str]:
     names = {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
     blocks = {name for block in range(depth) for name in block_names(f"blocks.{block}")}
     return names | blocks | {"norm.weight", "norm.bias"}
+
+
+def test_a_written_file_is_read_back_and_others_may_read_it(tiny_autoencoder: Build, tmp_path: Path) -> None:
+    weights = file_tensors(tiny_autoencoder())
+    (tmp_path / "plain").touch()
+    write_weights(tmp_path / "m.safetensors", weights, {"format": "pt"})
+    found = read_weights(tmp_path / "m.safetensors")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_file_holds_the_published_names(tiny_autoencoder: Build) -> None:
