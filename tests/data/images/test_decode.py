@@ -432,12 +432,13 @@ def test_threads_that_decode_at_once_hear_no_warning_and_change_no_filter() -> N
 
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
+        before = len(warnings.filters)
         threads = [threading.Thread(target=decode_many) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(warnings.filters) <= 10
+        assert len(warnings.filters) <= before + 1  # Pillow's own are silenced by one filter, for good
     assert not failures
     assert not heard
 
