@@ -3,13 +3,13 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
-from mae.models.decoder import Decoder
+from mae.models.decoder import DECODERS, CrossDecoder
 from mae.models.encoder import build_encoder, encode_visible
-from mae.models.masking import random_mask
-from mae.models.patches import patchify, unpatchify
+from mae.models.masking import Mask, make_mask
+from mae.models.patches import patchify, take, unpatchify
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.settings import check
 
@@ -21,11 +21,11 @@ class Reconstruction(NamedTuple):
     """What a forward pass yields."""
 
     loss: Float32[Tensor, ""]
-    """Mean squared error over the hidden patches."""
-    predicted: Float[Tensor, "batch patches pixels"]
-    """Every patch as the decoder predicts it, in units of the target."""
-    hidden: Bool[Tensor, "batch patches"]
-    """True where a patch was hidden from the encoder."""
+    """Mean squared error over the predicted patches."""
+    predicted: Float[Tensor, "batch predicted pixels"]
+    """The pixels of the predicted patches, in units of the target."""
+    ids: Int64[Tensor, "batch predicted"]
+    """Which patches these are: all that are hidden, or the chosen share of them."""
 
 
 class MaskedAutoencoder(nn.Module):
@@ -42,16 +42,13 @@ class MaskedAutoencoder(nn.Module):
             "False, because a patch of a single value has no variance",
         )
         self.grid, self.patch_size = settings.grid(image_size), settings.patch
-        self.mask_ratio, self.norm_pix_loss = settings.mask_ratio, settings.norm_pix_loss
+        self.mask_kind, self.norm_pix_loss = settings.mask, settings.norm_pix_loss
+        self.kept, self.predicted = settings.kept(self.grid), settings.predicted(self.grid)
         self.encoder = build_encoder(settings, image_size, channels)
-        self.decoder = Decoder(
-            encoder_width=settings.shape.width,
-            width=settings.decoder_width,
-            depth=settings.decoder_depth,
-            heads=settings.decoder_heads,
-            grid=self.grid,
-            patch_pixels=patch_pixels,
-        )
+        self.decoder = DECODERS[settings.decoder](settings.decoder_shape, settings.shape, self.grid, patch_pixels)
+        if isinstance(self.decoder, CrossDecoder):
+            # The decoder norms what it sees by itself; fine-tuning begins with this norm as it is here.
+            self.encoder.norm.requires_grad_(False)
 
     @property
     def patches(self) -> int:
@@ -61,46 +58,78 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "batch channels height width"],
-        noise: Float[Tensor, "batch patches"],
+        noise: Float[Tensor, "batch patches"] | Mask,
     ) -> Reconstruction:
-        """Normalised images and uniform noise -> loss; the patches with the smallest noise stay visible."""
-        mask = random_mask(noise, self.mask_ratio)
-        encoded = encode_visible(self.encoder, images, mask.ids_keep)
-        predicted = self.decoder(encoded, mask.ids_keep)
-        loss = self.loss(images, predicted, mask.hidden)
-        return Reconstruction(loss, predicted, mask.hidden)
+        """Normalised images, and uniform noise or one's own mask of any number of patches, -> loss."""
+        mask = self.mask(noise)
+        ids = mask.ids_hidden[:, : self.predicted]
+        pixels = patchify(images, self.patch_size)
+        predicted = self._predict(pixels, mask.ids_keep, ids)
+        return Reconstruction(self.loss(take(pixels, ids), predicted), predicted, ids)
+
+    def predict_all(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        noise: Float[Tensor, "batch patches"] | Mask,
+    ) -> Float[Tensor, "batch patches pixels"]:
+        """Every patch as the decoder predicts it from the visible ones, themselves included, for pictures."""
+        everywhere = torch.arange(self.patches, device=images.device).expand(len(images), -1)
+        return self._predict(patchify(images, self.patch_size), self.mask(noise).ids_keep, everywhere)
+
+    def mask(self, noise: Float[Tensor, "batch patches"] | Mask) -> Mask:
+        """The mask of this model's kind that uniform noise stands for; one's own stays as it is."""
+        return noise if isinstance(noise, Mask) else make_mask(noise, self.grid, self.mask_kind, self.kept)
+
+    def _predict(
+        self,
+        pixels: Float[Tensor, "batch patches pixels"],
+        ids_keep: Int64[Tensor, "batch kept"],
+        ids: Int64[Tensor, "batch predicted"],
+    ) -> Float[Tensor, "batch predicted pixels"]:
+        layers = encode_visible(self.encoder, take(pixels, ids_keep), ids_keep)
+        predicted: Tensor
+        if isinstance(self.decoder, CrossDecoder):
+            predicted = self.decoder(layers, ids)
+        else:
+            predicted = self.decoder(self.encoder.norm(layers[-1]), ids_keep, ids)
+        return predicted
 
     def loss(
         self,
-        images: Float[Tensor, "batch channels height width"],
-        predicted: Float[Tensor, "batch patches pixels"],
-        hidden: Bool[Tensor, "batch patches"],
+        pixels: Float[Tensor, "batch predicted pixels"],
+        predicted: Float[Tensor, "batch predicted pixels"],
     ) -> Float32[Tensor, ""]:
-        """Mean squared error on the hidden patches, in float32 whatever the precision of the rest."""
-        with torch.autocast(images.device.type, enabled=False):
-            error = (predicted.float() - self.target(images)).square().mean(dim=2)
-            return (error * hidden).sum() / hidden.sum()
+        """Mean squared error between predictions and the true pixels, in float32 whatever the precision of the rest."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            return (predicted.float() - self.target(pixels)).square().mean()
 
-    def target(self, images: Float[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch patches pixels"]:
-        """The pixels to predict: with `norm_pix_loss` each patch minus its mean, over its deviation."""
-        pixels = patchify(images.float(), self.patch_size)
+    def target(self, pixels: Float[Tensor, "batch predicted pixels"]) -> Float32[Tensor, "batch predicted pixels"]:
+        """What to predict of patches: with `norm_pix_loss` each minus its own mean, over its deviation."""
         if not self.norm_pix_loss:
-            return pixels
-        variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
-        return (pixels - mean) / (variance + _VARIANCE_EPS).sqrt()
+            return pixels.float()
+        mean, deviation = _mean_and_deviation(pixels.float())
+        return (pixels.float() - mean) / deviation
 
     def to_images(
         self,
         predicted: Float[Tensor, "batch patches pixels"],
         images: Float[Tensor, "batch channels height width"],
     ) -> Float32[Tensor, "batch channels height width"]:
-        """Predictions as normalised images.
+        """Predictions of all patches as normalised images.
 
         With `norm_pix_loss` a prediction says nothing of a patch's brightness and contrast: these are taken
         from the true patch of `images`, which a caption has to admit.
         """
         pixels = predicted.float()
         if self.norm_pix_loss:
-            variance, mean = torch.var_mean(patchify(images.float(), self.patch_size), dim=2, keepdim=True)
-            pixels = pixels * (variance + _VARIANCE_EPS).sqrt() + mean
+            mean, deviation = _mean_and_deviation(patchify(images.float(), self.patch_size))
+            pixels = pixels * deviation + mean
         return unpatchify(pixels, self.grid, self.patch_size)
+
+
+def _mean_and_deviation(
+    pixels: Float32[Tensor, "batch patches pixels"],
+) -> tuple[Float32[Tensor, "batch patches 1"], Float32[Tensor, "batch patches 1"]]:
+    """Of each patch over its pixels and channels; the variance is the unbiased one, as published."""
+    variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
+    return mean, (variance + _VARIANCE_EPS).sqrt()

@@ -5,7 +5,6 @@ from jaxtyping import Float, Int64
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mae.models.patches import patchify
 from mae.models.positions import sincos_positions
 from mae.models.settings import EncoderSettings
 
@@ -40,24 +39,26 @@ def build_encoder(
 
 def encode_visible(
     encoder: VisionTransformer,
-    images: Float[Tensor, "batch channels height width"],
+    visible: Float[Tensor, "batch kept pixels"],
     ids_keep: Int64[Tensor, "batch kept"],
-) -> Float[Tensor, "batch kept+1 encoder_width"]:
-    """Embed and encode the kept patches only; the cls token comes first, the patches as in `ids_keep`.
+) -> list[Float[Tensor, "batch kept+1 encoder_width"]]:
+    """Embed and encode the kept patches only, `visible` as `patchify` cuts them.
 
-    The hidden patches are left out before the embedding, so no arithmetic is spent on them.
+    Returns:
+        The tokens before the first block and after each, the last not yet normed: the cls token, then the patches as
+        in `ids_keep`.
     """
     projection = encoder.patch_embed.proj
-    pixels = patchify(images, projection.kernel_size)
-    visible = pixels.gather(1, ids_keep[:, :, None].expand(-1, -1, pixels.shape[2]))
-    # The convolution's weight runs (channel, row, column) within a patch, `patchify` (row, column, channel).
-    weight = projection.weight.permute(0, 2, 3, 1).flatten(1)
-    patch_tokens = nn.functional.linear(visible, weight, projection.bias)
+    # `patchify` runs (row, column, channel) within a patch, the convolution's weight (channel, row, column).
+    cells = visible.view(*visible.shape[:2], *projection.kernel_size, -1)
+    pixels = cells.permute(0, 1, 4, 2, 3).flatten(2)
+    patch_tokens = nn.functional.linear(pixels, projection.weight.flatten(1), projection.bias)
     patch_tokens = patch_tokens + encoder.pos_embed[0, 1:][ids_keep]
-    cls_token = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(len(images), -1, -1)
-    tokens = torch.cat([cls_token, patch_tokens], dim=1)
-    encoded: Tensor = encoder.norm(encoder.blocks(tokens))
-    return encoded
+    cls_token = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(len(visible), -1, -1)
+    layers = [torch.cat([cls_token, patch_tokens], dim=1)]
+    for block in encoder.blocks:
+        layers.append(block(layers[-1]))
+    return layers
 
 
 def init_weights(module: nn.Module) -> None:

@@ -1,6 +1,6 @@
-"""Images <-> sequences of flattened patches."""
+"""Images <-> sequences of flattened patches, and some patches out of all."""
 
-from jaxtyping import Float
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 
@@ -10,8 +10,8 @@ def grid_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple
 
 
 def patchify(
-    images: Float[Tensor, "batch channels height width"], patch_size: tuple[int, int]
-) -> Float[Tensor, "batch patches pixels"]:
+    images: Shaped[Tensor, "batch channels height width"], patch_size: tuple[int, int]
+) -> Shaped[Tensor, "batch patches pixels"]:
     """Cut images into patches, row by row; the pixels of a patch run (row, column, channel).
 
     This is the order of the published decoder weights: `pixels` = patch height * patch width * channels.
@@ -23,9 +23,16 @@ def patchify(
 
 
 def unpatchify(
-    patches: Float[Tensor, "batch patches pixels"], grid: tuple[int, int], patch_size: tuple[int, int]
-) -> Float[Tensor, "batch channels height width"]:
+    patches: Shaped[Tensor, "batch patches pixels"], grid: tuple[int, int], patch_size: tuple[int, int]
+) -> Shaped[Tensor, "batch channels height width"]:
     """The inverse of `patchify` for a grid of (rows, columns)."""
     rows, columns = grid
     cells = patches.reshape(len(patches), rows, columns, patch_size[0], patch_size[1], -1)
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, rows * patch_size[0], columns * patch_size[1])
+
+
+def take(
+    sequence: Shaped[Tensor, "batch tokens width"], ids: Int64[Tensor, "batch taken"]
+) -> Shaped[Tensor, "batch taken width"]:
+    """Of each sequence the tokens at its own `ids`."""
+    return sequence.gather(1, ids[:, :, None].expand(-1, -1, sequence.shape[2]))

@@ -30,11 +30,10 @@ def reconstruction_panels(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        result = model(images, noise)
-        rebuilt = _pixels(model.to_images(result.predicted, images), statistics)
+        rebuilt = _pixels(model.to_images(model.predict_all(images, noise), images), statistics)
     model.train(was_training)
     original = _pixels(images, statistics)
-    hidden = _as_image(model, result.hidden, original)
+    hidden = _as_image(model, model.mask(noise).hidden(), original)
     masked = torch.where(hidden, torch.full_like(original, _HIDDEN_GRAY), original)
     pasted = torch.where(hidden, rebuilt, original)
     return [panel.cpu() for panel in (original, masked, rebuilt, pasted)]

@@ -11,11 +11,13 @@ from torch import Tensor
 from mae.data.batches import plan_batches
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
-from mae.models.positions import sincos_positions
+from mae.models.masking import make_mask, mask_of
+from mae.models.patches import patchify, take
 
 Build = Callable[..., MaskedAutoencoder]
 Draw = Callable[..., tuple[Tensor, Tensor]]
 
+DECODERS = ["self", "cross"]
 SHAPES = [
     {"image_size": (16, 16), "channels": 3},
     {"image_size": (8, 16), "channels": 1},
@@ -23,21 +25,20 @@ SHAPES = [
 ]
 
 
-def slow_loss(model: MaskedAutoencoder, images: Tensor, predicted: Tensor, hidden: Tensor) -> float:
+def slow_loss(model: MaskedAutoencoder, images: Tensor, predicted: Tensor, ids: Tensor) -> float:
     """The formula, one number at a time."""
-    (rows, columns), (down, across) = model.grid, model.patch_size
+    columns, (down, across) = model.grid[1], model.patch_size
     errors = []
-    for image, patches, unseen in zip(images.tolist(), predicted.tolist(), hidden.tolist(), strict=True):
-        for place in range(rows * columns):
+    for image, patches, places in zip(images.tolist(), predicted.tolist(), ids.tolist(), strict=True):
+        for patch, place in zip(patches, places, strict=True):
             top, left = place // columns * down, place % columns * across
             pixels = [channel[top + y][left + x] for y in range(down) for x in range(across) for channel in image]
             if model.norm_pix_loss:
                 mean = sum(pixels) / len(pixels)
                 variance = sum((pixel - mean) ** 2 for pixel in pixels) / (len(pixels) - 1)
                 pixels = [(pixel - mean) / math.sqrt(variance + 1e-6) for pixel in pixels]
-            if unseen[place]:
-                squares = [(p - t) ** 2 for p, t in zip(patches[place], pixels, strict=True)]
-                errors.append(sum(squares) / len(squares))
+            squares = [(p - t) ** 2 for p, t in zip(patch, pixels, strict=True)]
+            errors.append(sum(squares) / len(squares))
     return sum(errors) / len(errors)
 
 
@@ -48,55 +49,100 @@ def test_loss_is_the_mean_squared_error_over_hidden_patches(
 ) -> None:
     model = tiny_autoencoder(**shape, norm_pix_loss=norm_pix_loss)
     images, noise = draw(model, batch=3)
-    loss, predicted, hidden = model(images, noise)
-    assert loss.item() == pytest.approx(slow_loss(model, images, predicted, hidden), rel=1e-5)
+    loss, predicted, ids = model(images, noise)
+    assert loss.item() == pytest.approx(slow_loss(model, images, predicted, ids), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_any_rectangle_and_number_of_channels_trains(
-    tiny_autoencoder: Build, draw: Draw, shape: dict[str, Any]
+    tiny_autoencoder: Build, draw: Draw, shape: dict[str, Any], decoder: str
 ) -> None:
-    model = tiny_autoencoder(**shape)
+    model = tiny_autoencoder(**shape, decoder=decoder)
     images, noise = draw(model)
-    loss, predicted, hidden = model(images, noise)
+    loss, predicted, ids = model(images, noise)
     loss.backward()
     down, across = model.patch_size
-    assert predicted.shape == (2, model.patches, down * across * images.shape[1])
-    assert hidden.sum(dim=1).tolist() == [model.patches * 3 // 4] * 2
+    assert predicted.shape == (2, model.patches * 3 // 4, down * across * images.shape[1])
+    assert torch.equal(ids, model.mask(noise).ids_hidden)
     frozen = {"encoder.pos_embed", "decoder.decoder_pos_embed"}
+    if decoder == "cross":
+        frozen |= {"encoder.norm.weight", "encoder.norm.bias"}
     for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (name not in frozen), name
         assert (parameter.grad is None) == (name in frozen), name
         assert name in frozen or parameter.grad.abs().max() > 0, name
 
 
-def test_at_the_start_hidden_patches_of_an_image_are_predicted_differently(tiny_autoencoder: Build, draw: Draw) -> None:
-    model = tiny_autoencoder()
-    _, predicted, hidden = model(*draw(model))
-    for patches, unseen in zip(predicted, hidden, strict=True):
-        distances = torch.cdist(patches[unseen], patches[unseen]).fill_diagonal_(torch.inf)
-        assert distances.min() > 0.1
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_at_the_start_hidden_patches_of_an_image_are_predicted_differently(
+    tiny_autoencoder: Build, draw: Draw, decoder: str
+) -> None:
+    model = tiny_autoencoder(decoder=decoder)
+    for patches in model(*draw(model)).predicted:
+        assert torch.cdist(patches, patches).fill_diagonal_(torch.inf).min() > 0.1
 
 
-def test_decoder_positions_are_the_table_and_the_mask_token_is_drawn(tiny_autoencoder: Build) -> None:
-    decoder = tiny_autoencoder(image_size=(8, 16), decoder_width=512, decoder_heads=1).decoder
-    assert torch.equal(decoder.decoder_pos_embed, sincos_positions((2, 4), 512))
-    assert not decoder.decoder_pos_embed.requires_grad
-    assert decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.15)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_what_is_left_out_does_not_change_what_is_predicted(tiny_autoencoder: Build, draw: Draw, decoder: str) -> None:
+    model = tiny_autoencoder(decoder=decoder, decoder_depth=3)
+    images, noise = draw(model)
+    everything = model.predict_all(images, noise)
+    some = tiny_autoencoder(decoder=decoder, decoder_depth=3, predict_ratio=0.25)
+    assert some.predicted == 3
+    for each in (model, some):
+        _, predicted, ids = each(images, noise)
+        assert ids.shape == (2, each.predicted)
+        torch.testing.assert_close(predicted, take(everything, ids))
 
 
-def test_the_loss_does_not_depend_on_the_prediction_of_visible_patches(tiny_autoencoder: Build, draw: Draw) -> None:
+def test_the_pruned_step_has_the_gradients_of_the_whole_computation(tiny_autoencoder: Build, draw: Draw) -> None:
+    pruned, whole = tiny_autoencoder(decoder_depth=3), tiny_autoencoder(decoder_depth=3)
+    images, noise = draw(pruned)
+    result = pruned(images, noise)
+    result.loss.backward()
+    # All patches are predicted, and the error of the visible ones is weighed with nothing.
+    target = whole.target(patchify(images, whole.patch_size))
+    error = (whole.predict_all(images, noise) - target).square().mean(dim=2)
+    hidden = whole.mask(noise).hidden()
+    loss = (error * hidden).sum() / hidden.sum()
+    loss.backward()
+    torch.testing.assert_close(result.loss, loss)
+    for (name, found), expected in zip(pruned.named_parameters(), whole.parameters(), strict=True):
+        if expected.requires_grad:
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["random", "grid", "block"])
+def test_every_kind_of_mask_trains_and_ones_own_mask_is_taken(tiny_autoencoder: Build, draw: Draw, kind: str) -> None:
+    model = tiny_autoencoder(mask=kind)
+    images, noise = draw(model)
+    mask = make_mask(noise, model.grid, kind, kept=4)
+    result = model(images, noise)
+    assert torch.equal(result.ids, mask.ids_hidden)
+    assert torch.equal(model(images, mask).loss, result.loss)
+    own = mask_of(mask.hidden(), noise)
+    assert model(images, own).loss.item() == pytest.approx(result.loss.item(), rel=1e-5)
+    another = model(images, mask_of(torch.arange(16).expand(2, -1) < 6, noise))
+    assert sorted(another.ids[0].tolist()) == list(range(6))
+
+
+def test_the_loss_asks_nothing_of_visible_patches(tiny_autoencoder: Build, draw: Draw) -> None:
     model = tiny_autoencoder()
     images, noise = draw(model)
-    loss, predicted, hidden = model(images, noise)
-    elsewhere = predicted + 100 * ~hidden[:, :, None]
-    assert torch.equal(model.loss(images, elsewhere, hidden), loss)
-    assert model.loss(images, predicted + 100 * hidden[:, :, None], hidden) > 100
+    loss, predicted, ids = model(images, noise)
+    pixels = patchify(images, model.patch_size)
+    visible = torch.ones_like(noise).scatter(1, ids, 0.0)
+    elsewhere = pixels + 100 * visible[:, :, None]
+    assert torch.equal(model.loss(take(elsewhere, ids), predicted), loss)
+    assert model.loss(take(pixels, ids), predicted + 100) > 100
 
 
-def test_predictions_do_not_depend_on_hidden_pixels(tiny_autoencoder: Build, draw: Draw) -> None:
-    model = tiny_autoencoder(norm_pix_loss=False)
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_predictions_do_not_depend_on_hidden_pixels(tiny_autoencoder: Build, draw: Draw, decoder: str) -> None:
+    model = tiny_autoencoder(norm_pix_loss=False, decoder=decoder)
     images, noise = draw(model)
-    _, predicted, hidden = model(images, noise)
+    predicted, hidden = model(images, noise).predicted, model.mask(noise).hidden()
 
     def disturbed(patches: Tensor) -> Tensor:
         change = patches[:, :, None].float().expand(-1, -1, predicted.shape[2])
@@ -116,7 +162,7 @@ def test_an_image_is_predicted_without_regard_to_the_others_of_its_batch(tiny_au
 
 def test_a_normalised_target_has_mean_zero_and_variance_one_in_each_patch(tiny_autoencoder: Build, draw: Draw) -> None:
     model = tiny_autoencoder()
-    target = model.target(draw(model)[0] * 3 + 7)
+    target = model.target(patchify(draw(model)[0] * 3 + 7, model.patch_size))
     torch.testing.assert_close(target.mean(dim=2), torch.zeros(2, 16), rtol=0, atol=1e-5)
     torch.testing.assert_close(target.var(dim=2), torch.ones(2, 16), rtol=0, atol=1e-5)
 
@@ -130,7 +176,7 @@ def test_an_image_of_one_colour_has_a_finite_loss_and_gradient_n06(
     images, noise = draw(model)
     plain = torch.full_like(images, value)
     # Of the rounding of the mean, over the least deviation there can be.
-    assert model.target(plain).abs().max() < 1e-2 * max(1.0, abs(value))
+    assert model.target(patchify(plain, model.patch_size)).abs().max() < 1e-2 * max(1.0, abs(value))
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         loss = model(plain, noise).loss
     loss.backward()
@@ -141,11 +187,10 @@ def test_an_image_of_one_colour_has_a_finite_loss_and_gradient_n06(
 def test_predicting_each_patchs_mean_has_a_loss_of_one(tiny_autoencoder: Build, draw: Draw) -> None:
     model = tiny_autoencoder()
     images, noise = draw(model)
-    _, predicted, hidden = model(images, noise)
-    pixels = predicted.shape[2]
+    pixels = take(patchify(images, model.patch_size), model(images, noise).ids)
     # The variance divides by one pixel less than the mean of squares.
-    expected = (pixels - 1) / pixels
-    assert model.loss(images, torch.zeros_like(predicted), hidden).item() == pytest.approx(expected, rel=1e-4)
+    expected = (pixels.shape[2] - 1) / pixels.shape[2]
+    assert model.loss(pixels, torch.zeros_like(pixels)).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_loss_starts_at_one_plus_the_spread_of_the_first_predictions(tiny_autoencoder: Build, draw: Draw) -> None:
@@ -164,17 +209,18 @@ def test_the_target_as_an_image_is_the_image(
     model = tiny_autoencoder(**shape, norm_pix_loss=norm_pix_loss)
     images, _ = draw(model)
     atol = 1e-5 if norm_pix_loss else 0
-    torch.testing.assert_close(model.to_images(model.target(images), images), images, rtol=0, atol=atol)
+    target = model.target(patchify(images, model.patch_size))
+    torch.testing.assert_close(model.to_images(target, images), images, rtol=0, atol=atol)
 
 
 def test_bfloat16_autocast_computes_the_loss_in_float32(tiny_autoencoder: Build, draw: Draw) -> None:
     model = tiny_autoencoder()
     images, noise = draw(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, predicted, hidden = model(images, noise)
+        loss, predicted, ids = model(images, noise)
     assert predicted.dtype == torch.bfloat16
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, model.loss(images, predicted.float(), hidden))
+    assert torch.equal(loss, model.loss(take(patchify(images, model.patch_size), ids), predicted.float()))
     assert loss.item() == pytest.approx(model(images, noise).loss.item(), rel=0.02)
     loss.backward()
     assert model.encoder.patch_embed.proj.weight.grad.isfinite().all()
@@ -194,10 +240,10 @@ def test_the_gradient_is_the_slope_of_the_loss(
     def loss_at(step: float) -> float:
         with torch.no_grad():
             parameter.add_(step * direction)
-            _, predicted, hidden = model(images, noise)
+            _, predicted, ids = model(images, noise)
             parameter.sub_(step * direction)
         # `model.loss` rounds to float32, too coarse for a difference quotient.
-        return slow_loss(model, images, predicted, hidden)
+        return slow_loss(model, images, predicted, ids)
 
     slope = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5
     assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-4)

@@ -7,7 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mae.models.encoder import build_encoder, encode_visible
-from mae.models.masking import random_mask
+from mae.models.masking import make_mask
+from mae.models.patches import patchify, take
 from mae.models.positions import sincos_positions
 from mae.models.settings import EncoderSettings
 
@@ -26,6 +27,12 @@ def images_for(channels: int = 3, image_size: tuple[int, int] = (12, 16)) -> Ten
     return torch.randn(2, channels, *image_size, generator=torch.Generator().manual_seed(1))
 
 
+def encode(encoder: VisionTransformer, images: Tensor, ids_keep: Tensor) -> Tensor:
+    """The normed tokens of the patches at `ids_keep`."""
+    visible = take(patchify(images, encoder.patch_embed.proj.kernel_size), ids_keep)
+    return encoder.norm(encode_visible(encoder, visible, ids_keep)[-1])
+
+
 def test_state_dict_is_timms() -> None:
     ours = build_encoder(EncoderSettings(size="tiny"), (224, 224), 3).state_dict()
     timms = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
@@ -39,7 +46,7 @@ def test_all_patches_kept_in_order_give_timms_forward(settings: EncoderSettings,
     encoder, images = tiny_encoder(settings, channels=channels), images_for(channels)
     nn.init.normal_(encoder.pos_embed)
     everything = torch.arange(encoder.pos_embed.shape[1] - 1).expand(2, -1)
-    torch.testing.assert_close(encode_visible(encoder, images, everything), encoder.forward_features(images))
+    torch.testing.assert_close(encode(encoder, images, everything), encoder.forward_features(images))
 
 
 @pytest.mark.parametrize("settings", [TINY, RECTANGLE])
@@ -48,21 +55,30 @@ def test_embedding_the_kept_patches_is_gathering_from_timms_embedding(settings: 
     encoder, images = tiny_encoder(settings, channels=channels), images_for(channels)
     nn.init.normal_(encoder.pos_embed)
     embedded = encoder.patch_embed(images) + encoder.pos_embed[:, 1:]
-    ids_keep = random_mask(torch.rand(embedded.shape[:2]), 0.6).ids_keep
+    ids_keep = make_mask(torch.rand(embedded.shape[:2]), encoder.patch_embed.grid_size, "random", 4).ids_keep
     visible = torch.stack([tokens[kept] for tokens, kept in zip(embedded, ids_keep, strict=True)])
     cls_token = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(2, -1, -1)
     expected = encoder.norm(encoder.blocks(torch.cat([cls_token, visible], dim=1)))
-    torch.testing.assert_close(encode_visible(encoder, images, ids_keep), expected)
+    torch.testing.assert_close(encode(encoder, images, ids_keep), expected)
 
 
 def test_encoded_patches_stand_in_the_order_of_ids_keep() -> None:
     encoder, images = tiny_encoder(), images_for()
     ids_keep = torch.tensor([[7, 2, 5], [0, 11, 3]])
     order = torch.tensor([2, 0, 1])
-    encoded = encode_visible(encoder, images, ids_keep)
-    reordered = encode_visible(encoder, images, ids_keep[:, order])
+    encoded = encode(encoder, images, ids_keep)
+    reordered = encode(encoder, images, ids_keep[:, order])
     torch.testing.assert_close(reordered[:, 1:], encoded[:, 1:][:, order])
     torch.testing.assert_close(reordered[:, 0], encoded[:, 0])
+
+
+def test_every_layer_is_handed_on_from_the_embedding_to_the_last_block() -> None:
+    encoder, images = tiny_encoder(), images_for()
+    everything = torch.arange(12).expand(2, -1)
+    layers = encode_visible(encoder, patchify(images, (4, 4)), everything)
+    assert len(layers) == 1 + len(encoder.blocks)
+    for block, before, after in zip(encoder.blocks, layers, layers[1:], strict=False):
+        assert torch.equal(block(before), after)
 
 
 def test_features_are_the_normed_cls_token() -> None:

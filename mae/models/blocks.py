@@ -1,0 +1,83 @@
+"""Transformer blocks of the decoders; they compute what is asked for and no more."""
+
+from functools import partial
+
+from jaxtyping import Float, Int64
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mae.models.patches import take
+
+layer_norm = partial(nn.LayerNorm, eps=1e-6)
+"""As in the encoder, and in all published weights."""
+
+
+class DecoderBlock(Block):  # type: ignore[misc]  # timm is not typed
+    """timm's block of self-attention; asked for some tokens, it computes of the others keys and values alone."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, qkv_bias=True, norm_layer=layer_norm)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens width"], ids: Int64[Tensor, "batch taken"] | None = None
+    ) -> Float[Tensor, "batch out width"]:
+        """All tokens, or those at `ids`, which are the same as they would be among all."""
+        if ids is None:
+            everything: Tensor = super().forward(tokens)
+            return everything
+        normed = self.norm1(tokens)
+        qkv, width = self.attn.qkv, tokens.shape[2]
+        query = functional.linear(take(normed, ids), qkv.weight[:width], qkv.bias[:width])
+        key_value = functional.linear(normed, qkv.weight[width:], qkv.bias[width:])
+        taken = take(tokens, ids) + self.attn.proj(attend(query, key_value, self.attn.num_heads))
+        done: Tensor = taken + self.mlp(self.norm2(taken))
+        return done
+
+
+class CrossAttention(nn.Module):
+    """Attention of one sequence to another, which may have another width."""
+
+    def __init__(self, width: int, heads: int, memory_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(memory_width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens width"], memory: Float[Tensor, "batch visible memory_width"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """What each of `tokens` gathers from `memory`."""
+        gathered: Tensor = self.proj(attend(self.q(tokens), self.kv(memory), self.heads))
+        return gathered
+
+
+class CrossBlock(nn.Module):
+    """A pre-norm block whose tokens see the memory, and not each other (CrossMAE, arXiv 2401.14391)."""
+
+    def __init__(self, width: int, heads: int, memory_width: int) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(width)
+        self.cross_attn = CrossAttention(width, heads, memory_width)
+        self.norm2 = layer_norm(width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens width"], memory: Float[Tensor, "batch visible memory_width"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """`memory` is normed already."""
+        tokens = tokens + self.cross_attn(self.norm1(tokens), memory)
+        tokens = tokens + self.mlp(self.norm2(tokens))
+        return tokens
+
+
+def attend(
+    query: Float[Tensor, "batch tokens width"], key_value: Float[Tensor, "batch memory 2*width"], heads: int
+) -> Float[Tensor, "batch tokens width"]:
+    """Multi-head attention of projected queries to projected keys and values, the keys first, by torch's kernels."""
+    batch, tokens, width = query.shape
+    q = query.view(batch, tokens, heads, width // heads).transpose(1, 2)
+    k, v = key_value.view(batch, -1, 2, heads, width // heads).permute(2, 0, 3, 1, 4)
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
