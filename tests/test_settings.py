@@ -254,10 +254,10 @@ def test_a_mask_ratio_that_hides_or_keeps_no_patch_is_refused_n07(value: float, 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("data.image_size", 225, "model.patch_size is (16,); allowed: divisors of the image size 225x225"),
+        ("data.image_size", 225, "model.patch_size is 16x16; allowed: divisors of the image size 225x225"),
         ("data.image_size", [224, 200], "divisors of the image size 224x200"),
-        ("model.patch_size", 15, "model.patch_size is (15,)"),
-        ("model.patch_size", 448, "model.patch_size is (448,)"),
+        ("model.patch_size", 15, "model.patch_size is 15x15"),
+        ("model.patch_size", 448, "model.patch_size is 448x448"),
         ("model.heads", 7, "model.heads is 7; allowed: a divisor of the width 768"),
         ("model.width", 770, "model.width is 770; allowed: a multiple of 4"),
     ],
@@ -270,7 +270,7 @@ def test_a_model_that_cannot_be_built_is_refused_at_parsing_k03(
 
 
 def test_a_decoder_that_cannot_be_built_is_refused_at_parsing_k03(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.decoder_heads is 7; allowed: a divisor of 512"):
+    with pytest.raises(UserError, match=r"model\.decoder_heads is 7; allowed: a divisor of the width 512"):
         from_yaml(PretrainSettings, "model.decoder_heads", 7, tmp_path)
 
 

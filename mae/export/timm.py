@@ -6,6 +6,7 @@ the architecture and the normalisation. It is loaded back by timm and compared b
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: 
     part.mkdir(parents=True)
     try:
         encoder = {name: tensor.float() for name, tensor in encoder_part(weights).items()}
-        write_weights(part / "model.safetensors", encoder, description.metadata())
+        write_weights(part / "model.safetensors", encoder, replace(description, decoder=None).metadata())
         write_atomically(part / "config.json", json.dumps(timm_config(description), indent=2).encode())
         difference = compare(part, weights, description, source)
         if not difference <= TOLERANCE:

@@ -8,15 +8,30 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 
 from mae.errors import UserError
-from mae.models.settings import EncoderSettings
+from mae.models.masking import MaskKind
+from mae.models.patches import grid_size
+from mae.models.settings import DecoderKind, EncoderSettings, MaskedAutoencoderSettings
 
 ModelKind = Literal["masked autoencoder", "classifier"]
 _FIELD = "mae"
 
 
 @dataclass(frozen=True)
+class DecoderDescription:
+    """Architecture of the decoder, and the task that it had."""
+
+    kind: DecoderKind
+    width: int
+    depth: int
+    heads: int
+    mask: MaskKind
+    mask_ratio: float
+    norm_pix_loss: bool
+
+
+@dataclass(frozen=True)
 class ModelDescription:
-    """Architecture of the encoder and how its images were normalised."""
+    """Architecture of the encoder, how its images were normalised, and the decoder beside it."""
 
     kind: ModelKind
     width: int
@@ -28,6 +43,13 @@ class ModelDescription:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float
+    decoder: DecoderDescription | None = None
+    """None for a classifier or an encoder alone, and in files from before decoders were described."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return grid_size(self.image_size, self.patch_size)
 
     def metadata(self) -> dict[str, str]:
         """For the header of a safetensors file."""
@@ -48,7 +70,18 @@ def describe_model(
 ) -> ModelDescription:
     """The description of a model built from these settings."""
     width, depth, heads = encoder.shape
-    return ModelDescription(kind, width, depth, heads, encoder.patch, image_size, len(mean), mean, std, crop_pct)
+    decoder = _describe_decoder(encoder) if isinstance(encoder, MaskedAutoencoderSettings) else None
+    channels = len(mean)
+    return ModelDescription(
+        kind, width, depth, heads, encoder.patch, image_size, channels, mean, std, crop_pct, decoder
+    )
+
+
+def _describe_decoder(settings: MaskedAutoencoderSettings) -> DecoderDescription:
+    width, depth, heads = settings.decoder_shape
+    return DecoderDescription(
+        settings.decoder, width, depth, heads, settings.mask, settings.mask_ratio, settings.norm_pix_loss
+    )
 
 
 def read_description(path: Path) -> ModelDescription:
@@ -70,6 +103,8 @@ def read_description(path: Path) -> ModelDescription:
         fields = json.loads(text)
         for name in ("patch_size", "image_size", "mean", "std"):
             fields[name] = tuple(fields[name])
+        if fields.get("decoder") is not None:
+            fields["decoder"] = DecoderDescription(**fields["decoder"])
         return ModelDescription(**fields)
     except (ValueError, KeyError, TypeError):
         raise UserError(

@@ -1,9 +1,10 @@
-"""Fixed two-dimensional sine-cosine positions (arXiv 2111.06377, appendix A.1)."""
+"""Fixed two-dimensional sine-cosine positions (arXiv 2111.06377, appendix A.1), and tables for another image size."""
 
 import torch
 from jaxtyping import Float
 from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor
+from torch.nn import functional
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "1 tokens width"]:
@@ -17,3 +18,18 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "1 toke
     row, column = rows_first.chunk(2, dim=1)
     patches = torch.cat([column, row], dim=1)
     return torch.cat([torch.zeros(1, width), patches])[None]
+
+
+def resample_positions(
+    table: Float[Tensor, "1 old_tokens width"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "1 new_tokens width"]:
+    """A table of a cls token, which stays, and of a grid of (rows, columns), stretched to another grid.
+
+    Bicubic and antialiased, as timm's `resample_abs_pos_embed`, which before 1.0.31 takes 2x8 for 4x4.
+    """
+    if old == new:
+        return table
+    image = table[:, 1:].reshape(1, *old, -1).permute(0, 3, 1, 2)
+    resampled = functional.interpolate(image.float(), new, mode="bicubic", antialias=True)
+    patches = resampled.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+    return torch.cat([table[:, :1], patches], dim=1)

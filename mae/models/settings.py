@@ -1,11 +1,14 @@
 """What model to build: one size table and the settings of encoder and decoder."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mae.models.masking import MaskKind, grid_cell, kept_patches
 from mae.models.patches import grid_size
 from mae.settings import check
+
+DecoderKind = Literal["self", "cross"]
 
 
 class Size(NamedTuple):
@@ -29,6 +32,10 @@ SIZES = {
 _DECODERS = {192: Size(192, 4, 6), 384: Size(256, 8, 8), 768: Size(512, 8, 16)}
 _LARGEST_PRESET = max(_DECODERS)
 
+_DEFAULT_PATCH = (16, 16)
+# Both positions, of row and column, have sines and cosines.
+_WIDTH_STEP = 4
+
 # So that 0.8889 may be written for 8/9.
 _RATIO_TOLERANCE = 1e-3
 
@@ -37,33 +44,33 @@ _RATIO_TOLERANCE = 1e-3
 class EncoderSettings:
     """The encoder, a timm `VisionTransformer` with a cls token."""
 
-    size: Literal["tiny", "small", "base", "large", "huge"] = "base"
-    """Width/blocks/heads: tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16, huge 1280/32/16."""
+    size: str = "base"
+    """Width/blocks/heads: tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16, huge 1280/32/16; or the name
+    of a plain ViT of timm, whose shape and patch size are taken, such as vit_base_patch8_224."""
     width: int | None = None
     """Channels of a token, in place of the size's."""
     depth: int | None = None
     """Number of blocks, in place of the size's."""
     heads: int | None = None
     """Attention heads per block, in place of the size's."""
-    patch_size: tuple[int, ...] = (16,)
-    """Height and width [pixels] of a patch; one number for a square. Must divide data.image_size."""
+    patch_size: tuple[int, ...] | None = None
+    """Height and width [pixels] of a patch; one number for a square. Must divide data.image_size. None: that of the
+    timm model that `size` names, else 16."""
 
     def __post_init__(self) -> None:
-        width, depth, heads = self.shape
-        check(width >= 4 and width % 4 == 0, "model.width", width, "a multiple of 4 (2-D sine-cosine positions)")
-        check(depth >= 1, "model.depth", depth, "1 or more")
-        check(heads >= 1 and width % heads == 0, "model.heads", heads, f"a divisor of the width {width}")
+        _check_size(self.shape, "model.")
+        given = self.patch_size
         check(
-            len(self.patch_size) in (1, 2) and min(self.patch_size) >= 1,
+            given is None or (len(given) in (1, 2) and min(given) >= 1),
             "model.patch_size",
-            self.patch_size,
+            given,
             "one number, or height and width, each at least 1 pixel",
         )
 
     @property
     def shape(self) -> Size:
         """The size with the overrides put in."""
-        size = SIZES[self.size]
+        size, _ = _stands_for(self.size)
         return Size(
             size.width if self.width is None else self.width,
             size.depth if self.depth is None else self.depth,
@@ -73,6 +80,8 @@ class EncoderSettings:
     @property
     def patch(self) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""
+        if self.patch_size is None:
+            return _stands_for(self.size)[1]
         return self.patch_size[0], self.patch_size[-1]
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -85,8 +94,9 @@ class EncoderSettings:
         check(
             height % down == 0 and width % across == 0,
             "model.patch_size",
-            self.patch_size,
-            f"divisors of the image size {height}x{width} (data.image_size)",
+            f"{down}x{across}",
+            f"divisors of the image size {height}x{width} (data.image_size): nearest {_divisors_around(down, height)} "
+            f"high, {_divisors_around(across, width)} wide",
         )
         return grid_size(image_size, self.patch)
 
@@ -99,7 +109,7 @@ class MaskedAutoencoderSettings(EncoderSettings):
     """Which patches are hidden: each by chance; all but one of each square cell (grid); rectangles (block)."""
     mask_ratio: float = 0.75
     """Share of the patches hidden from the encoder."""
-    decoder: Literal["self", "cross"] = "self"
+    decoder: DecoderKind = "self"
     """self: mask tokens and visible tokens attend to each other; cross: mask tokens to visible ones only (CrossMAE)."""
     decoder_width: int | None = None
     """Channels of a token in the decoder; None: 192, 256 or 512 for an encoder like tiny, small or larger."""
@@ -114,12 +124,9 @@ class MaskedAutoencoderSettings(EncoderSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        width, depth, heads = self.decoder_shape
+        _check_size(self.decoder_shape, "model.decoder_")
         check(0 < self.mask_ratio < 1, "model.mask_ratio", self.mask_ratio, "above 0 and below 1")
         check(0 < self.predict_ratio <= 1, "model.predict_ratio", self.predict_ratio, "above 0, at most 1")
-        check(width >= 4 and width % 4 == 0, "model.decoder_width", width, "a multiple of 4")
-        check(depth >= 1, "model.decoder_depth", depth, "1 or more")
-        check(heads >= 1 and width % heads == 0, "model.decoder_heads", heads, f"a divisor of {width}")
 
     @property
     def decoder_shape(self) -> Size:
@@ -149,6 +156,12 @@ class MaskedAutoencoderSettings(EncoderSettings):
     def check_image_size(self, image_size: tuple[int, int]) -> None:
         """Refuse an image size that the patches do not divide, or of which the mask keeps or hides none."""
         rows, columns = grid = self.grid(image_size)
+        check(
+            rows * columns > 1,
+            "model.patch_size",
+            f"{self.patch[0]}x{self.patch[1]}",
+            "less than the image in height or width, because of a single patch nothing can be predicted",
+        )
         if self.mask == "grid":
             cell = grid_cell(self.mask_ratio)
             exact = abs(1 - 1 / cell**2 - self.mask_ratio) < _RATIO_TOLERANCE
@@ -157,14 +170,65 @@ class MaskedAutoencoderSettings(EncoderSettings):
                 "model.mask_ratio",
                 self.mask_ratio,
                 f"with a grid mask of {rows}x{columns} patches 1 - 1/n^2, where n divides both: "
-                f"{', '.join(f'{1 - 1 / n**2:.4g}' for n in _common_divisors(rows, columns)) or 'none'}",
+                f"{', '.join(f'{1 - 1 / n**2:.4g}' for n in _common_divisors(rows, columns)) or 'none does'}",
             )
+        least, most = _ratio_range(rows * columns)
         check(
             0 < self.kept(grid) < rows * columns,
             "model.mask_ratio",
             self.mask_ratio,
-            f"a share that keeps at least 1 and hides at least 1 of the {rows * columns} patches",
+            f"from {least} to {most}, which keeps at least 1 and hides at least 1 of the {rows * columns} patches",
         )
+
+
+def _ratio_range(patches: int) -> tuple[float, float]:
+    """Mask ratios, short to write, of which the least hides one of so many patches and the largest keeps one."""
+    digits = 10 ** (len(str(patches)) + 1)
+    # One less where the published rule, which rounds down, keeps nothing for what floating point makes of 9/10.
+    largest = math.floor((1 - 1 / patches) * digits)
+    return 1 / digits, next(n / digits for n in (largest, largest - 1) if int(patches * (1 - n / digits)))
+
+
+def _stands_for(size: str) -> tuple[Size, tuple[int, int]]:
+    """The shape, and the patch where none is set, of one of `SIZES` or of a timm model."""
+    if size in SIZES:
+        return SIZES[size], _DEFAULT_PATCH
+    # timm is slow to import, and its models are held against our encoder, which is built by these settings.
+    from mae.models.timm_models import timm_shape  # noqa: PLC0415
+
+    return timm_shape(size)
+
+
+def _check_size(size: Size, prefix: str) -> None:
+    """Refuse what no transformer can be, of the settings whose names begin with `prefix`."""
+    width, depth, heads = size
+    check(
+        width >= _WIDTH_STEP and width % _WIDTH_STEP == 0,
+        f"{prefix}width",
+        width,
+        f"a multiple of {_WIDTH_STEP} (2-D sine-cosine positions): {_multiples_around(width, _WIDTH_STEP)}",
+    )
+    check(depth >= 1, f"{prefix}depth", depth, "1 or more")
+    check(
+        heads >= 1 and width % heads == 0,
+        f"{prefix}heads",
+        heads,
+        f"a divisor of the width {width}: {_divisors_around(heads, width)}"
+        + (f"; or set {prefix}width to {_multiples_around(width, math.lcm(heads, _WIDTH_STEP))}" if heads > 1 else ""),
+    )
+
+
+def _multiples_around(number: int, step: int) -> str:
+    below = number // step * step
+    return f"{below} or {below + step}" if below > 0 else str(step)
+
+
+def _divisors_around(wanted: int, number: int) -> str:
+    """The divisors of a number that are nearest to the one that is wanted, which may be one itself."""
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    divisors = sorted({*small, *(number // divisor for divisor in small)})
+    nearest = {*[d for d in divisors if d <= wanted][-1:], *[d for d in divisors if d >= wanted][:1]}
+    return " or ".join(map(str, sorted(nearest)))
 
 
 def _common_divisors(rows: int, columns: int) -> list[int]:

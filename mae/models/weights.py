@@ -4,7 +4,7 @@ A whole-model file holds timm's encoder keys (`blocks.0.attn.qkv.weight`) beside
 (`decoder_blocks.0...`, `mask_token`), as the published pretraining files do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from mae.errors import UserError, first_of
 from mae.files import write_atomically
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.positions import resample_positions
 
 _DECODER_PREFIXES = ("decoder_", "mask_token")
 _HEAD_PREFIXES = ("head.", "fc_norm.")
+_POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
 def name_in_file(name: str) -> str:
@@ -43,6 +46,20 @@ def load_all(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> N
 def encoder_part(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's tensors of a whole-model or classifier file, under timm's names."""
     return {name: tensor for name, tensor in weights.items() if not name.startswith(_DECODER_PREFIXES + _HEAD_PREFIXES)}
+
+
+def has_decoder(names: Iterable[str]) -> bool:
+    """Whether these are the names of a whole-model file."""
+    return any(name.startswith(_DECODER_PREFIXES) for name in names)
+
+
+def for_grid(weights: Mapping[str, Tensor], old: tuple[int, int], new: tuple[int, int]) -> dict[str, Tensor]:
+    """The weights of a model of one grid of patches, for a model of another: with its positions resampled."""
+    fitting = (old[0] * old[1] + 1,)  # what is not is for the loaders to complain of
+    return {
+        name: resample_positions(tensor, old, new) if name in _POSITIONS and tensor.shape[1:2] == fitting else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -75,6 +92,18 @@ def load_encoder(model: VisionTransformer, weights: Mapping[str, Tensor], source
     given = encoder_part(weights)
     require_same_tensors(encoder_part(model.state_dict()), given, source)
     model.load_state_dict(given, strict=False)
+
+
+def load_autoencoder(model: MaskedAutoencoder, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Load encoder and decoder; of `weights` without a decoder the encoder alone.
+
+    Raises:
+        UserError: if the tensors are not those of this model, naming the first that differ.
+    """
+    if has_decoder(weights):
+        load_all(model, weights, source)
+    else:
+        load_encoder(model.encoder, weights, source)
 
 
 def require_same_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: Path) -> None:

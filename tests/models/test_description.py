@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mae.errors import UserError
-from mae.models.description import ModelDescription, describe_model, find_model, read_description
+from mae.models.description import (
+    DecoderDescription,
+    ModelDescription,
+    describe_model,
+    find_model,
+    read_description,
+)
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 
 SETTINGS = EncoderSettings(size="tiny", depth=2, patch_size=(2, 4))
 DESCRIPTION = describe_model("classifier", SETTINGS, (8, 12), (0.1, 0.5), (0.25, 1 / 3), 0.875)
+CROSS = MaskedAutoencoderSettings(
+    size="tiny", patch_size=(4,), decoder="cross", decoder_depth=3, mask="block", mask_ratio=0.6, norm_pix_loss=False
+)
+AUTOENCODER = describe_model("masked autoencoder", CROSS, (16, 16), (0.5,), (0.5,), 1.0)
 
 
 def write(path: Path, metadata: dict[str, str] | None) -> Path:
@@ -32,12 +43,28 @@ def test_a_description_holds_what_the_settings_resolve_to() -> None:
         mean=(0.1, 0.5),
         std=(0.25, 1 / 3),
         crop_pct=0.875,
+        decoder=None,
     )
     assert expected == DESCRIPTION
+    assert DESCRIPTION.grid == (4, 3)
 
 
-def test_a_description_survives_the_header_of_a_file(tmp_path: Path) -> None:
-    assert read_description(write(tmp_path / "m.safetensors", DESCRIPTION.metadata())) == DESCRIPTION
+def test_the_description_of_an_autoencoder_holds_its_decoder_and_task() -> None:
+    assert AUTOENCODER.decoder == DecoderDescription(
+        kind="cross", width=192, depth=3, heads=6, mask="block", mask_ratio=0.6, norm_pix_loss=False
+    )
+
+
+@pytest.mark.parametrize("description", [DESCRIPTION, AUTOENCODER])
+def test_a_description_survives_the_header_of_a_file(description: ModelDescription, tmp_path: Path) -> None:
+    assert read_description(write(tmp_path / "m.safetensors", description.metadata())) == description
+
+
+def test_a_file_from_before_decoders_were_described_is_read(tmp_path: Path) -> None:
+    fields = json.loads(AUTOENCODER.metadata()["mae"])
+    del fields["decoder"]
+    found = read_description(write(tmp_path / "m.safetensors", {"mae": json.dumps(fields)}))
+    assert found == replace(AUTOENCODER, decoder=None)
 
 
 def test_the_header_says_that_the_tensors_are_torchs(tmp_path: Path) -> None:
@@ -71,8 +98,9 @@ def test_another_programs_use_of_the_same_field_is_refused(tmp_path: Path, text:
         read_description(write(tmp_path / "m.safetensors", {"mae": text}))
 
 
-def test_a_field_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    fields = json.loads(DESCRIPTION.metadata()["mae"]) | {"registers": 4}
+@pytest.mark.parametrize("later", [{"registers": 4}, {"decoder": {"kind": "none"}}, {"decoder": "none"}])
+def test_a_field_of_a_later_version_is_refused(later: dict[str, object], tmp_path: Path) -> None:
+    fields = json.loads(DESCRIPTION.metadata()["mae"]) | later
     with pytest.raises(UserError, match="in a way this version of mae does not know"):
         read_description(write(tmp_path / "m.safetensors", {"mae": json.dumps(fields)}))
 

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from torch import Tensor
 
-from mae.models.positions import sincos_positions
+from mae.models.positions import resample_positions, sincos_positions
 
 GRIDS = [(1, 1), (3, 3), (14, 14), (2, 5), (6, 1)]
 
@@ -58,3 +58,36 @@ def test_the_cls_position_is_zero(grid: tuple[int, int]) -> None:
 def test_no_two_patches_share_a_position(grid: tuple[int, int]) -> None:
     distances = torch.cdist(sincos_positions(grid, 32)[0, 1:], sincos_positions(grid, 32)[0, 1:])
     assert distances.fill_diagonal_(torch.inf).min() > 0.5
+
+
+@pytest.mark.parametrize(("old", "new"), [((2, 3), (4, 5)), ((4, 4), (2, 3)), ((1, 1), (3, 2)), ((14, 14), (16, 16))])
+def test_a_table_is_resampled_as_timm_does_it(old: tuple[int, int], new: tuple[int, int]) -> None:
+    table = torch.randn(1, old[0] * old[1] + 1, 8, generator=torch.Generator().manual_seed(0))
+    expected = resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=1)
+    torch.testing.assert_close(resample_positions(table, old, new), expected)
+
+
+def test_a_grid_of_as_many_patches_is_another_grid() -> None:
+    """timm before 1.0.31 gives the table back as it is where the new grid is a square."""
+    table = sincos_positions((2, 8), 16)
+    resampled = resample_positions(table, (2, 8), (4, 4))
+    assert resampled.shape == table.shape
+    assert not torch.allclose(resampled, table, atol=0.1)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_same_grid_keeps_every_bit(grid: tuple[int, int]) -> None:
+    table = sincos_positions(grid, 16)
+    assert torch.equal(resample_positions(table, grid, grid), table)
+
+
+def test_a_resampled_table_still_tells_rows_from_columns() -> None:
+    """The cls token stays; a position halfway between two is nearer to both than they are to each other."""
+    table = sincos_positions((4, 4), 32)
+    table[:, 0] = 7.0
+    resampled = resample_positions(table, (4, 4), (8, 8))
+    assert (resampled[:, 0] == 7.0).all()
+    grid = resampled[0, 1:].reshape(8, 8, 32)
+    right, down = (grid[:, 1:] - grid[:, :-1]).abs().mean((0, 1)), (grid[1:] - grid[:-1]).abs().mean((0, 1))
+    assert right[:16].sum() > 20 * right[16:].sum()
+    assert down[16:].sum() > 20 * down[:16].sum()

@@ -9,8 +9,19 @@ from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import build_classifier
 from mae.models.encoder import build_encoder
+from mae.models.positions import resample_positions
 from mae.models.settings import EncoderSettings
-from mae.models.weights import encoder_part, file_tensors, load_all, load_encoder, read_weights, write_weights
+from mae.models.weights import (
+    encoder_part,
+    file_tensors,
+    for_grid,
+    has_decoder,
+    load_all,
+    load_autoencoder,
+    load_encoder,
+    read_weights,
+    write_weights,
+)
 
 Build = Callable[..., MaskedAutoencoder]
 
@@ -138,6 +149,61 @@ def test_a_file_without_its_decoder_is_refused_when_all_is_loaded(tiny_autoencod
     model = tiny_autoencoder()
     with pytest.raises(UserError, match="mask_token is missing"):
         load_all(model, encoder_part(file_tensors(model)), SOURCE)
+
+
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_an_autoencoder_begins_with_encoder_and_decoder_of_another(tiny_autoencoder: Build, decoder: str) -> None:
+    model, other = tiny_autoencoder(decoder=decoder), tiny_autoencoder(seed=1, decoder=decoder)
+    assert has_decoder(file_tensors(model))
+    load_autoencoder(other, file_tensors(model), SOURCE)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+
+
+def test_without_a_decoder_in_the_file_the_own_one_stays(tiny_autoencoder: Build) -> None:
+    model, classifier = tiny_autoencoder(seed=1), build_classifier(TINY, (16, 16), 3, 5, "mlp")
+    before = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
+    assert not has_decoder(file_tensors(classifier))
+    load_autoencoder(model, file_tensors(classifier), SOURCE)
+    assert all(torch.equal(model.decoder.state_dict()[name], tensor) for name, tensor in before.items())
+    encoder = encoder_part(classifier.state_dict())
+    assert all(torch.equal(model.encoder.state_dict()[name], tensor) for name, tensor in encoder.items())
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ({"decoder_width": 24}, r"mask_token is \[1, 1, 24\] instead of \[1, 1, 12\]"),
+        ({"decoder_depth": 2}, r"decoder_blocks\.1\.norm1\.weight is not known"),
+        ({"decoder": "cross"}, r"decoder_embed\.weight is missing"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_refused_and_nothing_is_loaded(
+    other: dict[str, int], complaint: str, tiny_autoencoder: Build
+) -> None:
+    model, weights = tiny_autoencoder(), file_tensors(tiny_autoencoder(seed=1, **other))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=complaint):
+        load_autoencoder(model, weights, SOURCE)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_for_another_grid_both_tables_of_positions_are_resampled_and_nothing_else(tiny_autoencoder: Build) -> None:
+    model, larger = tiny_autoencoder(), tiny_autoencoder(seed=1, image_size=(24, 32))
+    weights = file_tensors(model)
+    load_autoencoder(larger, for_grid(weights, model.grid, larger.grid), SOURCE)
+    found = file_tensors(larger)
+    for name, tensor in weights.items():
+        if name in ("pos_embed", "decoder_pos_embed"):
+            assert torch.equal(found[name], resample_positions(tensor, (4, 4), (6, 8)))
+        else:
+            assert torch.equal(found[name], tensor), name
+
+
+def test_a_table_that_is_not_of_the_grid_it_should_be_of_is_refused(tiny_autoencoder: Build) -> None:
+    weights = file_tensors(tiny_autoencoder(image_size=(8, 8)))
+    with pytest.raises(UserError, match=r"pos_embed is \[1, 5, 16\] instead of \[1, 17, 16\]"):
+        load_autoencoder(tiny_autoencoder(), for_grid(weights, (3, 3), (4, 4)), SOURCE)
 
 
 def test_missing_and_damaged_files_are_refused(tiny_autoencoder: Build, tmp_path: Path) -> None:
