@@ -59,7 +59,7 @@ def unsafe(source: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield from _unsafe_call(node, origins, loaders)
-        elif isinstance(node, ast.Attribute | ast.Name):
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load):
             # Also where it is only handed on, as in map(eval, texts).
             name = _dotted(node, origins)
             if name in CALLS or name.startswith(FAMILIES):
