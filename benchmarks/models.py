@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -38,8 +38,9 @@ class PlainMaskedAutoencoder(nn.Module):
     def __init__(self, model: MaskedAutoencoder, attention: Literal["manual", "sdpa"] = "manual") -> None:
         """A copy of `model`, whose decoder must be of the kind `self`."""
         super().__init__()
-        encoder, decoder = model.encoder, model.decoder
-        projection, width, decoder_width = encoder.patch_embed.proj, *decoder.decoder_embed.weight.shape[::-1]
+        encoder: Any = model.encoder
+        decoder: Any = model.decoder
+        projection, (decoder_width, width) = encoder.patch_embed.proj, decoder.decoder_embed.weight.shape
         self.patch_size, self.kept, self.norm_pix_loss = model.patch_size, model.kept, model.norm_pix_loss
         self.patch_embed = nn.ModuleDict(
             {"proj": nn.Conv2d(projection.in_channels, width, model.patch_size, stride=model.patch_size)}
@@ -128,7 +129,7 @@ class PlainAttention(nn.Module):
         return projected
 
 
-def plain_blocks(blocks: nn.Sequential, width: int, attention: Literal["manual", "sdpa"]) -> nn.Sequential:
+def plain_blocks(blocks: Any, width: int, attention: Literal["manual", "sdpa"]) -> nn.Sequential:
     """As many as there are in `blocks`, and of their shape."""
     return nn.Sequential(
         *(PlainBlock(width, block.attn.num_heads, block.mlp.fc1.out_features, attention) for block in blocks)
@@ -153,7 +154,7 @@ RENAMED = [
 
 
 def published_names(name: str) -> list[str]:
-    """Where `transformers` publishes the tensor called `name` in our files: three parts if it is queries, keys, values."""
+    """Where `transformers` publishes the tensor `name` of our files: in three parts, if it is queries, keys, values."""
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
     if ".attn.qkv." in name:
@@ -163,7 +164,7 @@ def published_names(name: str) -> list[str]:
 
 def published_weights(model: MaskedAutoencoder) -> dict[str, Tensor]:
     """Copies of our weights under the names that `transformers` publishes."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for ours, tensor in file_tensors(model).items():
         names = published_names(ours)
         weights |= {name: part.clone() for name, part in zip(names, tensor.chunk(len(names)), strict=True)}
@@ -171,12 +172,13 @@ def published_weights(model: MaskedAutoencoder) -> dict[str, Tensor]:
 
 
 def transformers_model(model: MaskedAutoencoder, attention: Literal["eager", "sdpa"] = "eager") -> ViTMAEForPreTraining:
-    """The model of `transformers` with our weights, by way of a file: it initialises this model wrongly, loads it rightly."""
-    decoder, projection = model.decoder, model.encoder.patch_embed.proj
-    block, decoder_block = model.encoder.blocks[0], decoder.decoder_blocks[0]
+    """That of `transformers` with our weights, through a file: it initialises this model wrongly, loads it rightly."""
+    encoder: Any = model.encoder
+    decoder: Any = model.decoder
+    projection, block, decoder_block = encoder.patch_embed.proj, encoder.blocks[0], decoder.decoder_blocks[0]
     config = ViTMAEConfig(
         hidden_size=projection.out_channels,
-        num_hidden_layers=len(model.encoder.blocks),
+        num_hidden_layers=len(encoder.blocks),
         num_attention_heads=block.attn.num_heads,
         intermediate_size=block.mlp.fc1.out_features,
         decoder_hidden_size=decoder.decoder_embed.out_features,

@@ -1,85 +1,453 @@
-"""Time of a training step, side by side: this project's model and `transformers.ViTMAEForPreTraining`.
+"""Speed and memory of a training step, beside a plain implementation and `transformers`.
 
-Both get the same sizes, images and number of kept patches; steps are interleaved, so that a drift of the machine
-meets both, and medians are printed. `python benchmarks/step.py [--threads N] [--steps N]`
+`python benchmarks/step.py [--case NAME]... [--row NAME]... [--rounds N] [--threads N] [--no-memory] [--json FILE]`
+
+A step is forward, backward, AdamW and zeroing of the gradients, of the same weights, images and noise for each row.
+*Plain* does all that the paper says, in the manner of its first code, with torch's own AdamW, and asks for the loss in
+each step (`benchmarks/models.py`); `transformers` is trained by torch's own AdamW too; ours as by `mae pretrain`: fused
+AdamW, and nobody waits for the loss. *Loss* is how far the loss of the first step is from plain's; rows without it
+compute something else, less patches or with another decoder.
+
+The rows take turns in random order; times are medians, and a ratio is the median of those within a round. Without a GPU
+the time is what a processor spends, which neighbours change less than that of the clock beside it; the peak memory, all
+that a step needs above its imports, is that of a process of its own, at a batch where activations are the most of it.
+With a GPU the time is that of the clock, for ten steps that are waited for together, in bf16; at the end stands what
+`mae pretrain` makes of JPEG shards, and the largest batches. Each table is printed, and written, as soon as it is
+known: all that a GPU is asked is meant for nine minutes, which nobody has measured yet.
 """
 
 import argparse
+import contextlib
+import gc
+import json
+import math
+import os
+import random
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch.optim import AdamW
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from models import PlainMaskedAutoencoder, transformers_model
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.execution import Checkpointing, checkpoint_activations, compile_blocks
+from mae.models.flops import autoencoder_flops, peak_flops
+from mae.models.patches import patchify, take
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.training.optimizer import OptimSettings, build_optimizer, parameter_groups
 
-# name, image side, channels, batch, settings
-CASES = (
-    ("Fashion-MNIST, 28 px", 28, 1, 64, MaskedAutoencoderSettings(
-        width=128, depth=4, heads=4, patch_size=(4,), decoder_width=64, decoder_depth=1, decoder_heads=2)),
-    ("ViT-Ti/8, 64 px", 64, 3, 16, MaskedAutoencoderSettings(
-        size="tiny", patch_size=(8,), decoder_width=128, decoder_depth=2, decoder_heads=4)),
-    ("ViT-Ti/16, 224 px", 224, 3, 4, MaskedAutoencoderSettings(size="tiny", patch_size=(16,))),
-)  # fmt: skip
+CHANNELS = 3
+LR, WEIGHT_DECAY = 1e-4, 0.05
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+STEPS_AT_ONCE, WARM_UP = (10, 4) if GPU else (1, 2)
+LARGEST_BATCH = 1 << 14
+E2E_STEPS, E2E_LOG_EVERY, E2E_IMAGES = 120, 20, 4000
 
 
-def our_step(settings: MaskedAutoencoderSettings, side: int, images: torch.Tensor) -> Callable[[], None]:
-    model = MaskedAutoencoder(settings, (side, side), images.shape[1])
-    optimizer = build_optimizer(parameter_groups(model, 0.05), OptimSettings(), torch.device("cpu"))
+@dataclass(frozen=True)
+class Case:
+    """A model, and how many images a step takes."""
 
-    def step() -> None:
-        model(images, torch.rand(len(images), model.patches)).loss.backward()
+    name: str
+    size: Literal["tiny", "small", "base", "large"]
+    batch: int
+    memory_batch: int
+    """Where memory is measured."""
+    side: int = 224
+    patch: int = 16
+    decoder: tuple[int | None, int | None, int | None] = (512, 8, 16)
+    """Width, blocks and heads; those of the paper, which were made for larger encoders than Ti and S."""
+
+    def settings(self) -> MaskedAutoencoderSettings:
+        width, depth, heads = self.decoder
+        return MaskedAutoencoderSettings(
+            size=self.size, patch_size=(self.patch,), decoder_width=width, decoder_depth=depth, decoder_heads=heads
+        )
+
+
+CPU_CASES = {
+    "64": Case("ViT-Ti/8, 64 px", "tiny", 32, 128, 64, 8, (None, None, None)),
+    "ti": Case("ViT-Ti/16, 224 px", "tiny", 8, 32),
+    "s": Case("ViT-S/16, 224 px", "small", 8, 32),
+    "b": Case("ViT-B/16, 224 px", "base", 8, 64),
+}
+GPU_CASES = {
+    "b": Case("ViT-B/16, 224 px", "base", 256, 256),
+    "l": Case("ViT-L/16, 224 px", "large", 256, 256),
+}
+CASES = GPU_CASES if GPU else CPU_CASES
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model and the way it is trained."""
+
+    model: Literal["ours", "plain", "transformers"] = "ours"
+    attention: Literal["manual", "eager", "sdpa"] = "sdpa"
+    plain_update: bool = False
+    """torch's own AdamW, and a wait for the loss in each step."""
+    all_patches: bool = False
+    """Predict the visible patches too."""
+    checkpointing: Checkpointing = "none"
+    compiled: bool = False
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the model that make its loss another than plain's."""
+
+
+QUARTER: dict[str, Any] = {"predict_ratio": 0.25}
+CROSS: dict[str, Any] = {**QUARTER, "decoder": "cross", "decoder_depth": None}
+PRESET: dict[str, Any] = {"decoder_width": None, "decoder_depth": None, "decoder_heads": None}
+
+REFERENCE = "plain"
+ROWS = {
+    REFERENCE: Row("plain", "manual", plain_update=True),
+    "plain, SDPA": Row("plain", plain_update=True),
+    "plain, SDPA, our update": Row("plain"),
+    "transformers, eager": Row("transformers", "eager"),
+    "transformers, SDPA": Row("transformers"),
+    "ours": Row(),
+    "ours, plain's update": Row(plain_update=True),
+    "ours, all patches predicted": Row(all_patches=True),
+    "ours, GELUs again": Row(checkpointing="gelu"),
+    "ours, blocks again": Row(checkpointing="blocks"),
+    "ours, compiled": Row(compiled=True),
+    "ours, a quarter predicted": Row(changed=QUARTER),
+    "ours, cross, a quarter": Row(changed=CROSS),
+    "ours, cross, a quarter, GELUs again": Row(changed=CROSS, checkpointing="gelu"),
+    "ours, cross, a quarter, compiled": Row(changed=CROSS, compiled=True),
+    "ours, preset decoder": Row(changed=PRESET),
+    "ours, preset decoder, cross, a quarter": Row(changed=CROSS | PRESET),
+}
+LARGEST_BATCH_ROWS = (REFERENCE, "ours", "ours, blocks again")
+
+
+Step = Callable[..., Tensor]
+"""Takes the number of images, by default all; returns the loss."""
+
+
+class Times(NamedTuple):
+    """Seconds of a step."""
+
+    wall: float
+    cpu: float
+    """Of all threads of this process."""
+
+
+@dataclass
+class Result:
+    """What is known of a row."""
+
+    case: str
+    row: str
+    batch: int
+    flops: int
+    """Of a step on one image, as our model with these settings needs them."""
+    times: list[Times] = field(default_factory=list)
+    loss: float = math.nan
+    """Of the first step."""
+    memory: int | None = None
+    """Bytes at the peak, with `memory_batch` images of the case."""
+    error: str = ""
+
+    def seconds(self) -> list[float]:
+        """What counts: wall time with a GPU, else CPU time."""
+        return [times.wall if GPU else times.cpu for times in self.times]
+
+
+# What is measured.
+
+
+def rows_of(case: Case, names: Sequence[str] | None) -> dict[str, Row]:
+    """Those named, and plain; without those of the preset decoder where that is the decoder of the case."""
+    same = replace(case.settings(), **PRESET).decoder_shape == case.settings().decoder_shape
+    return {
+        name: row
+        for name, row in ROWS.items()
+        if (name == REFERENCE or not names or name in names) and not (same and PRESET.keys() <= row.changed.keys())
+    }
+
+
+def settings_of(case: Case, row: Row) -> MaskedAutoencoderSettings:
+    return replace(case.settings(), **row.changed)
+
+
+def build_step(case: Case, row: Row, batch: int) -> Step:
+    """The same weights, images and noise for each row."""
+    torch.manual_seed(0)
+    with DEVICE:
+        ours = MaskedAutoencoder(settings_of(case, row), (case.side, case.side), CHANNELS)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, CHANNELS, case.side, case.side, generator=generator).to(DEVICE)
+    noise = torch.rand(batch, ours.patches, generator=generator).to(DEVICE)
+    model, loss_of = model_and_loss(ours, row)
+    model.to(DEVICE).train()
+    optimizer = build_adamw(model, row)
+
+    def step(taken: int = batch) -> Tensor:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
+            loss = loss_of(images[:taken], noise[:taken])
+        if row.plain_update:
+            loss.item()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if row.plain_update:
+            synchronize()
+        return loss.detach()
 
     return step
 
 
-def transformers_step(settings: MaskedAutoencoderSettings, side: int, images: torch.Tensor) -> Callable[[], None]:
-    width, depth, heads = settings.shape
-    config = ViTMAEConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width,
-        image_size=side, patch_size=settings.patch[0], num_channels=images.shape[1],
-        decoder_hidden_size=settings.decoder_width, decoder_num_hidden_layers=settings.decoder_depth,
-        decoder_num_attention_heads=settings.decoder_heads, decoder_intermediate_size=4 * settings.decoder_width,
-        mask_ratio=settings.mask_ratio, norm_pix_loss=settings.norm_pix_loss,
-    )  # fmt: skip
-    model = ViTMAEForPreTraining(config)
-    optimizer = AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+def model_and_loss(ours: MaskedAutoencoder, row: Row) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+    """The model of a row, with the weights of `ours`, and (images, noise) -> loss."""
+    if row.model == "plain":
+        assert row.attention != "eager"
+        with DEVICE:
+            plain = PlainMaskedAutoencoder(ours, row.attention)
+        return plain, lambda images, noise: plain(images, noise).loss
+    if row.model == "transformers":
+        assert row.attention != "manual"
+        theirs = transformers_model(ours, row.attention)
+        return theirs, lambda images, noise: theirs(images, noise=noise).loss
+    checkpoint_activations(ours, row.checkpointing)
+    if row.compiled:
+        compile_blocks(ours)
+    if row.all_patches:
+        return ours, lambda images, noise: loss_after_all(ours, images, noise)
+    return ours, lambda images, noise: ours(images, noise).loss
 
-    def step() -> None:
-        model(images).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return step
+def loss_after_all(model: MaskedAutoencoder, images: Tensor, noise: Tensor) -> Tensor:
+    """The same loss, of predictions of all patches."""
+    ids = model.mask(noise).ids_hidden
+    return model.loss(take(patchify(images, model.patch_size), ids), take(model.predict_all(images, noise), ids))
+
+
+def build_adamw(model: nn.Module, row: Row) -> Optimizer:
+    if row.model == "transformers":
+        return AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    groups = parameter_groups(model, WEIGHT_DECAY)
+    if row.plain_update:
+        return AdamW(groups, lr=LR, betas=OptimSettings().betas)
+    optimizer = build_optimizer(groups, OptimSettings(), DEVICE)
+    for group in optimizer.param_groups:
+        group["lr"] = LR
+    return optimizer
+
+
+def synchronize() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+# Measuring.
+
+
+def time_rows(case: Case, names: Sequence[str] | None, rounds: int) -> list[Result]:
+    """The rows in turn, in random order, each with a model of its own; plain, with which all are compared, is first."""
+    results: dict[str, Result] = {}
+    steps: dict[str, Step] = {}
+    for name, row in rows_of(case, names).items():
+        flops = autoencoder_flops(settings_of(case, row), (case.side, case.side), CHANNELS).training
+        results[name] = result = Result(case.name, name, case.batch, flops)
+        try:
+            before = memory_from_here()
+            step = build_step(case, row, case.batch)
+            result.loss = step().item()
+            timed(step, WARM_UP)
+            steps[name] = step
+        except torch.OutOfMemoryError as error:
+            result.error = str(error).split(".")[0]
+            continue
+        if GPU and case.batch == case.memory_batch:
+            result.memory = memory_at_peak() - before
+    for seed in range(rounds):
+        for name in random.Random(seed).sample(list(steps), len(steps)):  # noqa: S311 (no secret)
+            results[name].times.append(timed(steps[name], STEPS_AT_ONCE))
+    return list(results.values())
+
+
+def timed(step: Step, count: int) -> Times:
+    """Of one step, out of `count` that are waited for together."""
+    synchronize()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        step()
+    synchronize()
+    return Times((time.perf_counter() - wall) / count, (time.process_time() - cpu) / count)
+
+
+def peak_memory(case: Case, name: str, batch: int) -> int:
+    """Bytes that a step needs at its peak, weights and AdamW's moments included."""
+    before = memory_from_here()
+    step = build_step(case, ROWS[name], batch)
+    step(1)  # makes the moments
+    step()
+    return memory_at_peak() - before
+
+
+def memory_from_here() -> int:
+    """Bytes in use; the peak begins anew."""
+    gc.collect()
+    if GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def memory_at_peak() -> int:
+    return torch.cuda.max_memory_allocated() if GPU else resident("VmHWM")
+
+
+def resident(what: str) -> int:
+    """Bytes, as the kernel counts them for this process."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return next(int(words[1]) * 1024 for words in lines if words[0] == f"{what}:")
+
+
+def largest_batches(case: Case) -> dict[str, int]:
+    """The greatest number of images the GPU holds, of the case's batch and its doubles; 0 if not even that."""
+    found = dict.fromkeys(LARGEST_BATCH_ROWS, 0)
+    for name in found:
+        batch = case.batch
+        with contextlib.suppress(torch.OutOfMemoryError):
+            while batch <= LARGEST_BATCH:
+                peak_memory(case, name, batch)
+                found[name], batch = batch, 2 * batch
+    return found
+
+
+def end_to_end(case: Case) -> dict[str, float]:
+    """Medians of what `mae pretrain` logs on JPEG shards, with a worker for each processor but one."""
+    # Only here: the loaders of other projects, which this module knows, are not needed otherwise.
+    from data import photos_or_noise, repeated, write_shards  # noqa: PLC0415
+
+    from mae.pipelines.pretrain import main as pretrain  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as name:
+        photos, _ = photos_or_noise()
+        write_shards(Path(name) / "shards", repeated(photos, E2E_IMAGES), 8)
+        settings, workers = case.settings(), max(1, len(os.sched_getaffinity(0)) - 1)
+        pretrain([
+            "--run_dir", f"{name}/run", "--data.shards", f"{name}/shards/*.tar", "--data.workers", str(workers),
+            "--data.cache_dir", f"{name}/cache", "--data.image_size", str(case.side), "--model.size", case.size,
+            "--model.patch_size", str(case.patch), "--model.decoder_width", str(settings.decoder_shape.width),
+            "--model.decoder_depth", str(settings.decoder_shape.depth),
+            "--model.decoder_heads", str(settings.decoder_shape.heads), "--batch_size", str(case.batch),
+            "--epochs", str(E2E_STEPS * case.batch / E2E_IMAGES), "--optim.warmup_epochs", "0",
+            "--log_every", str(E2E_LOG_EVERY),
+        ])  # fmt: skip
+        lines = map(json.loads, (Path(name) / "run" / "metrics.jsonl").read_text().splitlines())
+        warm = [line for line in lines if line["kind"] == "train"][1:]
+    return {what: statistics.median(line[what] for line in warm) for what in ("images_per_second", "data_wait")} | {
+        "workers": workers
+    }
+
+
+def apart(work: Callable[..., Any], *arguments: object) -> Any:
+    """What `work` gives in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+# The tables.
+
+
+def measure(case: Case, options: argparse.Namespace) -> list[Result]:
+    """All that is asked for of a case."""
+    results: list[Result] = apart(time_rows, case, options.row, options.rounds)
+    if options.memory and not GPU:
+        for result in results:
+            result.memory = apart(peak_memory, case, result.row, case.memory_batch)
+    return results
+
+
+def cells(case: Case, result: Result, plain: Result) -> dict[str, str]:
+    """Title of a column -> what stands there; a figure that is not known is left out."""
+    found = {f"{case.name}, {case.batch} images": result.row}
+    if result.error:
+        return found | {"loss": result.error}
+    seconds = statistics.median(result.seconds())
+    found["ms" if GPU else "CPU ms"] = f"{1000 * seconds:.0f}"
+    if not GPU:
+        found["wall ms"] = f"{1000 * statistics.median(times.wall for times in result.times):.0f}"
+    found["images/s"] = f"{result.batch / seconds:.1f}"
+    if not plain.error:
+        ratios = [theirs / own for theirs, own in zip(plain.seconds(), result.seconds(), strict=True)]
+        found["x plain"] = f"{statistics.median(ratios):.2f}"
+    if peak := peak_flops(DEVICE):
+        found["MFU"] = f"{result.flops * result.batch / seconds / peak:.1%}"
+    if result.memory and plain.memory:
+        found[f"peak MB at {case.memory_batch}"] = f"{result.memory / 1e6:,.0f}"
+        found["of plain's"] = f"{result.memory / plain.memory:.2f}"
+    if not plain.error and not ROWS[result.row].changed:
+        difference = abs(result.loss / plain.loss - 1)
+        found["loss"] = f"{difference:.0e}" if difference else "0"
+    return found
+
+
+def print_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """In Markdown; the first column holds words, the others figures."""
+    titles = list({title: None for row in rows for title in row})
+    lines = [
+        titles,
+        ["---", *("---:" for _ in titles[1:])],
+        *([row.get(title, "") for title in titles] for row in rows),
+    ]
+    print("\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines), flush=True)
+
+
+def machine(threads: int) -> str:
+    name = torch.cuda.get_device_name() if GPU else f"{threads} thread{'s' * (threads > 1)} of {os.cpu_count()} cores"
+    return f"torch {torch.__version__}, transformers {version('transformers')}, {name}, load {os.getloadavg()[0]:.1f}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=CASES, help="only this model; may be given again")
+    parser.add_argument("--row", action="append", choices=ROWS, help="only this row and plain; may be given again")
+    parser.add_argument("--rounds", type=int, default=5 if GPU else 9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="time alone")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads, median of {options.steps} interleaved steps")
-    print(f"{'model':<22}{'batch':>6}{'ours ms':>10}{'transformers ms':>17}{'ratio':>7}")
-    for name, side, channels, batch, settings in CASES:
-        images = torch.randn(batch, channels, side, side)
-        steps = our_step(settings, side, images), transformers_step(settings, side, images)
-        times: tuple[list[float], list[float]] = ([], [])
-        for step in steps:
-            step()
-        for _ in range(options.steps):
-            for step, seconds in zip(steps, times, strict=True):
-                began = time.perf_counter()
-                step()
-                seconds.append(time.perf_counter() - began)
-        ours, theirs = (1000 * statistics.median(seconds) for seconds in times)
-        print(f"{name:<22}{batch:>6}{ours:>10.1f}{theirs:>17.1f}{theirs / ours:>7.2f}")
+    os.environ |= {
+        "OMP_NUM_THREADS": str(options.threads),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        # What a step frees goes back at once, so that the peak is what it needs and not what malloc keeps.
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }
+    cases = [CASES[name] for name in options.case or CASES]
+    found: dict[str, Any] = {"machine": machine(options.threads), "results": []}
+    print(found["machine"])
+    for case in cases:
+        results = measure(case, options)
+        print_table([cells(case, result, results[0]) for result in results])
+        found["results"] += map(asdict, results)
+        write(found, options.json)
+    for what, work in (("from JPEG shards", end_to_end), ("largest batch", largest_batches)):
+        for case in cases if GPU else []:
+            found[f"{case.name}, {what}"] = figures = apart(work, case)
+            print(f"\n{case.name}, {what}: {', '.join(f'{name} {figure:g}' for name, figure in figures.items())}")
+            write(found, options.json)
+
+
+def write(found: Mapping[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

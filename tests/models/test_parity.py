@@ -1,4 +1,4 @@
-"""The same weights, images and noise through `transformers`' model and through a plain one: both are independent of ours."""
+"""The same weights, images and noise through `transformers`' model and a plain one, which are independent of ours."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
