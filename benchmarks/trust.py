@@ -42,17 +42,14 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 from torch.distributed.run import main as torchrun
 from webdataset import TarWriter
 
-from mae.data.batches import Batch, TrainBatches, plan_batches
+from mae.data.batches import plan_batches
 from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
-from mae.data.loader import normalize
-from mae.data.prepare import statistics_of
-from mae.models.autoencoder import MaskedAutoencoder
-from mae.pipelines.pretrain import PretrainSettings
+from mae.models.flops import autoencoder_flops
+from mae.pipelines.pretrain import PretrainSettings, build_batches, build_model, loss_function
 from mae.settings import parse
 from mae.training.checkpoint import CheckpointWriter
 from mae.training.checkpoint_files import HostCopy
@@ -221,7 +218,8 @@ def bare_steps(job: Job) -> Iterator[int]:
 def report(job: Job, meter: Meter, done: int) -> None:
     """A line of the log, as the loop writes it."""
     meter.read(done)
-    record = {"kind": "train", "step": done, **meter.steps.means(), **meter.timing(job.plan.global_batch)}
+    timing = meter.timing(job.plan.global_batch, job.flops_per_image)
+    record = {"kind": "train", "step": done, **meter.steps.means(), **timing}
     if job.accelerator.is_main_process:
         job.folder.log(record)
     job.progress.status(done, "")
@@ -285,19 +283,13 @@ def start(world: World, checkpoint_every: int) -> Job:
     run_dir = world.folder / f"run-{next(world.numbers)}"
     settings = parse(PretrainSettings, [*config, "--run_dir", str(run_dir)], prog="trust")
     data = replace(settings.data, mean=(0.5,), std=(0.25,))
-    accelerator, statistics = world.accelerator, statistics_of(data)
+    accelerator = world.accelerator
     batch_size = BATCH * accelerator.num_processes
     settings = replace(
         settings, data=data, batch_size=batch_size, checkpoint_every=checkpoint_every, log_every=LOG_EVERY
     )
-    torch.manual_seed(settings.seed)
-    model = MaskedAutoencoder(settings.model, data.size, data.channels)
+    model = build_model(settings)
     plan = plan_batches(settings.batch_size, accelerator.num_processes, None)
-
-    def loss_of(prepared: nn.Module, batch: Batch) -> Tensor:
-        loss: Tensor = prepared(normalize(batch.images, statistics), batch.noise).loss
-        return loss
-
     return start_job(
         accelerator=accelerator,
         settings=settings,
@@ -306,10 +298,9 @@ def start(world: World, checkpoint_every: int) -> Job:
         encoder=settings.model,
         optim=settings.optim,
         groups=parameter_groups(model, settings.optim.weight_decay),
-        batches=TrainBatches(
-            world.index, plan, accelerator.process_index, settings.seed, data, settings.augment, model.patches
-        ),
-        loss_of=loss_of,
+        batches=build_batches(settings, world.index, plan, accelerator.process_index),
+        loss_of=loss_function(settings),
+        flops_per_image=autoencoder_flops(settings.model, data.size, data.channels).training,
         progress=TrainingProgress("trust", enabled=False),
     )
 

@@ -25,11 +25,11 @@ from mae.data.packing.digits import SPLITS
 from mae.errors import UserError, one_line_errors
 from mae.files import write_atomically
 from mae.pipelines import export, finetune, pack, pretrain
-from mae.pipelines.finetune import SCRATCH
 from mae.processes import default_workers
 from mae.report import page
 from mae.report.curves import draw_training
 from mae.settings import check, flatten, load_yaml, parse
+from mae.training.origin import SCRATCH
 from mae.training.progress import duration
 from mae.training.run_folder import REPORT_FILE, SETTINGS_FILE, RunFolder
 

@@ -7,16 +7,17 @@ accelerate launch pipelines/finetune.py --config configs/finetune/vit_base.yaml 
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from mae.data.batches import Batch, EvalBatches, TrainBatches, labelled_subset, plan_batches
+from mae.data.batches import Batch, BatchPlan, EvalBatches, TrainBatches, labelled_subset, plan_batches
 from mae.data.images.augment import AugmentSettings
 from mae.data.index import ShardIndex
 from mae.data.loader import normalize
@@ -25,20 +26,21 @@ from mae.data.settings import DataSettings
 from mae.errors import UserError
 from mae.evaluation.classification import evaluate
 from mae.models.classifier import build_classifier
-from mae.models.description import ModelDescription, describe_model, find_model, read_description
+from mae.models.flops import classifier_flops
 from mae.models.settings import EncoderSettings
-from mae.models.weights import file_tensors, load_encoder, read_weights
+from mae.models.weights import file_tensors, load_encoder
 from mae.report.run import write_finetune_report
 from mae.settings import check, parse
 from mae.training.distributed import errors_said_once, start_accelerator
-from mae.training.loop import Job, training
+from mae.training.loop import Job, LossOf, training
 from mae.training.optimizer import OptimSettings, describe_groups, parameter_groups
+from mae.training.origin import SCRATCH, find_origin, fit_data
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder import RunFolder
-from mae.training.settings import TrainSettings
+from mae.training.settings import AUTO, TrainSettings, spelled_out
 from mae.training.start import finish_job, start_job
+from mae.training.trial import Fit, agree_on_micro_batch, fit_micro_batch
 
-SCRATCH = "none"
 BEST_FILE = "best.safetensors"
 
 
@@ -84,13 +86,19 @@ class RegularizationSettings:
         check(0 <= self.mixup < math.inf, "regularization.mixup", self.mixup, "0 or more")
         check(0 <= self.cutmix < math.inf, "regularization.cutmix", self.cutmix, "0 or more")
 
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return self.mixup > 0 or self.cutmix > 0
+
 
 @dataclass(frozen=True)
 class FinetuneSettings(TrainSettings):
     """Fine-tune an encoder with a head on its cls token; the defaults are the paper's ViT-B/16 recipe."""
 
     init: str = SCRATCH
-    """Folder of a finished pretraining run, or a .safetensors file of one; none: train from scratch."""
+    """Folder of a finished run, or a .safetensors file of one, whose images may have had another size; none: train from
+    scratch."""
     head: Literal["mlp", "linear"] = "mlp"
     """On the normed cls token: one hidden layer of the encoder's width with GELU, or a single linear layer."""
     epochs: float = 100.0
@@ -117,13 +125,20 @@ class FinetuneSettings(TrainSettings):
         self.model.grid(self.data.size)
         check(self.data.reader == "indexed", "data.reader", self.data.reader, "indexed, which knows all labels")
 
+    @property
+    def unit(self) -> int:
+        """Images of which a micro-batch holds a multiple: the views of one stay together, mixup pairs images."""
+        return math.lcm(self.data.views_per_image, 2 if self.regularization.mixes else 1)
+
 
 def run(settings: FinetuneSettings) -> RunFolder:
     """Train, or go on training, evaluate, and write the run folder."""
     accelerator = start_accelerator(settings.precision, settings.timeout)
     progress = TrainingProgress("finetune", accelerator.is_main_process)
 
-    settings = replace(settings, data=RunFolder(settings.run_dir).with_its_statistics(settings.data))
+    folder = RunFolder(settings.run_dir)
+    settings = folder.with_its_micro_batch(replace(settings, data=folder.with_its_statistics(settings.data)))
+    plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_limit)
     index = open_shards(settings.data.shards, settings.data, progress.say)
     held_out = None
     if settings.eval_shards:
@@ -131,35 +146,20 @@ def run(settings: FinetuneSettings) -> RunFolder:
         held_out = open_shards(settings.eval_shards, replace(settings.data, index=None), progress.say)
     classes = class_count(index, held_out)
     settings = replace(settings, data=resolve_data(settings, index, progress))
-    statistics = statistics_of(settings.data)
+    if settings.micro_batch_size == AUTO:
+        find = partial(find_micro_batch, settings, accelerator, classes)
+        plan = agree_on_micro_batch(accelerator, plan, find, progress.say)
+        settings = replace(settings, micro_batch_size=plan.per_process)
 
-    torch.manual_seed(settings.seed)
-    model = build_classifier(
-        settings.model,
-        settings.data.size,
-        settings.data.channels,
-        classes,
-        settings.head,
-        settings.regularization.drop_path,
-    )
-    if settings.init != SCRATCH:
-        source = find_model(Path(settings.init))
-        load_encoder(model, read_weights(source), source)
+    model = build_model(settings, classes)
     subset = None
     if settings.labels_per_class is not None:
         subset = labelled_subset(index, settings.labels_per_class, settings.seed)
-    plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_size)
     batches = TrainBatches(
         index, plan, accelerator.process_index, settings.seed, settings.data, settings.augment, subset=subset
     )
-    mix, criterion = build_criterion(settings.regularization, classes, plan.per_process)
-
-    def loss_of(prepared: nn.Module, batch: Batch) -> Tensor:
-        images, targets = mix(normalize(batch.images, statistics), batch.labels)
-        loss: Tensor = criterion(prepared(images).float(), targets)
-        return loss
-
     groups = parameter_groups(model, settings.optim.weight_decay, settings.optim.layer_decay)
+    flops = classifier_flops(settings.model, settings.data.size, settings.data.channels, classes, settings.head)
     job = start_job(
         accelerator=accelerator,
         settings=settings,
@@ -169,7 +169,8 @@ def run(settings: FinetuneSettings) -> RunFolder:
         optim=settings.optim,
         groups=groups,
         batches=batches,
-        loss_of=loss_of,
+        loss_of=loss_function(settings, classes, plan.per_process),
+        flops_per_image=flops.training,
         progress=progress,
     )
     for line in describe_groups(groups, job.schedule.peak):
@@ -204,37 +205,48 @@ def resolve_data(settings: FinetuneSettings, index: ShardIndex, progress: Traini
     """Mean and std as set, else those the encoder was pretrained with, else those of the shards.
 
     Raises:
-        UserError: if the settings ask for another encoder, image size or channels than `init` holds.
+        UserError: if the settings ask for another encoder or other channels than `init` holds.
     """
-    if settings.init == SCRATCH:
+    origin = find_origin(settings.init, RunFolder(settings.run_dir))
+    if origin is None:
         return resolve_statistics(index, settings.data, progress.say)
-    trained = read_description(find_model(Path(settings.init)))
-    mean, std = settings.data.mean or trained.mean, settings.data.std or trained.std
-    if (mean, std) != (trained.mean, trained.std):
-        progress.say(f"data.mean and data.std differ from pretraining's, {trained.mean} and {trained.std}")
-    asked = describe_model(
-        trained.kind, settings.model, settings.data.size, trained.mean, trained.std, trained.crop_pct
+    return fit_data(origin, settings.model, settings.data, progress.say)
+
+
+def build_model(settings: FinetuneSettings, classes: int) -> nn.Module:
+    """The encoder, with its pretrained weights if there are any, and a new head."""
+    torch.manual_seed(settings.seed)
+    size, drop_path = settings.data.size, settings.regularization.drop_path
+    model: nn.Module = build_classifier(settings.model, size, settings.data.channels, classes, settings.head, drop_path)
+    origin = find_origin(settings.init, RunFolder(settings.run_dir))
+    if origin is not None:
+        load_encoder(model, origin.weights(settings.model.grid(size)), origin.path)
+    return model
+
+
+def find_micro_batch(
+    settings: FinetuneSettings, accelerator: Accelerator, classes: int, plan: BatchPlan, here: int, running: int
+) -> Fit:
+    """By `fit_micro_batch`, which says what the numbers are."""
+    return fit_micro_batch(
+        accelerator,
+        partial(build_model, settings, classes),
+        loss_function(settings, classes, settings.unit),
+        settings,
+        settings.optim,
+        settings.data,
+        plan,
+        settings.unit,
+        here=here,
+        running=running,
     )
-    require_same_encoder(settings.init, trained, replace(asked, channels=settings.data.channels))
-    return replace(settings.data, mean=mean, std=std)
-
-
-def require_same_encoder(init: str, trained: ModelDescription, asked: ModelDescription) -> None:
-    """Raise a `UserError` that names every difference between two encoders and their images."""
-    old, new = asdict(trained), asdict(asked)
-    differing = [f"{name} {old[name]}, settings ask for {new[name]}" for name in old if old[name] != new[name]]
-    if differing:
-        raise UserError(
-            f"init {init} was trained with {'; '.join(differing)}; "
-            "set model.*, data.image_size and data.channels as they were in pretraining"
-        )
 
 
 class Mix:
     """Images and labels, mixed by timm's mixup and cutmix where either is on."""
 
     def __init__(self, regularization: RegularizationSettings, classes: int) -> None:
-        self.active = regularization.mixup > 0 or regularization.cutmix > 0
+        self.active = regularization.mixes
         self._mixup = Mixup(
             mixup_alpha=regularization.mixup,
             cutmix_alpha=regularization.cutmix,
@@ -250,14 +262,27 @@ class Mix:
         return mixed, targets
 
 
-def build_criterion(regularization: RegularizationSettings, classes: int, per_process: int) -> tuple[Mix, nn.Module]:
-    """How targets are made and held against logits.
+def loss_function(settings: FinetuneSettings, classes: int, per_process: int) -> LossOf:
+    """Of a batch of `per_process` images on the device: cross-entropy, with mixed images where that is on.
 
     Raises:
         UserError: if mixup or cutmix would have to pair an odd number of images.
     """
+    statistics = statistics_of(settings.data)
+    mix, criterion = build_criterion(settings.regularization, classes, per_process)
+
+    def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+        images, targets = mix(normalize(batch.images, statistics), batch.labels)
+        loss: Tensor = criterion(model(images).float(), targets)
+        return loss
+
+    return loss_of
+
+
+def build_criterion(regularization: RegularizationSettings, classes: int, per_process: int) -> tuple[Mix, nn.Module]:
+    """How targets are made and held against logits; raises as `loss_function`."""
     mix = Mix(regularization, classes)
-    if not mix.active:
+    if not regularization.mixes:
         return mix, nn.CrossEntropyLoss(label_smoothing=regularization.label_smoothing)
     if per_process % 2:
         raise UserError(
@@ -296,7 +321,7 @@ def measure(job: Job, settings: FinetuneSettings, held_out: ShardIndex, step: in
 def main(argv: Sequence[str] | None = None) -> None:
     """`mae finetune`."""
     with errors_said_once():
-        run(parse(FinetuneSettings, sys.argv[1:] if argv is None else argv, prog="mae finetune"))
+        run(parse(FinetuneSettings, spelled_out(sys.argv[1:] if argv is None else argv), prog="mae finetune"))
 
 
 if __name__ == "__main__":

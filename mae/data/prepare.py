@@ -1,22 +1,31 @@
 """From data settings to an index and the statistics that normalise its pixels."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
+
+from mae.data.images.decode import CHANNELS, possible_channels
 from mae.data.index import ShardIndex
 from mae.data.indexing import measure, open_index
+from mae.data.reader import ImageReader
 from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics, for_channels, stored_statistics
 from mae.data.store.shards import Shard
-from mae.errors import UserError, first_of
+from mae.errors import BadImageError, UserError, first_of
 from mae.processes import default_workers
+
+_LOOKED_AT_MOST = 16
 
 
 def open_shards(patterns: tuple[str, ...], data: DataSettings, say: Callable[[str], None]) -> ShardIndex:
     """The index of the shards that `patterns` name; made, and said so, where there is none.
 
     Raises:
-        UserError: as `open_index`, and for samples without an image or more bad images than `data` allows.
+        UserError: as `open_index`, and for samples without an image, more bad images than `data` allows, or images
+            that do not have its channels.
     """
     index = open_index(patterns, data.cache, data.index, default_workers(), say)
     without_image, bad = index.without_image(), index.bad()
@@ -30,7 +39,35 @@ def open_shards(patterns: tuple[str, ...], data: DataSettings, say: Callable[[st
             f"{len(bad)} images are bad: {first_of(bad)}; pack the shards without them (mae pack SHARDS --out DIR "
             "--skip_bad True), or have so many replaced with --data.max_bad_samples"
         )
+    _require_channels(index, data)
     return index
+
+
+def _require_channels(index: ShardIndex, data: DataSettings) -> None:
+    """Look at some images, spread evenly, if it depends on them whether they can have so many channels."""
+    arrays = sum(entry.extensions.get("npy", 0) for entry in index.entries)
+    if not arrays and data.channels in CHANNELS:
+        return
+    ids = np.unique(np.linspace(0, len(index) - 1, _LOOKED_AT_MOST).astype(np.int64))
+    # Of remote shards these images alone are fetched, not the chunks that they lie in.
+    reader = ImageReader(index, data.cache, data.cache_bytes, chunk_samples=1)
+    reader.will_need(ids)
+    found: dict[str, tuple[int, ...]] = {}
+    for place in reader.locate(ids):
+        with suppress(BadImageError):  # who reads it next tells
+            found[reader.name(place.sample_id)] = possible_channels(reader.read(place))
+    misfits = [f"{name} has {_one_of(possible)}" for name, possible in found.items() if data.channels not in possible]
+    if misfits and (len(misfits) > data.max_bad_samples or len(misfits) == len(found)):
+        ((usual, _),) = Counter(found.values()).most_common(1)
+        remedy = "pack the shards again without them" if data.channels in usual else f"set it to {_one_of(usual)}"
+        raise UserError(
+            f"{len(misfits)} of {len(ids)} images that were looked at cannot have {data.channels} channels "
+            f"(data.channels): {first_of(misfits, most=2)}; {remedy}"
+        )
+
+
+def _one_of(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def resolve_statistics(index: ShardIndex, data: DataSettings, say: Callable[[str], None]) -> DataSettings:

@@ -17,7 +17,7 @@ from mae.doctor.places import nearest_folder
 from mae.doctor.stages import Finetuning
 from mae.errors import first_of
 from mae.models.description import find_model
-from mae.pipelines.finetune import SCRATCH
+from mae.training.origin import SCRATCH
 
 # On a scale of 0..1: several times the error of a mean over 256 images.
 _MEAN_TOLERANCE = 0.05

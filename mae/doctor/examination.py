@@ -18,14 +18,17 @@ from mae.data.store.shards import Shard, expand
 from mae.data.stream import StreamBatches
 from mae.doctor.limits import open_files, shared_memory
 from mae.doctor.sample import ImageSample, look_at_index, look_at_stream
-from mae.doctor.trial import LossOf, Trial, measure
+from mae.doctor.trial import Trial, measure
+from mae.models.execution import checkpoint_activations
 from mae.processes import default_workers
 from mae.settings import check, parse
 from mae.training.checkpoint import Checkpoint, newest, verify
 from mae.training.distributed import start_accelerator
-from mae.training.loop import total_steps
+from mae.training.loop import LossOf, total_steps
 from mae.training.optimizer import CosineSchedule, build_optimizer, cosine_schedule, parameter_groups
 from mae.training.run_folder import RunFolder
+from mae.training.settings import AUTO, spelled_out
+from mae.training.trial import Fit
 
 T = TypeVar("T")
 
@@ -69,7 +72,7 @@ class Examination(ABC):
     @Fact
     def asked(self) -> Any:
         """The settings as they are written, with the doctor's own."""
-        return parse(self.doctor_schema, self.argv, prog=f"mae doctor {self.stage}")
+        return parse(self.doctor_schema, spelled_out(self.argv), prog=f"mae doctor {self.stage}")
 
     @Fact
     def settings(self) -> Any:
@@ -139,14 +142,38 @@ class Examination(ABC):
         """With mean and std filled in."""
 
     @property
+    def measured(self) -> Any:
+        """The settings with mean and std."""
+        return replace(self.settings, data=self.data)
+
+    @property
     def resolved(self) -> Any:
         """The settings as the run folder holds them."""
-        return replace(self.settings, data=self.data)
+        return replace(self.measured, micro_batch_size=self.micro_batch_limit)
 
     @Fact
     def plan(self) -> BatchPlan:
         """How a global batch is dealt out."""
-        return plan_batches(self.settings.batch_size, self.processes, self.settings.micro_batch_size)
+        return plan_batches(self.settings.batch_size, self.processes, self.micro_batch_limit)
+
+    @Fact
+    def fit(self) -> Fit | None:
+        """The micro-batch that a trial finds; None if none is asked for, or the run has begun with its own."""
+        if self.folder.with_its_micro_batch(self.settings).micro_batch_size != AUTO:
+            return None
+        return self.find_micro_batch(plan_batches(self.settings.batch_size, self.processes, None))
+
+    @property
+    def micro_batch_limit(self) -> int | None:
+        """As asked for, as the run began with, or as found by trial."""
+        if self.fit is not None:
+            return self.fit.images
+        limit: int | None = self.folder.with_its_micro_batch(self.settings).micro_batch_limit
+        return limit
+
+    @abstractmethod
+    def find_micro_batch(self, plan: BatchPlan) -> Fit:
+        """By the trial that the run would make."""
 
     @property
     @abstractmethod
@@ -154,9 +181,9 @@ class Examination(ABC):
         """In an epoch."""
 
     @property
-    @abstractmethod
     def unit(self) -> int:
         """Images of which a micro-batch holds a multiple."""
+        return int(self.settings.unit)
 
     @abstractmethod
     def batches_of(self, plan: BatchPlan) -> TrainBatches | StreamBatches:
@@ -212,6 +239,7 @@ class Examination(ABC):
         _ = self.shared_memory, self.open_files
         groups = parameter_groups(self.model, optim.weight_decay, getattr(optim, "layer_decay", 1.0))
         self.model.to(self.device)
+        checkpoint_activations(self.model, self.settings.activation_checkpointing)
         return measure(
             self.accelerator,
             self.model,
@@ -219,6 +247,7 @@ class Examination(ABC):
             self._batches_of_one_process,
             self.loss_of,
             asked=plan.per_process,
+            micro_batches=min(2, plan.accumulation),
             unit=self.unit,
             data=self.data,
             timeout=self.settings.timeout,

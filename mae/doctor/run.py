@@ -38,6 +38,8 @@ def batches(examination: Examination) -> Finding:
     found = f"{plan.global_batch} = {counted(plan.processes, 'process')} x {plan.per_process}"
     if plan.accumulation > 1:
         found += f" x {plan.accumulation} accumulated"
+    if examination.fit is not None:
+        found += f"; {examination.fit}"
     others = [_deal(examination, processes) for processes in _USUAL_PROCESSES if processes != plan.processes]
     return Finding(f"{found}; {', '.join(others)}")
 
@@ -45,7 +47,7 @@ def batches(examination: Examination) -> Finding:
 def _deal(examination: Examination, processes: int) -> str:
     asked = examination.settings
     try:
-        plan = plan_batches(asked.batch_size, processes, asked.micro_batch_size)
+        plan = plan_batches(asked.batch_size, processes, examination.micro_batch_limit)
     except UserError:
         return f"{processes} do not divide it"
     if plan.per_process % examination.unit:

@@ -1,10 +1,6 @@
 """Checks by a few real steps: do they fit, how long do they take, and what does the whole run cost."""
 
 import math
-import os
-import re
-from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,7 +8,9 @@ import torch
 from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.limits import largest_micro_batch
+from mae.training.memory import free_memory, total_memory
 from mae.training.progress import duration
+from mae.training.trial import bytes_beside
 
 _TOO_LARGE = Finding("not examined, see memory", is_unknown=True)
 _TOLERABLE_WAIT = 0.1
@@ -51,7 +49,7 @@ def memory(examination: Examination) -> Finding:
     available, scope = _memory_available(examination)
     if trial.fitting < trial.asked:
         return _too_much(examination, f"a step with {trial.asked} images does not fit into {gigabytes(available)}")
-    needed = trial.bytes_asked + _bytes_beside(examination)
+    needed = trial.bytes_asked + _beside(examination)
     found = f"about {gigabytes(needed)} per process of {gigabytes(available)} {scope}"
     if trial.images < trial.asked:
         found += (
@@ -65,7 +63,7 @@ def memory(examination: Examination) -> Finding:
 def _too_much(examination: Examination, found: str) -> Finding:
     trial, plan = examination.trial, examination.plan
     available, _ = _memory_available(examination)
-    room = available * _TOLERABLE_SHARE_OF_MEMORY - trial.fixed_bytes - _bytes_beside(examination)
+    room = available * _TOLERABLE_SHARE_OF_MEMORY - trial.fixed_bytes - _beside(examination)
     by_scale = room * trial.images / max(1, trial.peak_bytes - trial.fixed_bytes)
     most = trial.fitting if trial.fitting < trial.asked else int(min(by_scale, trial.asked - 1))
     fitting = largest_micro_batch(plan, most, examination.unit)
@@ -77,24 +75,18 @@ def _too_much(examination: Examination, found: str) -> Finding:
     return Finding(found, problems=(f"set --micro_batch_size {fitting}; the batch of {plan.global_batch} stays",))
 
 
-def _bytes_beside(examination: Examination) -> int:
-    """What the trial does not hold: the gradients that DDP exchanges, and the running average."""
-    trained = sum(4 * parameter.numel() for parameter in examination.model.parameters() if parameter.requires_grad)
-    return trained * ((examination.processes > 1) + (examination.settings.ema_decay is not None))
+def _beside(examination: Examination) -> int:
+    return bytes_beside(examination.model, examination.processes, examination.settings.ema_decay is not None)
 
 
 def _memory_available(examination: Examination) -> tuple[int | float, str]:
     """For one process, and of what."""
-    if examination.device.type == "cuda":
-        return torch.cuda.get_device_properties(examination.device).total_memory, "on the GPU"
-    here = examination.processes_here
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    device, here = examination.device, examination.processes_here
+    if device.type == "cuda":
+        return total_memory(device), "on the GPU"
     # The doctor itself gives its memory back.
-    limits = [int(found[1]) * 1024 + examination.trial.fixed_bytes if found else physical]
-    with suppress(OSError, ValueError):  # no control group, or one without a limit
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits) / here, f"available to each of {here}" if here > 1 else "available"
+    available = min(free_memory(device) + examination.trial.fixed_bytes, total_memory(device))
+    return available / here, f"available to each of {here}" if here > 1 else "available"
 
 
 def data_speed(examination: Examination) -> Finding:

@@ -1,28 +1,22 @@
 """The two stages that can be examined, as their pipelines build them."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from mae.data.batches import Batch, BatchPlan, TrainBatches, labelled_subset
+from mae.data.batches import BatchPlan, TrainBatches, labelled_subset
 from mae.data.index import ShardIndex
-from mae.data.loader import normalize
-from mae.data.prepare import open_shards, resolve_statistics, statistics_of, stored_for_stream
+from mae.data.prepare import open_shards
 from mae.data.settings import DataSettings
 from mae.data.stream import StreamBatches
 from mae.doctor.examination import Examination, Fact
-from mae.doctor.trial import LossOf
-from mae.models.autoencoder import MaskedAutoencoder
-from mae.models.classifier import build_classifier
-from mae.models.description import find_model
-from mae.models.weights import load_encoder, read_weights
 from mae.pipelines import finetune, pretrain
+from mae.training.loop import LossOf
 from mae.training.progress import TrainingProgress
+from mae.training.trial import Fit
 
 
 @dataclass(frozen=True)
@@ -54,11 +48,11 @@ class Pretraining(Examination):
 
     @Fact
     def data(self) -> DataSettings:
-        """As the run began with, as set, or as measured."""
+        """As the run began with, as set, as the starting weights have it, or as measured."""
         data = self.folder.with_its_statistics(self.settings.data)
-        if self.index is None:
-            return stored_for_stream(self.shards, data)
-        return resolve_statistics(self.index, data, self.say)
+        source = self.shards if self.index is None else self.index
+        resolved: DataSettings = pretrain.resolve_data(replace(self.settings, data=data), source, self.say)
+        return resolved
 
     @property
     def samples(self) -> int:
@@ -67,33 +61,27 @@ class Pretraining(Examination):
             return len(self.index)
         return int(self.settings.data.stream_samples)
 
-    @property
-    def unit(self) -> int:
-        """The views of an image stay together."""
-        return int(self.settings.data.views_per_image)
-
     def batches_of(self, plan: BatchPlan) -> TrainBatches | StreamBatches:
         """Images and the noise of their masks."""
-        settings = self.settings
-        rows, columns = settings.model.grid(self.data.size)
-        rest = (plan, 0, settings.seed, self.data, settings.augment, rows * columns)
-        return StreamBatches(self.shards, *rest) if self.index is None else TrainBatches(self.index, *rest)
+        source = self.shards if self.index is None else self.index
+        batches: TrainBatches | StreamBatches = pretrain.build_batches(self.measured, source, plan, rank=0)
+        return batches
 
     @Fact
     def model(self) -> nn.Module:
         """Encoder and decoder."""
-        torch.manual_seed(self.settings.seed)
-        return MaskedAutoencoder(self.settings.model, self.data.size, self.data.channels)
+        model: nn.Module = pretrain.build_model(self.measured)
+        return model
 
     def loss_of(self, images: int) -> LossOf:
-        """Of the hidden patches."""
-        statistics = statistics_of(self.data)
-
-        def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-            loss: Tensor = model(normalize(batch.images, statistics), batch.noise).loss
-            return loss
-
+        """Of what is hidden."""
+        loss_of: LossOf = pretrain.loss_function(self.measured)
         return loss_of
+
+    def find_micro_batch(self, plan: BatchPlan) -> Fit:
+        """On this process alone."""
+        fit: Fit = pretrain.find_micro_batch(self.measured, self.accelerator, plan, self.processes_here, running=1)
+        return fit
 
 
 class Finetuning(Examination):
@@ -139,13 +127,6 @@ class Finetuning(Examination):
         """Of the subset, or of all."""
         return len(self.labelled) if self.subset is None else len(self.subset)
 
-    @property
-    def unit(self) -> int:
-        """The views of an image stay together; mixup pairs images."""
-        views = int(self.settings.data.views_per_image)
-        mixes = self.settings.regularization.mixup > 0 or self.settings.regularization.cutmix > 0
-        return views * 2 if mixes and views % 2 else views
-
     def batches_of(self, plan: BatchPlan) -> TrainBatches | StreamBatches:
         """Images and labels."""
         self.loss_of(plan.per_process)  # mixup refuses an odd number of images
@@ -155,28 +136,19 @@ class Finetuning(Examination):
     @Fact
     def model(self) -> nn.Module:
         """The encoder, with its pretrained weights if there are any, and a new head."""
-        settings = self.settings
-        torch.manual_seed(settings.seed)
-        drop_path = settings.regularization.drop_path
-        model: nn.Module = build_classifier(
-            settings.model, self.data.size, self.data.channels, self.classes, settings.head, drop_path
-        )
-        if settings.init != finetune.SCRATCH:
-            source = find_model(Path(settings.init))
-            load_encoder(model, read_weights(source), source)
+        model: nn.Module = finetune.build_model(self.measured, self.classes)
         return model
 
     def loss_of(self, images: int) -> LossOf:
         """Cross-entropy, with mixed images where that is on."""
-        statistics = statistics_of(self.data)
-        mix, criterion = finetune.build_criterion(self.settings.regularization, self.classes, images)
-
-        def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-            mixed, targets = mix(normalize(batch.images, statistics), batch.labels)
-            loss: Tensor = criterion(model(mixed).float(), targets)
-            return loss
-
+        loss_of: LossOf = finetune.loss_function(self.measured, self.classes, images)
         return loss_of
+
+    def find_micro_batch(self, plan: BatchPlan) -> Fit:
+        """On this process alone."""
+        here = self.processes_here
+        fit: Fit = finetune.find_micro_batch(self.measured, self.accelerator, self.classes, plan, here, running=1)
+        return fit
 
 
 STAGES: dict[str, type[Any]] = {stage.stage: stage for stage in (Pretraining, Finetuning)}

@@ -1,10 +1,12 @@
 """The report of one run, made from what its folder holds."""
 
+import statistics
 from typing import Any
 
 import torch
 
 from mae.files import write_atomically
+from mae.models.settings import MaskedAutoencoderSettings
 from mae.report import page
 from mae.report.curves import draw_accuracy, draw_training
 from mae.settings import flatten, to_dict
@@ -13,12 +15,17 @@ from mae.training.run_folder import RunFolder
 
 
 def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device) -> None:
-    """Loss curve, reconstructions, timings, settings, environment."""
+    """Loss curve beside the trivial loss, reconstructions, timings, settings, environment."""
     records = folder.metrics()
     pictures = sorted(folder.pictures.glob("step-*.png"))
     shown = [pictures[0], pictures[-1]] if len(pictures) > 1 else pictures
     sections = [
-        ("Training", _training(records) + page.picture(draw_training(records), "Training curves")),
+        (
+            "Training",
+            _training(records)
+            + page.paragraph(trivial_loss(settings.model, settings.data.channels))
+            + page.picture(draw_training(records), "Training curves"),
+        ),
         (
             "Reconstructions",
             "".join(page.picture(path.read_bytes(), f"Reconstructions at {path.stem}") for path in shown),
@@ -42,22 +49,43 @@ def write_finetune_report(folder: RunFolder, settings: Any, device: torch.device
     _write(folder, f"Fine-tuning {folder.path.name}", sections)
 
 
+def trivial_loss(model: MaskedAutoencoderSettings, channels: int) -> str:
+    """What the loss is of a model that has learned nothing but means, in a sentence."""
+    values = model.patch[0] * model.patch[1] * channels
+    if not model.norm_pix_loss:
+        return "Predicting the mean of all pixels everywhere gives a loss of about 1, since pixels are normalised."
+    return (
+        f"Predicting of each patch its own mean gives a loss of {(values - 1) / values:.4f}: "
+        f"the {values} values of a patch are divided by their deviation, the unbiased one."
+    )
+
+
 def _training(records: list[dict[str, Any]]) -> str:
     train = [record for record in records if record["kind"] == "train"]
     last = train[-1]
-    speeds = sorted(record["images_per_second"] for record in train)
-    return page.table(
-        ("epochs", "steps", "final loss", "images per second (median)", "time of the last start"),
-        [
-            (
-                f"{last['epoch']:.1f}",
-                f"{last['step']:,}",
-                "not finite" if last["loss"] is None else f"{last['loss']:.4f}",
-                f"{speeds[len(speeds) // 2]:,.0f}",
-                duration(last["seconds"]),
-            )
-        ],
+    progress = (
+        f"{last['epoch']:.1f}",
+        f"{last['step']:,}",
+        "not finite" if last["loss"] is None else f"{last['loss']:.4f}",
+        duration(last["seconds"]),
     )
+    speed = (
+        f"{_median(train, 'images_per_second'):,.0f}",
+        f"{_median(train, 'step_seconds'):.3g}",
+        f"{_median(train, 'data_wait'):.1%}",
+        f"{_median(train, 'tflops'):.3g}",
+        f"{_median(train, 'mfu'):.1%}" if "mfu" in last else "peak of this device not known",
+        f"{max(record['peak_memory'] for record in train) / 2**30:.2f}",
+    )
+    return page.table(("epochs", "steps", "final loss", "time of the last start"), [progress]) + page.table(
+        ("images per second", "seconds per step", "waiting for data", "TFLOP/s per device", "MFU", "peak memory [GiB]"),
+        [speed],
+    )
+
+
+def _median(records: list[dict[str, Any]], name: str) -> float:
+    median: float = statistics.median(record[name] for record in records if name in record)
+    return median
 
 
 def _common(settings: Any, device: torch.device) -> list[tuple[str, str]]:

@@ -38,6 +38,10 @@ from mae.training.state import TrainingState
 _FAILED_WRITES_AT_MOST = 3
 
 
+LossOf = Callable[[nn.Module, Batch], Tensor]
+"""The loss of one micro-batch, which lies on the device."""
+
+
 @dataclass(frozen=True)
 class Job:
     """All that the loop works with; nothing in it changes but weights, optimiser state and notes."""
@@ -59,8 +63,9 @@ class Job:
     """Bad images that may be replaced."""
     batches_from: Callable[[int, int], Iterator[Batch]]
     """(data position, steps) -> the micro-batches of this rank for so many steps."""
-    loss_of: Callable[[nn.Module, Batch], Tensor]
-    """The loss of one micro-batch, which lies on the device."""
+    loss_of: LossOf
+    flops_per_image: int
+    """Of the model's training, forward and backward."""
     folder: RunFolder
     writer: CheckpointWriter | None
     """On the ranks that write checkpoints."""
@@ -219,7 +224,7 @@ class _Loop:
             late = len(rows) - 1 - rows.index(job.settings.skip_at_most)
             self.samples -= late * job.plan.global_batch
             return job.settings.skip_at_most
-        timing = self.meter.timing(job.plan.global_batch)
+        timing = self.meter.timing(job.plan.global_batch, job.flops_per_image)
         record = {
             "kind": "train",
             "step": done,
@@ -233,10 +238,11 @@ class _Loop:
         speed = timing["images_per_second"]
         left = (job.total - done) * job.plan.global_batch / max(speed, 1e-9)
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+        mfu = f"  MFU {timing['mfu']:.0%}" if "mfu" in timing else ""
         job.progress.status(
             done,
             f"epoch {record['epoch']:.1f}  loss {loss}  lr {record['lr']:.2e}  {speed:,.0f} images/s  "
-            f"data wait {timing['data_wait']:.0%}  ETA {duration(left)}",
+            f"data wait {timing['data_wait']:.0%}{mfu}  ETA {duration(left)}",
         )
         self.meter.restart(Steps())
         return self.meter.in_a_row

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mae.data.batches import Batch
 from mae.errors import BadDataError, first_of
+from mae.models.flops import peak_flops
+from mae.training.memory import peak_memory
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder import RunFolder
 
@@ -68,7 +70,7 @@ class Meter:
 
     def restart(self, steps: Steps) -> None:
         """Begin a new line of the log, of which `steps` are known already."""
-        self.steps = steps
+        self.steps, self._untimed = steps, len(steps.losses)
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._ids: list[list[Tensor]] = []
@@ -116,12 +118,24 @@ class Meter:
         self._losses, self._norms, self._ids = [], [], []
         return rows
 
-    def timing(self, global_batch: int) -> dict[str, float]:
-        """Speed since the last line, and seconds since the start."""
-        seconds = time.perf_counter() - self._since
+    def timing(self, global_batch: int, flops_per_image: int) -> dict[str, float]:
+        """Speed since the last line, with all that was done meanwhile; memory and seconds since the start.
+
+        Operations are the model's own, per device; `mfu` is their share of what the maker of the GPU promises in bf16.
+        Memory is the most that this process held at a time, of its GPU or of the machine.
+        """
+        accelerator, seconds = self._accelerator, time.perf_counter() - self._since
+        steps = len(self.steps.losses) - self._untimed
+        images_per_second = steps * global_batch / seconds
+        flops = flops_per_image * images_per_second / accelerator.num_processes
+        peak = peak_flops(accelerator.device) if accelerator.mixed_precision == "bf16" else None
         return {
-            "images_per_second": round(len(self.steps.losses) * global_batch / seconds, 1),
+            "images_per_second": round(images_per_second, 1),
+            "step_seconds": _rounded(seconds / steps),
             "data_wait": round(self._waited / seconds, 4),
+            "tflops": _rounded(flops / 1e12),
+            **({"mfu": round(flops / peak, 4)} if peak else {}),
+            "peak_memory": peak_memory(accelerator.device),
             "seconds": round(time.perf_counter() - self._began, 2),
         }
 
@@ -159,6 +173,11 @@ class Meter:
             self._folder.record_bad_samples(new)
         if new:
             self._progress.say(f"{len(new)} bad images were replaced by their neighbours: {first_of(new)}")
+
+
+def _rounded(value: float) -> float:
+    """To four digits, however small."""
+    return float(f"{value:.4g}")
 
 
 def _row(scalar: Tensor) -> Tensor:

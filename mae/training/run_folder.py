@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from torch import Tensor
 
@@ -23,7 +23,9 @@ from mae.files import write_atomically
 from mae.models.weights import write_weights
 from mae.settings import dump, flatten, load_yaml, to_dict
 from mae.training.checkpoint import MODEL_FILE
-from mae.training.settings import FREE_ON_RESUME
+from mae.training.settings import AUTO, FREE_ON_RESUME, TrainSettings
+
+Settings = TypeVar("Settings", bound=TrainSettings)
 
 SETTINGS_FILE, METRICS_FILE, REPORT_FILE = "settings.yaml", "metrics.jsonl", "report.html"
 BAD_SAMPLES_FILE, SKIPPED_FILE = "bad-samples.txt", "skipped-steps.jsonl"
@@ -111,12 +113,22 @@ class RunFolder:
     def with_its_statistics(self, data: DataSettings) -> DataSettings:
         """`data` with the mean and std that the run began with, unless they are set: they may be measured better since,
         but a run goes on with its own."""
-        saved = self.path / SETTINGS_FILE
-        if data.mean is not None or not saved.exists():
+        if data.mean is not None:
             return data
-        before = flatten(load_yaml(saved))
+        before = self._begun_with()
         mean, std = before.get("data.mean"), before.get("data.std")
         return replace(data, mean=tuple(mean), std=tuple(std)) if mean and std else data
+
+    def with_its_micro_batch(self, settings: Settings) -> Settings:
+        """`settings` with the micro-batch that the run began with where one is to be found by trial: another one would
+        change the last bits."""
+        before = self._begun_with() if settings.micro_batch_size == AUTO else {}
+        return replace(settings, micro_batch_size=before.get("micro_batch_size")) if before else settings
+
+    def _begun_with(self) -> dict[str, Any]:
+        """The settings that are saved here, by their full names; empty for a new run."""
+        saved = self.path / SETTINGS_FILE
+        return flatten(load_yaml(saved)) if saved.exists() else {}
 
     def create(self, settings: Any) -> None:
         """Make the folder and save the resolved settings.

@@ -1,11 +1,17 @@
 """The settings that every training pipeline shares."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+from mae.models.execution import Checkpointing
 from mae.settings import check
+
+AUTO: Final = "auto"
+_BATCH_SIZE, _MICRO_BATCH_SIZE = ("--batch_size", "--batch-size"), "--micro_batch_size"
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,17 @@ class TrainSettings:
     """How often each sample is seen; the last batch is completed from the next epoch."""
     batch_size: int = 256
     """Global batch [images per optimiser step], over all processes and accumulation steps."""
-    micro_batch_size: int | None = None
-    """Most images that one process takes at a time; a larger share is accumulated. None: no limit."""
+    micro_batch_size: int | Literal["auto"] | None = None
+    """Most images that one process takes at a time; a larger share is accumulated. None: no limit; auto: as many as
+    memory has room for, found by trial at the start. --batch_size auto is short for --micro_batch_size auto."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the blocks; auto: bf16 on a GPU that has it, else fp32. The loss is always fp32."""
+    compile: bool = False
+    """Let torch compile each transformer block: minutes at the start, faster steps after. What it gains has not been
+    measured on GPUs so far, hence it is off; sums may be rounded otherwise."""
+    activation_checkpointing: Checkpointing = "none"
+    """What is computed again for the gradient instead of kept, to the same bits. gelu: the output of each GELU, a fifth
+    less memory for a hundredth more time; blocks: all but the input of each block, far less for a third more."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl; each costs one wait for the device."""
     checkpoint_every: int = 1000
@@ -54,9 +67,25 @@ class TrainSettings:
         counts = ("micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "skip_at_most")
         for name in counts:
             value = getattr(self, name)
-            check(value is None or value >= 1, name, value, "1 or more")
+            check(value in (None, AUTO) or value >= 1, name, value, "1 or more")
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1, or None")
         check(1 <= self.timeout < math.inf, "timeout", self.timeout, "1 or more seconds")
+
+    @property
+    def micro_batch_limit(self) -> int | None:
+        """`micro_batch_size`; None as long as it is not found."""
+        return None if self.micro_batch_size == AUTO else self.micro_batch_size
+
+
+def spelled_out(argv: Sequence[str]) -> list[str]:
+    """`--batch_size auto` is short for `--micro_batch_size auto`: the global batch stays what it is."""
+    words = list(argv)
+    for at, (word, following) in enumerate(pairwise([*argv, ""])):
+        if word in _BATCH_SIZE and following == AUTO:
+            words[at] = _MICRO_BATCH_SIZE
+        elif word in (f"{flag}={AUTO}" for flag in _BATCH_SIZE):
+            words[at] = f"{_MICRO_BATCH_SIZE}={AUTO}"
+    return words
 
 
 # Settings that may differ when a run is resumed: they change speed, places or what is shown, never weights.
@@ -70,6 +99,7 @@ FREE_ON_RESUME = frozenset(
         "keep_every",
         "resume",
         "timeout",
+        "activation_checkpointing",
         "picture_every",
         "record_samples",
         "restart_data_order",

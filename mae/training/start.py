@@ -3,13 +3,13 @@
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import nn
 
 from mae.data.batches import Batch, TrainBatches
 from mae.data.loader import load
@@ -17,13 +17,14 @@ from mae.data.prepare import statistics_of
 from mae.data.stream import StreamBatches
 from mae.errors import UserError
 from mae.models.description import ModelKind, describe_model
+from mae.models.execution import checkpoint_activations, compile_blocks
 from mae.models.settings import EncoderSettings
 from mae.settings import dump
 from mae.training import checkpoint
 from mae.training.checkpoint import Checkpoint, DataPosition, Standing
 from mae.training.checkpoint_writer import CheckpointWriter, bytes_needed
 from mae.training.distributed import library_versions, require_agreement
-from mae.training.loop import Job, total_steps
+from mae.training.loop import Job, LossOf, total_steps
 from mae.training.optimizer import OptimSettings, build_optimizer, cosine_schedule
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder import RunFolder, settings_hash
@@ -41,7 +42,8 @@ def start_job(
     optim: OptimSettings,
     groups: list[dict[str, Any]],
     batches: TrainBatches | StreamBatches,
-    loss_of: Callable[[nn.Module, Batch], Tensor],
+    loss_of: LossOf,
+    flops_per_image: int,
     progress: TrainingProgress,
 ) -> Job:
     """Take up the run in `settings.run_dir` at its newest good checkpoint, or begin it.
@@ -73,6 +75,7 @@ def start_job(
         beginning = Standing(0, DataPosition(0, batches.fingerprint, plan.global_batch), settings_hash(settings), {})
         found = _find(folder, settings, beginning, progress)
         start = _standing(folder, found, beginning)
+        _set_execution(model, settings)
         prepared, optimizer = accelerator.prepare(model, build_optimizer(groups, optim, accelerator.device))
         state = TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay)
         if found:
@@ -109,6 +112,7 @@ def start_job(
         max_bad_samples=data.max_bad_samples,
         batches_from=batches_from,
         loss_of=loss_of,
+        flops_per_image=flops_per_image,
         folder=folder,
         writer=_writer(folder, settings, accelerator, sharded=is_sharded(accelerator.unwrap_model(prepared)), leg=leg),
         progress=progress,
@@ -161,6 +165,13 @@ def _standing(folder: RunFolder, found: Checkpoint | None, beginning: Standing) 
         samples = old.samples
     position = DataPosition(samples, now.fingerprint, now.global_batch)
     return Standing(found.step, position, beginning.settings, found.standing.notes)
+
+
+def _set_execution(model: nn.Module, settings: TrainSettings) -> None:
+    """Let a model run as `settings` ask for, before it is wrapped."""
+    checkpoint_activations(model, settings.activation_checkpointing)
+    if settings.compile:
+        compile_blocks(model)
 
 
 def _say_where(folder: RunFolder, found: Checkpoint | None, total: int, progress: TrainingProgress) -> None:

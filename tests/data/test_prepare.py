@@ -1,6 +1,7 @@
 """From settings to an index that may be trained on, and to the mean and deviation of its pixels."""
 
 import gzip
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,57 @@ def test_images_that_cannot_have_the_channels_asked_for_are_refused(
     index = open_shards((str(make_shards([2])),), data_of(channels=1), said.append)
     stored = resolve_statistics(index, data, said.append)  # gray statistics fit any number
     assert len(statistics_of(stored).mean) == 5
-    colour = open_shards((str(make_shards([2], name="colour", mode="RGB")),), data, lambda text: None)
+    colour = open_shards((str(make_shards([2], name="colour", mode="RGB")),), data_of(channels=3), lambda text: None)
     with pytest.raises(UserError, match=r"no image could be decoded into 5 channels \(data\.channels\)"):
         resolve_statistics(colour, data, said.append)
     assert [text for text in said if "mean" in text] == []
+
+
+def npy(*shape: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(shape, np.uint8))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "extension", "planes", "fitting"),
+    [
+        pytest.param(png(0), "png", "1 or 3 or 4", (1, 3, 4), id="gray"),
+        pytest.param(png(0, mode="RGB"), "png", "1 or 3 or 4", (1, 3, 4), id="colour"),
+        pytest.param(npy(4, 4), "npy", "1", (1,), id="array-of-1"),
+        pytest.param(npy(4, 4, 3), "npy", "3", (3,), id="array-of-3"),
+        pytest.param(npy(4, 4, 5), "npy", "5", (5,), id="array-of-5"),
+    ],
+)
+def test_other_channels_than_the_images_have_are_refused_with_the_number_to_set(
+    write_tar: Callable[..., Path], data_of: Callable[..., DataSettings],
+    image: bytes, extension: str, planes: str, fitting: tuple[int, ...],
+) -> None:  # fmt: skip
+    path = write_tar("x.tar", {f"{n:02}.{extension}": image for n in range(40)})
+    for channels in (1, 2, 3, 4, 5):
+        if channels in fitting:
+            assert len(open_shards((str(path),), data_of(channels=channels), lambda text: None)) == 40
+            continue
+        with pytest.raises(UserError) as caught:
+            open_shards((str(path),), data_of(channels=channels), lambda text: None)
+        assert str(caught.value) == (
+            f"16 of 16 images that were looked at cannot have {channels} channels (data.channels): "
+            f"{path}: 00.{extension} has {planes}; {path}: 02.{extension} has {planes} and 14 more; "
+            f"set it to {planes}"
+        )
+
+
+def test_as_many_images_of_other_channels_as_may_be_bad_are_no_reason_to_refuse(
+    write_tar: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
+    arrays = {"a.npy": npy(4, 4, 5), "b.npy": npy(4, 4, 2), "c.npy": npy(4, 4, 5), "d.npy": b"\x93NUMPY damaged"}
+    path = write_tar("x.tar", arrays)
+    message = rf"^1 of 4 images .* cannot have 5 channels .*: {path}: b\.npy has 2; pack the shards again without them$"
+    with pytest.raises(UserError, match=message):
+        open_shards((str(path),), data_of(channels=5), lambda text: None)
+    assert len(open_shards((str(path),), data_of(channels=5, max_bad_samples=2), lambda text: None)) == 4
+    with pytest.raises(UserError, match=r"^3 of 4 images .* cannot have 3 channels .*; set it to 5$"):
+        open_shards((str(path),), data_of(channels=3, max_bad_samples=5), lambda text: None)
 
 
 def test_making_an_index_is_said_once(make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]) -> None:

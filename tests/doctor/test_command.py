@@ -81,7 +81,7 @@ def test_warnings_alone_do_not_keep_a_run_from_starting(doctor: Doctor, flags: l
         pytest.param(["--optim.min_lr", "1"], "schedule", ["min_lr is 1", "at most the peak"], id="k07-min-lr"),
         pytest.param(["--precision", "bf16"], "precision", ["no GPU with bf16", "allowed here: auto, fp32"], id="k09"),
         pytest.param(["--data.shards", "no-*.tar"], "shards", ["no-*.tar", "matches no file"], id="no-shards"),
-        pytest.param(["--data.channels", "5"], "images", ["5 channels can only be read from .npy"], id="channels"),
+        pytest.param(["--data.channels", "5"], "shards", ["cannot have 5 channels", "set it to 1"], id="channels"),
         pytest.param(["--run_dir", "/proc/run"], "run dir", ["/proc/run cannot be written"], id="k08-not-writable"),
     ],
 )

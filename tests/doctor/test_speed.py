@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from doctor.conftest import Doctor
-from mae.doctor import speed, trial
+from doctor.conftest import TINY_DECODER, Doctor
+from mae.doctor import speed
 from mae.doctor.stages import Pretraining
 from mae.doctor.trial import Trial
+from mae.pipelines import pretrain
+from mae.training import trial
 
 MEASURED = Trial(
     asked=16,
@@ -99,7 +102,7 @@ def test_a_batch_that_does_not_fit_becomes_a_micro_batch(
     ordinary = trial._step
 
     def step_of_a_small_device(*given: object) -> object:
-        if len(given[-1].images) > 3:  # type: ignore[attr-defined]
+        if len(given[4].images) > 3:  # type: ignore[attr-defined]
             raise error
         return ordinary(*given)  # type: ignore[arg-type]
 
@@ -111,6 +114,40 @@ def test_a_batch_that_does_not_fit_becomes_a_micro_batch(
     assert "set --micro_batch_size 2; the batch of 16 stays" in found["memory"][1]
     assert found["whole run"] == ("unknown", "not examined, see memory")
     assert doctor(*flags, "--micro_batch_size", "2")[0] == 0
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_the_doctor_finds_the_batch_that_the_run_would_find(
+    doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """And examines the run with that one."""
+    ordinary = trial._step
+
+    def step_of_a_small_device(*given: object) -> object:
+        if len(given[4].images) > 3:  # type: ignore[attr-defined]
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ordinary(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trial, "_step", step_of_a_small_device)
+    monkeypatch.setattr(trial, "_LEAST_GAIN", -1e9)  # on a busy machine 2 images may seem to be slower than 1
+    at = flags.index(TINY_DECODER[0])
+    words = flags if stage == "pretrain" else [*flags[:at], *flags[at + len(TINY_DECODER) :]]
+    code, found = doctor(stage, *words, "--batch_size", "auto")
+    assert code == 0
+    told = "16 = 1 process x 2 x 8 accumulated; micro_batch_size auto takes 2 images at a time: 4 do not fit into "
+    assert found["batches"][1].startswith(told)
+    assert "for 2 images on cpu" in found["step"][1]
+    assert found["run folder"] == ("ok", "a new run")
+
+
+def test_the_doctor_holds_a_run_that_goes_on_against_the_batch_that_it_began_with(
+    doctor: Doctor, flags: list[str], tmp_path: Path
+) -> None:
+    pretrain.main([*flags, "--micro_batch_size", "4"])
+    code, found = doctor(*flags, "--micro_batch_size", "auto")
+    assert code == 0
+    assert found["batches"][1].startswith("16 = 1 process x 4 x 4 accumulated; 2 x ")
+    assert found["run folder"][1].startswith("goes on from step-000000005")
 
 
 def test_a_device_without_room_for_one_image(doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

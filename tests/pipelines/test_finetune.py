@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from mae.errors import UserError
-from mae.pipelines import pretrain
+from mae.pipelines import finetune, pretrain
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
+from mae.training import trial
 from mae.training.checkpoint import Standing
 from mae.training.checkpoint_writer import CheckpointWriter
 from mae.training.run_folder import RunFolder
@@ -87,6 +88,32 @@ def test_it_starts_from_the_pretrained_encoder(shards: Path, held_out: Path, pre
     assert not torch.equal(load_file(scratch.model)["cls_token"], before["cls_token"])
 
 
+def test_a_batch_size_found_by_trial_pairs_images_and_leaves_no_trace(
+    shards: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixup and cutmix take pairs, so the least to be tried are two."""
+    monkeypatch.setattr(trial, "_LEAST_GAIN", -1e9)  # on a busy machine 8 images may seem to be slower than 4
+    places = ["--data.shards", str(shards), "--eval_shards", str(held_out), "--run_dir", str(tmp_path / "auto")]
+    finetune.main([*TINY, *places, "--epochs", "1", "--optim.warmup_epochs", "0", "--batch_size", "auto"])
+    assert "micro_batch_size auto takes 8 images at a time" in capsys.readouterr().out
+    plain = run(settings(shards, held_out, tmp_path / "plain", "--epochs", "1", "--optim.warmup_epochs", "0"))
+    expected, found = load_file(plain.model), load_file(tmp_path / "auto" / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    with pytest.raises(UserError, match=r"takes 7 images of the global batch, which is no multiple of 2"):
+        run(settings(shards, held_out, tmp_path / "odd", "--batch_size", "7", "--micro_batch_size", "auto"))
+
+
+def test_activation_checkpointing_draws_the_same_drop_path_and_changes_no_bit(
+    shards: Path, held_out: Path, tmp_path: Path
+) -> None:
+    flags = ["--regularization.drop_path", "0.5", "--micro_batch_size", "4", "--activation_checkpointing"]
+    plain, checkpointed = (run(settings(shards, held_out, tmp_path / on, *flags, on)) for on in ("none", "blocks"))
+    losses = [[line["loss"] for line in folder.metrics()] for folder in (plain, checkpointed)]
+    assert losses[0] == losses[1]
+    expected, found = load_file(plain.model), load_file(checkpointed.model)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_layer_decay_reaches_the_weights(
     shards: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,7 +177,7 @@ def test_mixup_and_cutmix_resume_to_the_same_bits(
     [
         (["--model.depth", "1"], r"depth 2, settings ask for 1"),
         (["--model.heads", "4"], r"heads 2, settings ask for 4"),
-        (["--data.image_size", "16"], r"image_size \(8, 8\), settings ask for \(16, 16\)"),
+        (["--model.patch_size", "4"], r"patch_size \(2, 2\), settings ask for \(4, 4\)"),
         (["--batch_size", "7"], r"mixup and cutmix pair"),
         (["--labels_per_class", "50"], r"class 0 has 7 samples"),
     ],

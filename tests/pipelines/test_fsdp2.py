@@ -21,14 +21,18 @@ def shards(make_shards: Callable[..., Path]) -> Path:
     return make_shards([13, 12])
 
 
-def test_a_sharded_run_is_that_of_one_process_and_goes_on_as_one_c18(shards: Path, tmp_path: Path) -> None:
-    one = run(settings(shards, tmp_path / "one", *FLAGS))
-    places = ["--data.shards", str(shards / "*.tar"), "--run_dir", str(tmp_path / "two")]
+def sharded_run(shards: Path, run_dir: Path, *flags: str) -> Path:
+    places = ["--data.shards", str(shards / "*.tar"), "--run_dir", str(run_dir)]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PRESET), "--num_processes", "2"]
-    command += ["--main_process_port", "0", str(ROOT / "pipelines" / "pretrain.py"), *TINY, *places, *FLAGS]
+    command += ["--main_process_port", "0", str(ROOT / "pipelines" / "pretrain.py"), *TINY, *places, *FLAGS, *flags]
     done = launch(command, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
-    two = tmp_path / "two"
+    return run_dir
+
+
+def test_a_sharded_run_is_that_of_one_process_and_goes_on_as_one_c18(shards: Path, tmp_path: Path) -> None:
+    one = run(settings(shards, tmp_path / "one", *FLAGS))
+    two = sharded_run(shards, tmp_path / "two", "--activation_checkpointing", "blocks")
     assert consumed(two) == consumed(one.path)
     assert losses(two) == pytest.approx(losses(one.path), rel=1e-5)
     assert {path.name for path in (two / "pictures").iterdir()} == {path.name for path in one.pictures.iterdir()}
@@ -46,3 +50,10 @@ def test_a_sharded_run_is_that_of_one_process_and_goes_on_as_one_c18(shards: Pat
     finished = run(settings(shards, two, *FLAGS))
     assert losses(two) == pytest.approx(losses(one.path), rel=1e-5)
     assert (finished.checkpoints / f"step-{STEPS:09d}" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_sharded_run_may_be_compiled(shards: Path, tmp_path: Path) -> None:
+    one = run(settings(shards, tmp_path / "one", *FLAGS))
+    two = sharded_run(shards, tmp_path / "two", "--compile", "True", "--activation_checkpointing", "blocks")
+    assert losses(two) == pytest.approx(losses(one.path), rel=1e-5)

@@ -89,7 +89,7 @@ def kill_after(ranks: list[ForkProcess], run_dir: Path, step: int, moment: float
 
 def trace(run_dir: Path) -> list[tuple[Any, ...]]:
     """All that is logged but times."""
-    timing = ("images_per_second", "data_wait", "seconds")
+    timing = ("images_per_second", "step_seconds", "data_wait", "tflops", "peak_memory", "seconds")
     return [tuple(value for name, value in record.items() if name not in timing) for record in records(run_dir)]
 
 

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
+from mae.pipelines import pretrain
 from mae.pipelines.pretrain import PretrainSettings, run
 from mae.settings import load_yaml, parse, to_dict
+from mae.training import trial
 from mae.training.checkpoint import Standing
 from mae.training.checkpoint_writer import CheckpointWriter
 
@@ -244,6 +246,46 @@ def test_accumulation_gives_the_same_losses(shards: Path, tmp_path: Path) -> Non
     assert losses(parts.path) == pytest.approx(losses(whole.path), rel=1e-5)
 
 
+def test_a_batch_size_found_by_trial_is_said_and_kept_and_leaves_no_trace(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another outcome of a second trial would change the last bits of a run that goes on."""
+    command = [*TINY, "--batch_size", "auto", "--data.shards", str(shards), "--run_dir", str(tmp_path / "auto")]
+    monkeypatch.setattr(trial, "_LEAST_GAIN", -1e9)  # on a busy machine 8 images may seem to be slower than 4
+    with monkeypatch.context() as patch, pytest.raises(UnpluggedError):
+        unplug_at(6, patch)
+        pretrain.main(command)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "micro_batch_size auto" in line]
+    assert line.endswith("takes 8 images at a time: they are the whole share of a process; batch of 8 = 1 x 1 x 8")
+    assert load_yaml(tmp_path / "auto" / "settings.yaml")["micro_batch_size"] == 8
+
+    def surprising(*given: object, **more: object) -> trial.Fit:
+        return trial.Fit(2, "the device has shrunk")
+
+    monkeypatch.setattr(pretrain, "fit_micro_batch", surprising)
+    pretrain.main(command)
+    assert "micro_batch_size auto" not in capsys.readouterr().out
+    plain = run(settings(shards, tmp_path / "plain"))
+    assert losses(tmp_path / "auto") == losses(plain.path)
+    assert_equal_tensors(tmp_path / "auto" / "model.safetensors", load_file(plain.model))
+    pretrain.main([*command[:-1], str(tmp_path / "other")])
+    assert "takes 2 images at a time: the device has shrunk; batch of 8 = 1 x 4 x 2" in capsys.readouterr().out
+    small = run(settings(shards, tmp_path / "small", "--micro_batch_size", "2"))
+    assert losses(tmp_path / "other") == losses(small.path)
+
+
+def test_activation_checkpointing_may_be_turned_on_at_a_resume_and_changes_no_bit(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run(settings(shards, tmp_path / "straight"))
+    with monkeypatch.context() as patch, pytest.raises(UnpluggedError):
+        unplug_at(6, patch)
+        run(settings(shards, tmp_path / "cut"))
+    cut = run(settings(shards, tmp_path / "cut", "--activation_checkpointing", "blocks"))
+    assert losses(cut.path) == losses(straight.path)
+    assert_equal_tensors(cut.model, load_file(straight.model))
+
+
 def test_every_sample_is_seen_once_an_epoch_o14(shards: Path, tmp_path: Path) -> None:
     folder = run(settings(shards, tmp_path / "run", "--record_samples", "True"))
     lines = (folder.path / "samples-rank0.jsonl").read_text().splitlines()
@@ -294,10 +336,25 @@ def test_two_processes_run_the_same_global_batches_o09(shards: Path, tmp_path: P
     flags = ["--data.shards", str(shards / "*.tar"), "--record_samples", "True", "--run_dir"]
     one = run(settings(shards, tmp_path / "one", "--record_samples", "True"))
     script = str(ROOT / "pipelines" / "pretrain.py")
+    flags = ["--activation_checkpointing", "blocks", *flags]
     done = launch([*TORCHRUN, script, *TINY, *flags, str(tmp_path / "two")], ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
+    # DDP would copy each gradient once more.
+    assert "strides" not in done.stderr
     assert len(list((tmp_path / "two").glob("samples-rank*.jsonl"))) == 2
     assert consumed(tmp_path / "two") == consumed(one.path)
+    assert losses(tmp_path / "two") == pytest.approx(losses(one.path), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_compiled_blocks_on_two_processes_give_the_same_losses(decoder: str, shards: Path, tmp_path: Path) -> None:
+    decoder_flags = ["--model.decoder", decoder]
+    one = run(settings(shards, tmp_path / "one", *decoder_flags))
+    flags = [*decoder_flags, "--compile", "True", "--data.shards", str(shards / "*.tar"), "--run_dir"]
+    script = str(ROOT / "pipelines" / "pretrain.py")
+    done = launch([*TORCHRUN, script, *TINY, *flags, str(tmp_path / "two")], ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(one.path), rel=1e-5)
 
 

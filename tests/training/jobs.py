@@ -51,6 +51,7 @@ def job_of(shard: Path, run_dir: Path, allowed: int, start: int = 0, log_every: 
         max_bad_samples=allowed,
         batches_from=lambda samples, steps: load(batches, range(samples // 8, samples // 8 + steps), 0),
         loss_of=lambda model, batch: model(batch.images.float().flatten(1) / 255).square().mean(),
+        flops_per_image=3 * 2 * 64,
         folder=RunFolder(run_dir),
         writer=None,
         progress=TrainingProgress("train", accelerator.is_main_process),

@@ -21,6 +21,8 @@ from mae.errors import BadImageError
 # Without the list Pillow would also try its EPS, FITS and other parsers on whatever a shard holds.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+CHANNELS = tuple(_MODES)
+"""Numbers of planes that any image can be decoded into; a `.npy` array has its own."""
 _NPY_MAGIC = b"\x93NUMPY"
 _PILLOWS_MODULES = re.compile(r"PIL\.")
 
@@ -78,6 +80,11 @@ def is_gray(data: bytes) -> bool:
 def native_channels(data: bytes) -> int:
     """Planes to decode this file into when nobody has asked for a number: 3, or those of a `.npy` array."""
     return _load_npy(data).shape[2] if data.startswith(_NPY_MAGIC) else 3
+
+
+def possible_channels(data: bytes) -> tuple[int, ...]:
+    """Numbers of planes that this file can be decoded into; raises as `decode` for a damaged `.npy` array."""
+    return (native_channels(data),) if data.startswith(_NPY_MAGIC) else CHANNELS
 
 
 def _load_with_pillow(data: bytes, channels: int) -> NDArray[np.uint8]:

@@ -1,0 +1,98 @@
+"""Where the weights of a new run come from: the model of an earlier one, its images perhaps of another size."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from mae.data.settings import DataSettings
+from mae.errors import UserError
+from mae.models.description import ModelDescription, find_model, read_description
+from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
+from mae.models.weights import for_grid, has_decoder, read_weights
+from mae.training.run_folder import RunFolder
+
+SCRATCH = "none"
+"""Of the setting `init`: from nowhere."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model to begin from."""
+
+    init: str
+    """The setting that named it."""
+    path: Path
+    model: ModelDescription
+    has_decoder: bool
+
+    def weights(self, grid: tuple[int, int]) -> dict[str, Tensor]:
+        """Its tensors, for a model of a grid of (rows, columns) of patches."""
+        return for_grid(read_weights(self.path), self.model.grid, grid)
+
+
+def find_origin(init: str, run: RunFolder) -> Origin | None:
+    """The model that the setting `init` names: that of a finished run, of a checkpoint, or a file.
+
+    None for a `run` that goes on from a checkpoint of its own: by then the model may be gone.
+
+    Raises:
+        UserError: if there is none, or it was not written by this program.
+    """
+    if init == SCRATCH or any(run.checkpoints.glob("step-*")):
+        return None
+    path = find_model(Path(init))
+    model = read_description(path)
+    with safe_open(path, framework="pt") as file:
+        return Origin(init, path, model, has_decoder(file.keys()))
+
+
+def fit_data(origin: Origin, settings: EncoderSettings, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
+    """`data` with mean and std as set, else as the model saw its images; what will not be as it was is said.
+
+    Raises:
+        UserError: if the settings ask for another encoder, other channels or another decoder than `origin` holds.
+    """
+    trained = origin.model
+    encoder = settings.shape._asdict() | {"patch_size": settings.patch, "channels": data.channels}
+    if differing := _differences(trained, encoder):
+        raise UserError(f"init {origin.init} was trained with {differing}; set model.* and data.channels as they were")
+    if isinstance(settings, MaskedAutoencoderSettings):
+        _compare_decoders(origin, settings, say)
+    if data.size != trained.image_size:
+        say(
+            f"{origin.path} has seen images of {_by(trained.image_size)}, data.image_size is {_by(data.size)}: "
+            "its positions are resampled"
+        )
+    mean, std = data.mean or trained.mean, data.std or trained.std
+    if (mean, std) != (trained.mean, trained.std):
+        say(
+            f"data.mean and data.std differ from {trained.mean} and {trained.std}, which {origin.path} was trained with"
+        )
+    return replace(data, mean=mean, std=std)
+
+
+def _compare_decoders(origin: Origin, settings: MaskedAutoencoderSettings, say: Callable[[str], None]) -> None:
+    """A decoder may be missing, but not be another. Of one from before decoders were described the tensors tell."""
+    trained = origin.model.decoder
+    if not origin.has_decoder:
+        say(f"{origin.path} holds no decoder: a new one begins beside its encoder")
+    elif trained is not None:
+        if differing := _differences(trained, {"kind": settings.decoder} | settings.decoder_shape._asdict()):
+            raise UserError(
+                f"init {origin.init} has a decoder of {differing}; set model.decoder* as it was, or give the encoder "
+                f"alone, beside which a new one begins: mae export {origin.init} --out ENCODER, then --init ENCODER"
+            )
+        if trained.norm_pix_loss != settings.norm_pix_loss:
+            say(f"the decoder of {origin.path} has learned another target: model.norm_pix_loss {trained.norm_pix_loss}")
+
+
+def _differences(trained: object, asked: Mapping[str, object]) -> str:
+    pairs = [(name, getattr(trained, name), value) for name, value in asked.items()]
+    return "; ".join(f"{name} {old}, settings ask for {new}" for name, old, new in pairs if old != new)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
