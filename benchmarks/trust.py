@@ -51,8 +51,8 @@ from mae.data.indexing import open_index
 from mae.models.flops import autoencoder_flops
 from mae.pipelines.pretrain import PretrainSettings, build_batches, build_model, loss_function
 from mae.settings import parse
-from mae.training.checkpoint import CheckpointWriter
 from mae.training.checkpoint_files import HostCopy
+from mae.training.checkpoint_writer import CheckpointWriter
 from mae.training.distributed import Ballot, Stacks, start_accelerator
 from mae.training.guard import poisoned, step_unless
 from mae.training.loop import Job, _Loop, seed_step, to_device

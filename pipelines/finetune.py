@@ -31,7 +31,8 @@ from mae.models.settings import EncoderSettings
 from mae.models.weights import file_tensors, load_encoder
 from mae.report.run import write_finetune_report
 from mae.settings import check, parse
-from mae.training.distributed import errors_said_once, start_accelerator
+from mae.training.distributed import start_accelerator
+from mae.training.first_error import errors_said_once
 from mae.training.loop import Job, LossOf, training
 from mae.training.optimizer import OptimSettings, describe_groups, parameter_groups
 from mae.training.origin import SCRATCH, find_origin, fit_data

@@ -34,7 +34,8 @@ from mae.models.weights import load_autoencoder
 from mae.report.pictures import draw_reconstructions, reconstruction_panels
 from mae.report.run import write_pretrain_report
 from mae.settings import check, parse
-from mae.training.distributed import errors_said_once, start_accelerator
+from mae.training.distributed import start_accelerator
+from mae.training.first_error import errors_said_once
 from mae.training.loop import Job, LossOf, training
 from mae.training.optimizer import OptimSettings, parameter_groups
 from mae.training.origin import SCRATCH, find_origin, fit_data

@@ -17,33 +17,14 @@ from mae.errors import CheckpointError, UserError, first_of
 from mae.training.checkpoint_files import DamagedFileError, files_of, groups_of, read_tensors, require_whole
 from mae.training.checkpoint_manifest import (
     MANIFEST_FILE,
-    MODEL_FILE,
     BadCheckpointError,
     DataPosition,
     FileIdentity,
     Manifest,
     Standing,
     is_set_aside,
-    step_folder,
     step_of,
 )
-from mae.training.checkpoint_writer import CheckpointWriter, Tensors, bytes_needed
-
-__all__ = [
-    "MANIFEST_FILE",
-    "MODEL_FILE",
-    "BadCheckpointError",
-    "Checkpoint",
-    "CheckpointWriter",
-    "DataPosition",
-    "Standing",
-    "Tensors",
-    "bytes_needed",
-    "newest",
-    "require_same_data",
-    "step_folder",
-    "verify",
-]
 
 
 @dataclass(frozen=True)

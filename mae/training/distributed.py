@@ -22,21 +22,9 @@ from torch import Tensor, distributed
 from mae import __version__
 from mae.errors import UserError
 from mae.processes import end_with_launcher
-from mae.training.first_error import answer_roll_calls, errors_said_once, failure_of, speaks_first
+from mae.training.first_error import answer_roll_calls
 from mae.training.rendezvous import INIT_METHOD
 from mae.training.sharded import shard_on_any_device, sharding_asked_for
-
-__all__ = [
-    "Ballot",
-    "Precision",
-    "Stacks",
-    "errors_said_once",
-    "failure_of",
-    "library_versions",
-    "require_agreement",
-    "speaks_first",
-    "start_accelerator",
-]
 
 Precision = Literal["auto", "bf16", "fp32"]
 

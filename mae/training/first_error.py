@@ -95,14 +95,6 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(f"{_this_rank()}: {text}" if outcome.is_alone else text, exit_code, outcome.is_first)
 
 
-def speaks_first(text: str) -> bool:
-    """Whether this process is the one to say why the job ends, `text` being its own reason; the first call decides.
-
-    In a job of several this may take some seconds.
-    """
-    return _election.held(_LOST_CONTACT.search(text) is not None).is_first
-
-
 def is_in_trouble() -> bool:
     """Whether any process of the job has failed, as far as can be known."""
     try:

@@ -22,9 +22,10 @@ from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.keyed import Purpose
 from mae.models.description import ModelDescription
 from mae.training import checkpoint
-from mae.training.checkpoint import DataPosition, Standing
+from mae.training.checkpoint_manifest import DataPosition, Standing
 from mae.training.checkpoint_writer import CheckpointWriter
-from mae.training.distributed import Ballot, Stacks, failure_of
+from mae.training.distributed import Ballot, Stacks
+from mae.training.first_error import failure_of
 from mae.training.guard import poisoned, step_unless
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import CosineSchedule, set_learning_rate

@@ -21,7 +21,8 @@ from mae.models.execution import checkpoint_activations, compile_blocks
 from mae.models.settings import EncoderSettings
 from mae.settings import dump
 from mae.training import checkpoint
-from mae.training.checkpoint import Checkpoint, DataPosition, Standing
+from mae.training.checkpoint import Checkpoint
+from mae.training.checkpoint_manifest import DataPosition, Standing
 from mae.training.checkpoint_writer import CheckpointWriter, bytes_needed
 from mae.training.distributed import library_versions, require_agreement
 from mae.training.loop import Job, LossOf, total_steps

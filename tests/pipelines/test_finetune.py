@@ -16,7 +16,7 @@ from mae.pipelines import finetune, pretrain
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
 from mae.training import trial
-from mae.training.checkpoint import Standing
+from mae.training.checkpoint_manifest import Standing
 from mae.training.checkpoint_writer import CheckpointWriter
 from mae.training.run_folder import RunFolder
 

@@ -21,7 +21,7 @@ from mae.pipelines import pretrain
 from mae.pipelines.pretrain import PretrainSettings, run
 from mae.settings import load_yaml, parse, to_dict
 from mae.training import trial
-from mae.training.checkpoint import Standing
+from mae.training.checkpoint_manifest import Standing
 from mae.training.checkpoint_writer import CheckpointWriter
 
 TINY = [

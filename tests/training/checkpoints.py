@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.training.checkpoint import CheckpointWriter, DataPosition, Standing, step_folder
+from mae.training.checkpoint_manifest import DataPosition, Standing, step_folder
+from mae.training.checkpoint_writer import CheckpointWriter
 
 GROUPS = ("model", "optimizer", "ema")
 

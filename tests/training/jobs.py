@@ -12,7 +12,7 @@ from mae.data.loader import load
 from mae.data.settings import DataSettings
 from mae.models.description import describe_model
 from mae.models.settings import EncoderSettings
-from mae.training.checkpoint import DataPosition, Standing
+from mae.training.checkpoint_manifest import DataPosition, Standing
 from mae.training.distributed import start_accelerator
 from mae.training.loop import Job
 from mae.training.optimizer import OptimSettings, build_optimizer, cosine_schedule, parameter_groups

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mae.errors import CheckpointError, UserError
-from mae.training.checkpoint import BadCheckpointError, newest, require_same_data, verify
+from mae.training.checkpoint import newest, require_same_data, verify
+from mae.training.checkpoint_manifest import BadCheckpointError
 from training.checkpoints import GROUPS, groups, names, standing, write
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -14,7 +14,8 @@ import pytest
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
-from mae.training.checkpoint import Checkpoint, CheckpointWriter, newest
+from mae.training.checkpoint import Checkpoint, newest
+from mae.training.checkpoint_writer import CheckpointWriter
 from training.checkpoints import GROUPS, groups, names, standing, write
 
 NUMBERS = 100_000

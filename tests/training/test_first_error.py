@@ -20,7 +20,7 @@ from torch.distributed import TCPStore
 from mae.errors import BadDataError, PreemptedError, UserError
 from mae.training import first_error
 from mae.training.distributed import Ballot, start_accelerator
-from mae.training.first_error import errors_said_once, failure_of, speaks_first
+from mae.training.first_error import errors_said_once, failure_of
 
 HOST = socket.gethostname()
 
@@ -294,7 +294,8 @@ def test_without_a_store_each_rank_speaks_for_itself(
 def test_the_first_call_decides_who_speaks(start: Callable[..., Job]) -> None:
     def work(rank: int) -> None:
         start_accelerator("fp32")
-        answers = {speaks_first("why"), speaks_first("why not"), failure_of(ZeroDivisionError()).is_first}
+        errors = UserError("why"), UserError("why not"), ZeroDivisionError()
+        answers = {failure_of(error).is_first for error in errors}
         raise UserError(f"{answers}")
 
     job = start(work)
@@ -333,5 +334,6 @@ def test_one_process_keeps_its_tracebacks_and_its_lines(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as end, errors_said_once():
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
     assert capsys.readouterr().err.startswith("error: data worker 1 on ")
-    assert speaks_first("anything")
-    assert failure_of(UserError("what")).text == "error: what"
+    failure = failure_of(UserError("what"))
+    assert failure.is_first
+    assert failure.text == "error: what"

@@ -17,7 +17,8 @@ from mae.data.order import ORDER_VERSION
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.settings import MaskedAutoencoderSettings
-from mae.training.checkpoint import DataPosition, Standing, verify
+from mae.training.checkpoint import verify
+from mae.training.checkpoint_manifest import DataPosition, Standing
 from mae.training.checkpoint_writer import CheckpointWriter
 from mae.training.guard import poisoned, step_unless
 from mae.training.optimizer import OptimSettings, build_optimizer, parameter_groups, set_learning_rate

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from mae.errors import UserError
-from mae.training.checkpoint import DataPosition, Standing, newest
+from mae.training.checkpoint import newest
+from mae.training.checkpoint_manifest import DataPosition, Standing
 from mae.training.checkpoint_writer import CheckpointWriter
 from mae.training.ema import WeightAverage
 from mae.training.optimizer import OptimSettings, build_optimizer, parameter_groups
