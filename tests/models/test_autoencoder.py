@@ -227,11 +227,21 @@ def test_bfloat16_autocast_computes_the_loss_in_float32(tiny_autoencoder: Build,
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
-@pytest.mark.parametrize("name", ["encoder.blocks.0.mlp.fc1.bias", "encoder.cls_token", "decoder.mask_token"])
+@pytest.mark.parametrize(
+    ("decoder", "name"),
+    [
+        ("self", "encoder.blocks.0.mlp.fc1.bias"),
+        ("self", "encoder.cls_token"),
+        ("self", "decoder.mask_token"),
+        ("cross", "encoder.blocks.0.mlp.fc1.bias"),
+        ("cross", "decoder.decoder_mix"),
+        ("cross", "decoder.decoder_norms.0.weight"),
+    ],
+)
 def test_the_gradient_is_the_slope_of_the_loss(
-    tiny_autoencoder: Build, draw: Draw, norm_pix_loss: bool, name: str
+    tiny_autoencoder: Build, draw: Draw, norm_pix_loss: bool, decoder: str, name: str
 ) -> None:
-    model = tiny_autoencoder(norm_pix_loss=norm_pix_loss).double()
+    model = tiny_autoencoder(norm_pix_loss=norm_pix_loss, decoder=decoder).double()
     images, noise = (tensor.double() for tensor in draw(model))
     parameter = model.get_parameter(name)
     model(images, noise).loss.backward()
