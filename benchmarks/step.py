@@ -370,8 +370,11 @@ def measure(case: Case, options: argparse.Namespace) -> list[Result]:
     """All that is asked for of a case."""
     results: list[Result] = apart(time_rows, case, options.row, options.rounds)
     if options.memory and not GPU:
+        # What a step frees goes back at once, so that the peak is what it needs and not what malloc keeps.
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
         for result in results:
             result.memory = apart(peak_memory, case, result.row, case.memory_batch)
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
     return results
 
 
@@ -424,12 +427,7 @@ def main() -> None:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="time alone")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
-    os.environ |= {
-        "OMP_NUM_THREADS": str(options.threads),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        # What a step frees goes back at once, so that the peak is what it needs and not what malloc keeps.
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-    }
+    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     cases = [CASES[name] for name in options.case or CASES]
     found: dict[str, Any] = {"machine": machine(options.threads), "results": []}
     print(found["machine"])
