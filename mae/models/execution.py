@@ -39,8 +39,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
 def checkpoint_activations(model: nn.Module, checkpointing: Checkpointing) -> None:
     """Forget some activations and compute them again for the gradient.
 
-    `gelu` forgets what the MLP's GELU gives, which costs nearly nothing; `blocks` keeps of each transformer block its
-    input only. The results are the same to the last bit, for the random numbers of drop path are drawn again too.
+    `gelu` forgets what the MLP's GELU gives, for some hundredths of the time; `blocks` keeps of each transformer block
+    its input only. The results are the same to the last bit, for the random numbers of drop path are drawn again too.
     """
     for block in _blocks(model):
         if checkpointing == "gelu":

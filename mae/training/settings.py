@@ -36,7 +36,7 @@ class TrainSettings:
     measured on GPUs so far, hence it is off; sums may be rounded otherwise."""
     activation_checkpointing: Checkpointing = "none"
     """What is computed again for the gradient instead of kept, to the same bits. gelu: the output of each GELU, a fifth
-    less memory for a hundredth more time; blocks: all but the input of each block, far less for a third more."""
+    less memory for some hundredths more time; blocks: all but the input of each block, far less for a third more."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl; each costs one wait for the device."""
     checkpoint_every: int = 1000
