@@ -20,7 +20,16 @@ from mae.pipelines.finetune import FinetuneSettings
 from mae.pipelines.pretrain import PretrainSettings
 from mae.settings import parse
 from mae.training import checkpoint
-from mae.training.checkpoint_manifest import FileIdentity, Manifest
+from mae.training.checkpoint_manifest import (
+    MANIFEST_FILE,
+    BadCheckpointError,
+    DataPosition,
+    FileIdentity,
+    Manifest,
+    Standing,
+    step_folder,
+)
+from mae.training.checkpoint_writer import CheckpointWriter
 from mae.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -279,17 +288,17 @@ def test_malicious_settings_are_refused_and_never_run_x03(
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A checkpoint with all its files."""
-    writer = checkpoint.CheckpointWriter(tmp_path / "checkpoints", keep=1, background=False)
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=1, background=False)
     groups = {group: {"blocks.0.attn.qkv.weight": torch.zeros(2)} for group in ("model", "optimizer", "ema")}
-    position = checkpoint.DataPosition(8, "fingerprint", 8)
-    writer.save(groups, {}, checkpoint.Standing(1, position, "settings", {}))
+    position = DataPosition(8, "fingerprint", 8)
+    writer.save(groups, {}, Standing(1, position, "settings", {}))
     writer.close()
-    return checkpoint.step_folder(tmp_path / "checkpoints", 1)
+    return step_folder(tmp_path / "checkpoints", 1)
 
 
 def _agree(folder: Path) -> None:
     """Make the manifest say that the files are as they should be, as whoever plants them would."""
-    path = folder / checkpoint.MANIFEST_FILE
+    path = folder / MANIFEST_FILE
     files = {file.name: FileIdentity.of(file) for file in folder.iterdir() if file != path}
     path.write_bytes(replace(Manifest.from_json(path.read_bytes()), files=files).to_json())
 
@@ -300,9 +309,9 @@ def test_a_malicious_checkpoint_is_refused_and_never_unpickled_x03(
     name: str, trap: str, canary: Path, saved: Path
 ) -> None:
     (saved / name).write_bytes(TRAPS[trap](canary))
-    if name != checkpoint.MANIFEST_FILE:
+    if name != MANIFEST_FILE:
         _agree(saved)
-    with pytest.raises(checkpoint.BadCheckpointError, match=name):
+    with pytest.raises(BadCheckpointError, match=name):
         checkpoint.verify(saved)
     with pytest.raises(UserError, match=f"no checkpoint .* is intact .*{name}"):
         checkpoint.newest(saved.parent, report=lambda text: None)
@@ -316,7 +325,7 @@ def test_a_file_of_another_kind_in_a_checkpoint_is_refused_and_never_unpickled_x
 ) -> None:
     (saved / name).write_bytes(TRAPS[trap](canary))
     for _ in ("planted", "planted and listed"):
-        with pytest.raises(checkpoint.BadCheckpointError, match=name):
+        with pytest.raises(BadCheckpointError, match=name):
             checkpoint.verify(saved)
         _agree(saved)
     assert not canary.exists()

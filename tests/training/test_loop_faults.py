@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mae.data.batches import Batch
 from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.training import checkpoint
+from mae.training.checkpoint_manifest import step_folder
 from mae.training.checkpoint_writer import CheckpointWriter
 from mae.training.loop import Job, training
 from mae.training.run_folder import RunFolder
@@ -106,14 +107,14 @@ def test_after_so_many_skips_in_a_row_the_weights_go_back_once_and_the_data_go_o
     rollback = one.folder.rollback()
     assert rollback is not None
     assert (rollback.step, rollback.samples) == (6, 9 * 8)
-    final = checkpoint.verify(checkpoint.step_folder(one.folder.checkpoints, TOTAL))
+    final = checkpoint.verify(step_folder(one.folder.checkpoints, TOTAL))
     assert final.position.samples == (TOTAL + 3) * 8
     steps = [record["step"] for record in one.folder.metrics()]
     assert steps == sorted(set(steps))
 
     # The same as a run that had never seen those data.
     before = job(shard, tmp_path / "run", log_every=log_every)
-    found = checkpoint.verify(checkpoint.step_folder(one.folder.checkpoints, 6))
+    found = checkpoint.verify(step_folder(one.folder.checkpoints, 6))
     before.state.restore(found)
     position = replace(found.position, samples=9 * 8)
     standing = replace(found.standing, position=position)
