@@ -51,15 +51,15 @@ from mae.data.indexing import open_index
 from mae.models.flops import autoencoder_flops
 from mae.pipelines.pretrain import PretrainSettings, build_batches, build_model, loss_function
 from mae.settings import parse
-from mae.training.checkpoint_files import HostCopy
-from mae.training.checkpoint_writer import CheckpointWriter
-from mae.training.distributed import Ballot, Stacks, start_accelerator
+from mae.training.checkpoints.tensor_files import HostCopy
+from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.guard import poisoned, step_unless
 from mae.training.loop import Job, _Loop, seed_step, to_device
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import parameter_groups, set_learning_rate
+from mae.training.processes.accelerator import Ballot, Stacks, start_accelerator
+from mae.training.processes.signals import StopRequest, stop_on_signal
 from mae.training.progress import TrainingProgress
-from mae.training.signals import StopRequest, stop_on_signal
 from mae.training.start import start_job
 
 ROOT = Path(__file__).parents[1]

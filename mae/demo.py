@@ -31,7 +31,7 @@ from mae.report.curves import draw_training
 from mae.settings import check, flatten, load_yaml, parse
 from mae.training.origin import SCRATCH
 from mae.training.progress import duration
-from mae.training.run_folder import REPORT_FILE, SETTINGS_FILE, RunFolder
+from mae.training.run_folder.folder import REPORT_FILE, SETTINGS_FILE, RunFolder
 
 Schema = TypeVar("Schema")
 

@@ -59,7 +59,7 @@ def one_line_errors() -> Iterator[None]:
 
     For what every rank meets: rank 0 speaks, the others wait for it, because the launcher ends the whole job as soon
     as the first of them exits. One that is not ended by then has met an error of its own, and says so. What happens
-    once the processes can meet is for `mae.training.first_error.errors_said_once`.
+    once the processes can meet is for `mae.training.processes.first_error.errors_said_once`.
     """
     try:
         yield

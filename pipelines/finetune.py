@@ -31,16 +31,16 @@ from mae.models.settings import EncoderSettings
 from mae.models.weights import file_tensors, load_encoder
 from mae.report.run import write_finetune_report
 from mae.settings import check, parse
-from mae.training.distributed import start_accelerator
-from mae.training.first_error import errors_said_once
 from mae.training.loop import Job, LossOf, training
+from mae.training.micro_batch import Fit, agree_on_micro_batch, fit_micro_batch
 from mae.training.optimizer import OptimSettings, describe_groups, parameter_groups
 from mae.training.origin import SCRATCH, find_origin, fit_data
+from mae.training.processes.accelerator import start_accelerator
+from mae.training.processes.first_error import errors_said_once
 from mae.training.progress import TrainingProgress
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import AUTO, TrainSettings, spelled_out
 from mae.training.start import finish_job, start_job
-from mae.training.trial import Fit, agree_on_micro_batch, fit_micro_batch
 
 BEST_FILE = "best.safetensors"
 

@@ -16,7 +16,7 @@ from mae.models.settings import MaskedAutoencoderSettings
 from mae.pipelines.finetune import FinetuneSettings
 from mae.pipelines.pretrain import PretrainSettings
 from mae.settings import parse
-from mae.training.sharded import sharding_asked_for
+from mae.training.processes.fsdp2 import sharding_asked_for
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ACCELERATE = CONFIGS / "accelerate"

@@ -19,8 +19,7 @@ from mae.models.weights import read_weights
 from mae.pipelines.finetune import FinetuneSettings
 from mae.pipelines.pretrain import PretrainSettings
 from mae.settings import parse
-from mae.training import checkpoint
-from mae.training.checkpoint_manifest import (
+from mae.training.checkpoints.manifest import (
     MANIFEST_FILE,
     BadCheckpointError,
     DataPosition,
@@ -29,8 +28,9 @@ from mae.training.checkpoint_manifest import (
     Standing,
     step_folder,
 )
-from mae.training.checkpoint_writer import CheckpointWriter
-from mae.training.run_folder import RunFolder
+from mae.training.checkpoints.reader import newest_checkpoint, verify_checkpoint
+from mae.training.checkpoints.writer import CheckpointWriter
+from mae.training.run_folder.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("mae", "pipelines", "configs", "benchmarks")
@@ -312,9 +312,9 @@ def test_a_malicious_checkpoint_is_refused_and_never_unpickled_x03(
     if name != MANIFEST_FILE:
         _agree(saved)
     with pytest.raises(BadCheckpointError, match=name):
-        checkpoint.verify(saved)
+        verify_checkpoint(saved)
     with pytest.raises(UserError, match=f"no checkpoint .* is intact .*{name}"):
-        checkpoint.newest(saved.parent, report=lambda text: None)
+        newest_checkpoint(saved.parent, report=lambda text: None)
     assert not canary.exists()
 
 
@@ -326,7 +326,7 @@ def test_a_file_of_another_kind_in_a_checkpoint_is_refused_and_never_unpickled_x
     (saved / name).write_bytes(TRAPS[trap](canary))
     for _ in ("planted", "planted and listed"):
         with pytest.raises(BadCheckpointError, match=name):
-            checkpoint.verify(saved)
+            verify_checkpoint(saved)
         _agree(saved)
     assert not canary.exists()
 

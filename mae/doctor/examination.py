@@ -22,13 +22,13 @@ from mae.doctor.trial import Trial, measure
 from mae.models.execution import checkpoint_activations
 from mae.processes import default_workers
 from mae.settings import check, parse
-from mae.training.checkpoint import Checkpoint, newest, verify
-from mae.training.distributed import start_accelerator
+from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, verify_checkpoint
 from mae.training.loop import LossOf, total_steps
+from mae.training.micro_batch import Fit
 from mae.training.optimizer import CosineSchedule, build_optimizer, cosine_schedule, parameter_groups
-from mae.training.run_folder import RunFolder
+from mae.training.processes.accelerator import start_accelerator
+from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import AUTO, spelled_out
-from mae.training.trial import Fit
 
 T = TypeVar("T")
 
@@ -217,9 +217,9 @@ class Examination(ABC):
     @Fact
     def checkpoint(self) -> Checkpoint | None:
         """From which the run would go on."""
-        found = newest(self.folder.checkpoints, self.rejected.append)
+        found = newest_checkpoint(self.folder.checkpoints, self.rejected.append)
         if found is None and self.settings.resume is not None:
-            return verify(self.settings.resume)
+            return verify_checkpoint(self.settings.resume)
         return found
 
     @Fact

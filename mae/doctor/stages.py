@@ -15,8 +15,8 @@ from mae.data.stream import StreamBatches
 from mae.doctor.examination import Examination, Fact
 from mae.pipelines import finetune, pretrain
 from mae.training.loop import LossOf
+from mae.training.micro_batch import Fit
 from mae.training.progress import TrainingProgress
-from mae.training.trial import Fit
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mae.data.settings import DataSettings
 from mae.data.stream import StreamBatches
 from mae.errors import UserError, first_of
 from mae.training.loop import LossOf
-from mae.training.trial import Cost, OutOfRoomError, gradient_bytes, take_steps
+from mae.training.micro_batch import Cost, OutOfRoomError, gradient_bytes, take_steps
 
 # On a CPU a batch as large as a GPU's would take minutes.
 _SECONDS_PER_STEP_ON_CPU = 3.0

@@ -11,7 +11,7 @@ from mae.report import page
 from mae.report.curves import draw_accuracy, draw_training
 from mae.settings import flatten, to_dict
 from mae.training.progress import duration
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder.folder import RunFolder
 
 
 def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device) -> None:

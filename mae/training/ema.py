@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mae.training.sharded import part_of
+from mae.training.processes.fsdp2 import part_of
 
 
 class WeightAverage:

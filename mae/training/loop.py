@@ -21,19 +21,19 @@ from mae.data.images.device import decode_into
 from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.keyed import Purpose
 from mae.models.description import ModelDescription
-from mae.training import checkpoint
-from mae.training.checkpoint_manifest import DataPosition, Standing
-from mae.training.checkpoint_writer import CheckpointWriter
-from mae.training.distributed import Ballot, Stacks
-from mae.training.first_error import failure_of
+from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.reader import newest_checkpoint
+from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.guard import poisoned, step_unless
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import CosineSchedule, set_learning_rate
+from mae.training.processes.accelerator import Ballot, Stacks
+from mae.training.processes.first_error import failure_of
+from mae.training.processes.fsdp2 import local_value
+from mae.training.processes.signals import StopRequest, stop_on_signal
 from mae.training.progress import TrainingProgress, duration
-from mae.training.run_folder import Rollback, RunFolder
+from mae.training.run_folder.folder import Rollback, RunFolder
 from mae.training.settings import TrainSettings
-from mae.training.sharded import local_value
-from mae.training.signals import StopRequest, stop_on_signal
 from mae.training.state import TrainingState
 
 _FAILED_WRITES_AT_MOST = 3
@@ -265,7 +265,7 @@ class _Loop:
                 f"since loss or gradient was not finite; {remedy}"
             )
         self.finish_writing()
-        found = checkpoint.newest(job.folder.checkpoints, job.progress.say)
+        found = newest_checkpoint(job.folder.checkpoints, job.progress.say)
         if found is None:
             raise UserError(
                 f"{most} steps in a row were skipped up to step {self.done}, since loss or gradient was not finite, "

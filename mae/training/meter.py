@@ -16,7 +16,7 @@ from mae.errors import BadDataError, first_of
 from mae.models.flops import peak_flops
 from mae.training.memory import peak_memory
 from mae.training.progress import TrainingProgress
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder.folder import RunFolder
 
 
 @dataclass

@@ -12,7 +12,7 @@ from mae.errors import UserError
 from mae.models.description import ModelDescription, find_model, read_description
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.weights import for_grid, has_decoder, read_weights
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder.folder import RunFolder
 
 SCRATCH = "none"
 """Of the setting `init`: from nowhere."""

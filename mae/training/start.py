@@ -20,17 +20,16 @@ from mae.models.description import ModelKind, describe_model
 from mae.models.execution import checkpoint_activations, compile_blocks
 from mae.models.settings import EncoderSettings
 from mae.settings import dump
-from mae.training import checkpoint
-from mae.training.checkpoint import Checkpoint
-from mae.training.checkpoint_manifest import DataPosition, Standing
-from mae.training.checkpoint_writer import CheckpointWriter, bytes_needed
-from mae.training.distributed import library_versions, require_agreement
+from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, require_same_data, verify_checkpoint
+from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
 from mae.training.loop import Job, LossOf, total_steps
 from mae.training.optimizer import OptimSettings, build_optimizer, cosine_schedule
+from mae.training.processes.accelerator import library_versions, require_agreement
+from mae.training.processes.fsdp2 import is_sharded
 from mae.training.progress import TrainingProgress
-from mae.training.run_folder import RunFolder, settings_hash
+from mae.training.run_folder.folder import RunFolder, settings_hash
 from mae.training.settings import TrainSettings
-from mae.training.sharded import is_sharded
 from mae.training.state import TrainingState, published
 
 
@@ -127,7 +126,7 @@ def finish_job(job: Job) -> None:
     """Publish the model of the last step as the run's own, unless an earlier start has done all."""
     is_published = job.start.step == job.total and job.folder.model.exists()
     if job.accelerator.is_main_process and not is_published:
-        last = checkpoint.newest(job.folder.checkpoints, job.progress.say)
+        last = newest_checkpoint(job.folder.checkpoints, job.progress.say)
         assert last is not None, "the last checkpoint has just been written"
         job.folder.publish(published(last), job.description.metadata())
     job.accelerator.wait_for_everyone()
@@ -137,16 +136,16 @@ def _find(
     folder: RunFolder, settings: TrainSettings, beginning: Standing, progress: TrainingProgress
 ) -> Checkpoint | None:
     """The run's newest good checkpoint, else the one that it shall begin from, held against settings and data."""
-    found = checkpoint.newest(folder.checkpoints, progress.say)
+    found = newest_checkpoint(folder.checkpoints, progress.say)
     if found is None and settings.resume is not None:
-        found = checkpoint.verify(settings.resume)
+        found = verify_checkpoint(settings.resume)
     elif found is not None and found.standing.settings != beginning.settings:
         raise UserError(
             f"{found.path} was made with other settings than {folder.path} holds; give the run its own settings.yaml, "
             "or begin another run_dir from it with --resume"
         )
     if found is not None and not settings.restart_data_order:
-        checkpoint.require_same_data(found, beginning.position.fingerprint, beginning.position.global_batch)
+        require_same_data(found, beginning.position.fingerprint, beginning.position.global_batch)
     if found is not None:
         _name_other_libraries(found, progress)
     return found

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mae.models.weights import file_tensors, name_in_file, require_same_tensors
-from mae.training.checkpoint import Checkpoint
+from mae.training.checkpoints.reader import Checkpoint
 from mae.training.ema import WeightAverage
-from mae.training.sharded import load_whole, local_value, part_of, whole
+from mae.training.processes.fsdp2 import load_whole, local_value, part_of, whole
 
 # Groups of tensors in a checkpoint, which name its files.
 MODEL, OPTIMIZER, AVERAGE = "model", "optimizer", "ema"

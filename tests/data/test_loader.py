@@ -152,7 +152,7 @@ import os, sys, threading, time
 sys.path.insert(0, {root!r})
 from tests.data.test_loader import Numbered
 from mae.data.loader import load
-from mae.training.first_error import errors_said_once
+from mae.training.processes.first_error import errors_said_once
 
 def stick():
     threading.Event().wait()

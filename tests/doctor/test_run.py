@@ -44,7 +44,7 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one_c04(
 
 def test_a_folder_in_use_is_refused_c13(doctor: Doctor, flags: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mae.training.run_folder import RunFolder; "
+        "import sys; from pathlib import Path; from mae.training.run_folder.folder import RunFolder; "
         f"folder = RunFolder(Path({str(tmp_path / 'run')!r})); folder.lock(); print('locked', flush=True); "
         "sys.stdin.read()"
     )

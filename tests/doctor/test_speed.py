@@ -12,7 +12,7 @@ from mae.doctor import speed
 from mae.doctor.stages import Pretraining
 from mae.doctor.trial import Trial
 from mae.pipelines import pretrain
-from mae.training import trial
+from mae.training import micro_batch
 
 MEASURED = Trial(
     asked=16,
@@ -99,14 +99,14 @@ def test_the_first_loss_must_be_a_number(examined: Callable[..., Pretraining]) -
 def test_a_batch_that_does_not_fit_becomes_a_micro_batch(
     doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    ordinary = trial._step
+    ordinary = micro_batch._step
 
     def step_of_a_small_device(*given: object) -> object:
         if len(given[4].images) > 3:  # type: ignore[attr-defined]
             raise error
         return ordinary(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trial, "_step", step_of_a_small_device)
+    monkeypatch.setattr(micro_batch, "_step", step_of_a_small_device)
     code, found = doctor(*flags)
     assert code == 2
     assert found["memory"][0] == "problem"
@@ -121,15 +121,15 @@ def test_the_doctor_finds_the_batch_that_the_run_would_find(
     doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """And examines the run with that one."""
-    ordinary = trial._step
+    ordinary = micro_batch._step
 
     def step_of_a_small_device(*given: object) -> object:
         if len(given[4].images) > 3:  # type: ignore[attr-defined]
             raise torch.OutOfMemoryError("CUDA out of memory")
         return ordinary(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trial, "_step", step_of_a_small_device)
-    monkeypatch.setattr(trial, "_LEAST_GAIN", -1e9)  # on a busy machine 2 images may seem to be slower than 1
+    monkeypatch.setattr(micro_batch, "_step", step_of_a_small_device)
+    monkeypatch.setattr(micro_batch, "_LEAST_GAIN", -1e9)  # on a busy machine 2 images may seem to be slower than 1
     at = flags.index(TINY_DECODER[0])
     words = flags if stage == "pretrain" else [*flags[:at], *flags[at + len(TINY_DECODER) :]]
     code, found = doctor(stage, *words, "--batch_size", "auto")
@@ -154,7 +154,7 @@ def test_a_device_without_room_for_one_image(doctor: Doctor, flags: list[str], m
     def full(*given: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trial, "_step", full)
+    monkeypatch.setattr(micro_batch, "_step", full)
     code, found = doctor(*flags)
     assert code == 2
     assert "not even 1 images at a time fit into memory" in found["step"][1]

@@ -19,7 +19,7 @@ from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError
 from mae.evaluation.classification import Accuracy, evaluate
-from mae.training.distributed import start_accelerator
+from mae.training.processes.accelerator import start_accelerator
 
 STATISTICS = PixelStatistics((0.5,), (0.25,))
 DATA = DataSettings(image_size=(8,), channels=1, crop_pct=1.0)

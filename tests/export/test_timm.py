@@ -22,8 +22,8 @@ from mae.models.encoder import build_encoder
 from mae.models.settings import SIZES, EncoderSettings, MaskedAutoencoderSettings
 from mae.models.weights import file_tensors, read_weights
 from mae.pipelines.export import ExportSettings, run
-from mae.training.checkpoint_manifest import DataPosition, Standing, step_folder
-from mae.training.checkpoint_writer import CheckpointWriter
+from mae.training.checkpoints.manifest import DataPosition, Standing, step_folder
+from mae.training.checkpoints.writer import CheckpointWriter
 
 SOURCE = Path("runs/one/model.safetensors")
 

@@ -15,10 +15,10 @@ from mae.errors import UserError
 from mae.pipelines import finetune, pretrain
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
-from mae.training import trial
-from mae.training.checkpoint_manifest import Standing
-from mae.training.checkpoint_writer import CheckpointWriter
-from mae.training.run_folder import RunFolder
+from mae.training import micro_batch
+from mae.training.checkpoints.manifest import Standing
+from mae.training.checkpoints.writer import CheckpointWriter
+from mae.training.run_folder.folder import RunFolder
 
 MODEL = ["--model.width", "16", "--model.depth", "2", "--model.heads", "2", "--model.patch_size", "2"]
 DATA = ["--data.workers", "0", "--data.image_size", "8", "--data.channels", "1", "--data.crop_pct", "1"]
@@ -92,7 +92,7 @@ def test_a_batch_size_found_by_trial_pairs_images_and_leaves_no_trace(
     shards: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mixup and cutmix take pairs, so the least to be tried are two."""
-    monkeypatch.setattr(trial, "_LEAST_GAIN", -1e9)  # on a busy machine 8 images may seem to be slower than 4
+    monkeypatch.setattr(micro_batch, "_LEAST_GAIN", -1e9)  # on a busy machine 8 images may seem to be slower than 4
     places = ["--data.shards", str(shards), "--eval_shards", str(held_out), "--run_dir", str(tmp_path / "auto")]
     finetune.main([*TINY, *places, "--epochs", "1", "--optim.warmup_epochs", "0", "--batch_size", "auto"])
     assert "micro_batch_size auto takes 8 images at a time" in capsys.readouterr().out

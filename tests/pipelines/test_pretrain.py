@@ -20,9 +20,9 @@ from mae.models.autoencoder import MaskedAutoencoder
 from mae.pipelines import pretrain
 from mae.pipelines.pretrain import PretrainSettings, run
 from mae.settings import load_yaml, parse, to_dict
-from mae.training import trial
-from mae.training.checkpoint_manifest import Standing
-from mae.training.checkpoint_writer import CheckpointWriter
+from mae.training import micro_batch
+from mae.training.checkpoints.manifest import Standing
+from mae.training.checkpoints.writer import CheckpointWriter
 
 TINY = [
     "--epochs", "4", "--batch_size", "8", "--log_every", "1", "--checkpoint_every", "3", "--picture_every", "1000",
@@ -251,7 +251,7 @@ def test_a_batch_size_found_by_trial_is_said_and_kept_and_leaves_no_trace(
 ) -> None:
     """Another outcome of a second trial would change the last bits of a run that goes on."""
     command = [*TINY, "--batch_size", "auto", "--data.shards", str(shards), "--run_dir", str(tmp_path / "auto")]
-    monkeypatch.setattr(trial, "_LEAST_GAIN", -1e9)  # on a busy machine 8 images may seem to be slower than 4
+    monkeypatch.setattr(micro_batch, "_LEAST_GAIN", -1e9)  # on a busy machine 8 images may seem to be slower than 4
     with monkeypatch.context() as patch, pytest.raises(UnpluggedError):
         unplug_at(6, patch)
         pretrain.main(command)
@@ -259,8 +259,8 @@ def test_a_batch_size_found_by_trial_is_said_and_kept_and_leaves_no_trace(
     assert line.endswith("takes 8 images at a time: they are the whole share of a process; batch of 8 = 1 x 1 x 8")
     assert load_yaml(tmp_path / "auto" / "settings.yaml")["micro_batch_size"] == 8
 
-    def surprising(*given: object, **more: object) -> trial.Fit:
-        return trial.Fit(2, "the device has shrunk")
+    def surprising(*given: object, **more: object) -> micro_batch.Fit:
+        return micro_batch.Fit(2, "the device has shrunk")
 
     monkeypatch.setattr(pretrain, "fit_micro_batch", surprising)
     pretrain.main(command)

@@ -18,9 +18,9 @@ from mae.errors import UserError
 from mae.models.positions import resample_positions
 from mae.pipelines import export, finetune, pretrain
 from mae.settings import dump, load_yaml, parse, to_dict
-from mae.training.checkpoint_manifest import Standing
-from mae.training.checkpoint_writer import CheckpointWriter
-from mae.training.run_folder import RunFolder
+from mae.training.checkpoints.manifest import Standing
+from mae.training.checkpoints.writer import CheckpointWriter
+from mae.training.run_folder.folder import RunFolder
 
 SAMPLES, CLASSES, STEPS = 16, 4, 4
 COMMON = [

@@ -10,7 +10,7 @@ from mae.models.patches import patchify
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.pipelines.pretrain import PretrainSettings
 from mae.report.run import trivial_loss, write_pretrain_report
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder.folder import RunFolder
 
 RECORD = {
     "kind": "train",

@@ -12,12 +12,12 @@ from mae.data.loader import load
 from mae.data.settings import DataSettings
 from mae.models.description import describe_model
 from mae.models.settings import EncoderSettings
-from mae.training.checkpoint_manifest import DataPosition, Standing
-from mae.training.distributed import start_accelerator
+from mae.training.checkpoints.manifest import DataPosition, Standing
 from mae.training.loop import Job
 from mae.training.optimizer import OptimSettings, build_optimizer, cosine_schedule, parameter_groups
+from mae.training.processes.accelerator import start_accelerator
 from mae.training.progress import TrainingProgress
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import TrainSettings
 from mae.training.state import TrainingState
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from mae.data.batches import Batch
 from mae.errors import CheckpointError, PreemptedError, UserError
-from mae.training import checkpoint
-from mae.training.checkpoint_manifest import step_folder
-from mae.training.checkpoint_writer import CheckpointWriter
+from mae.training.checkpoints.manifest import step_folder
+from mae.training.checkpoints.reader import newest_checkpoint, verify_checkpoint
+from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.loop import Job, training
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder.folder import RunFolder
 from training.jobs import job_of
 
 OnTwoRanks = Callable[[Callable[[], Any]], list[Any]]
@@ -107,14 +107,14 @@ def test_after_so_many_skips_in_a_row_the_weights_go_back_once_and_the_data_go_o
     rollback = one.folder.rollback()
     assert rollback is not None
     assert (rollback.step, rollback.samples) == (6, 9 * 8)
-    final = checkpoint.verify(step_folder(one.folder.checkpoints, TOTAL))
+    final = verify_checkpoint(step_folder(one.folder.checkpoints, TOTAL))
     assert final.position.samples == (TOTAL + 3) * 8
     steps = [record["step"] for record in one.folder.metrics()]
     assert steps == sorted(set(steps))
 
     # The same as a run that had never seen those data.
     before = job(shard, tmp_path / "run", log_every=log_every)
-    found = checkpoint.verify(step_folder(one.folder.checkpoints, 6))
+    found = verify_checkpoint(step_folder(one.folder.checkpoints, 6))
     before.state.restore(found)
     position = replace(found.position, samples=9 * 8)
     standing = replace(found.standing, position=position)
@@ -126,7 +126,7 @@ def test_the_second_time_the_run_ends_with_good_checkpoints_n02_n03(shard: Path,
     one = job(shard, tmp_path / "run", bad_steps=[6, 7, 8, 11, 12, 13])
     with pytest.raises(UserError, match=r"3 steps in a row were skipped .* again after a return to a checkpoint"):
         run(one)
-    found = checkpoint.newest(one.folder.checkpoints, lambda text: None)
+    found = newest_checkpoint(one.folder.checkpoints, lambda text: None)
     assert found is not None
     assert all(tensor.isfinite().all() for tensor in found.tensors("model").values())
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["reason"] == "error"
@@ -201,7 +201,7 @@ def interrupted(one: Job, at: int, number: signal.Signals = signal.SIGTERM) -> N
 def resumed(shard: Path, run_dir: Path, log_every: int = 1) -> Job:
     """The job of the same command, started again."""
     again = job(shard, run_dir, log_every=log_every)
-    found = checkpoint.newest(again.folder.checkpoints, lambda text: None)
+    found = newest_checkpoint(again.folder.checkpoints, lambda text: None)
     assert found is not None
     again.state.restore(found)
     return replace(again, start=found.standing)

@@ -14,7 +14,7 @@ from mae.models.description import describe_model
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.weights import file_tensors, write_weights
 from mae.training.origin import Origin, find_origin, fit_data
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder.folder import RunFolder
 
 SHAPE: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "patch_size": (4,)}
 SETTINGS = MaskedAutoencoderSettings(**SHAPE, decoder_width=12, decoder_depth=1, decoder_heads=3)

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from mae.errors import UserError
-from mae.training.checkpoint import newest
-from mae.training.checkpoint_manifest import DataPosition, Standing
-from mae.training.checkpoint_writer import CheckpointWriter
+from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.reader import newest_checkpoint
+from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.ema import WeightAverage
 from mae.training.optimizer import OptimSettings, build_optimizer, parameter_groups
 from mae.training.state import TrainingState, published
@@ -49,7 +49,7 @@ def test_weights_moments_steps_average_position_and_notes_come_back_c15(decay: f
     _, _, before = trained(0, decay)
     save(tmp_path, before)
     _, optimizer, after = trained(1, decay)
-    found = newest(tmp_path, lambda text: None)
+    found = newest_checkpoint(tmp_path, lambda text: None)
     assert found is not None
     after.restore(found)
     assert found.standing == STANDING
@@ -65,7 +65,7 @@ def test_a_run_without_an_average_can_begin_one_c15(tmp_path: Path) -> None:
     _, _, before = trained(0, None)
     save(tmp_path, before)
     _, _, after = trained(1, 0.9)
-    found = newest(tmp_path, lambda text: None)
+    found = newest_checkpoint(tmp_path, lambda text: None)
     assert found is not None
     after.restore(found)
     trainable = after.tensors()["ema"]
@@ -76,7 +76,7 @@ def test_another_model_is_refused_by_name_c09(tmp_path: Path) -> None:
     _, _, before = trained(0, None)
     save(tmp_path, before)
     _, _, wider = trained(0, None, width=5)
-    found = newest(tmp_path, lambda text: None)
+    found = newest_checkpoint(tmp_path, lambda text: None)
     assert found is not None
     with pytest.raises(UserError, match=r"another model .*0\.weight is \[3, 4\] instead of \[3, 5\]"):
         wider.restore(found)
@@ -91,7 +91,7 @@ def test_the_average_is_shown_and_published_and_the_weights_stay(tmp_path: Path)
         assert not torch.equal(shown.state_dict()["0.weight"], weights["0.weight"])
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     save(tmp_path, state)
-    found = newest(tmp_path, lambda text: None)
+    found = newest_checkpoint(tmp_path, lambda text: None)
     assert found is not None
     final = published(found)
     assert all(torch.equal(final[name], average.get(name, weights[name])) for name in weights)

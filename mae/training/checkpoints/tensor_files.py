@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from mae.files import flush
-from mae.training.checkpoint_manifest import MALFORMED, FileIdentity
+from mae.training.checkpoints.manifest import MALFORMED, FileIdentity
 
 _DTYPES = {
     torch.float64: "F64",

@@ -22,12 +22,12 @@ from safetensors import safe_open
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from mae.errors import UserError
-from mae.training import checkpoint_writer
-from mae.training.checkpoint import Checkpoint, newest, verify
-from mae.training.checkpoint_files import HostCopy
-from mae.training.checkpoint_manifest import step_folder
-from mae.training.checkpoint_writer import CheckpointWriter, bytes_needed, superseded
-from training.checkpoints import GROUPS, groups, names, standing, write
+from mae.training.checkpoints import writer as checkpoint_writer
+from mae.training.checkpoints.manifest import step_folder
+from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, verify_checkpoint
+from mae.training.checkpoints.tensor_files import HostCopy
+from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed, superseded
+from training.checkpoints.samples import GROUPS, groups, names, standing, write
 
 LARGE = 60_000
 """Numbers in a tensor; a checkpoint of three takes 720 kB."""
@@ -38,7 +38,7 @@ def steps(root: Path) -> list[int]:
 
 
 def found_in(root: Path) -> Checkpoint:
-    found = newest(root, lambda text: None)
+    found = newest_checkpoint(root, lambda text: None)
     assert found is not None
     return found
 
@@ -137,7 +137,7 @@ def test_training_goes_on_while_it_is_written(tmp_path: Path, monkeypatch: pytes
             for tensor in group.values():
                 tensor.fill_(8.0)
         notes["losses"].append(2.0)
-        assert newest(tmp_path, pytest.fail) is None
+        assert newest_checkpoint(tmp_path, pytest.fail) is None
         go.set()
         writer.wait()
     require_consistent(found_in(tmp_path))
@@ -157,7 +157,7 @@ def test_one_save_is_in_progress_at_most(tmp_path: Path, monkeypatch: pytest.Mon
     writer.close()
     assert steps(tmp_path) == [1, 2]
     for step in (1, 2):
-        require_consistent(verify(step_folder(tmp_path, step)))
+        require_consistent(verify_checkpoint(step_folder(tmp_path, step)))
 
 
 def test_a_mistake_of_the_program_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_leftovers_of_dead_runs_are_removed_and_never_loaded_c16(tmp_path: Path)
     write(tmp_path, 20).rename(tmp_path / ".tmp-gone-step-000000020-dead.2")
     (tmp_path / ".tmp-000000010-dead.1.failed-0").mkdir()
     (tmp_path / ".tmp-file").write_bytes(b"")
-    assert newest(tmp_path, pytest.fail) is None
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
     write(tmp_path, 10)
     assert names(tmp_path) == ["step-000000010"]
 
@@ -528,7 +528,7 @@ def test_leaving_does_not_wait_long_for_the_dead_c02(tmp_path: Path, monkeypatch
     first.close()
     assert time.monotonic() - began < 10
     assert first.failure is not None
-    assert newest(tmp_path, pytest.fail) is None
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -566,7 +566,7 @@ def test_parts_of_a_save_given_up_never_mix_with_those_of_the_next(tmp_path: Pat
     first = CheckpointWriter(tmp_path, 1, rank=0, writers=2, leg="another")
     first.save(groups(20), {}, standing(20))
     time.sleep(0.1)
-    assert newest(tmp_path, pytest.fail) is None
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
     second = CheckpointWriter(tmp_path, 1, rank=1, writers=2, leg="another")
     second.save(groups(20), {}, standing(20))
     first.wait()
@@ -582,7 +582,7 @@ def wholes() -> dict[str, torch.Tensor]:
 
 
 def save_in_parts(root: Path) -> list[Any]:
-    from mae.training.distributed import start_accelerator
+    from mae.training.processes.accelerator import start_accelerator
 
     rank = start_accelerator("fp32").process_index
     mesh = init_device_mesh("cpu", (2,))
@@ -616,6 +616,6 @@ def test_rows_saved_by_two_ranks_are_whole_for_any_number_c18(
         kept = lost.read_bytes()
         lost.unlink()
         with pytest.raises(UserError, match=lost.name):
-            newest(tmp_path, lambda text: None)
+            newest_checkpoint(tmp_path, lambda text: None)
         lost.write_bytes(kept)
     assert found_in(tmp_path).step == 20

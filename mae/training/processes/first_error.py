@@ -26,7 +26,7 @@ from torch.distributed import DistError
 
 from mae.data.loader import kill_workers, worker_failure
 from mae.errors import INTERRUPTED_EXIT_CODE, UserError, first_of, one_line_errors
-from mae.training.rendezvous import has_launchers_store, start_word
+from mae.training.processes.rendezvous import has_launchers_store, start_word
 
 _SECONDS_TO_CONNECT = 5.0
 # Of a rank that is gone, some connections break earlier than others; it may be the one with the store.

@@ -25,12 +25,9 @@ from mae.data.settings import DataSettings
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.settings import MaskedAutoencoderSettings
-from mae.training import trial
-from mae.training.distributed import start_accelerator
+from mae.training import micro_batch
 from mae.training.memory import memory_in_use
-from mae.training.optimizer import OptimSettings
-from mae.training.settings import TrainSettings
-from mae.training.trial import (
+from mae.training.micro_batch import (
     Cost,
     Fit,
     OutOfRoomError,
@@ -41,6 +38,9 @@ from mae.training.trial import (
     micro_batch_sizes,
     take_steps,
 )
+from mae.training.optimizer import OptimSettings
+from mae.training.processes.accelerator import start_accelerator
+from mae.training.settings import TrainSettings
 
 DATA = DataSettings(channels=1, image_size=(4,), mean=(0.5,), std=(0.5,))
 POWERS = [1 << power for power in range(9)]
@@ -178,7 +178,7 @@ def test_nothing_is_left_of_a_trial() -> None:
     assert find(plan_batches(8, 1, None), ema_decay=0.9).images in (1, 2, 4, 8)
     assert (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()) == before
     random.seed(1)
-    with trial._without_trace(torch.device("cpu")):
+    with micro_batch._without_trace(torch.device("cpu")):
         expected = random.random()
     assert random.random() == expected
 
@@ -188,7 +188,7 @@ def test_a_step_costs_time_and_memory() -> None:
     model = Layer(width=1 << 16)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    batch = trial._random_batch(64, DATA, patches=0)
+    batch = micro_batch._random_batch(64, DATA, patches=0)
     before = memory_in_use(accelerator.device)
     cost = take_steps(accelerator, model, optimizer, loss_of, batch, micro_batches=2)
     assert 0 < cost.least_seconds <= cost.seconds
@@ -216,10 +216,10 @@ def foreseen_and_measured() -> tuple[float, float]:
     accelerator, data = start_accelerator("fp32"), replace(DATA, image_size=(32,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     few, half, whole = (
-        take_steps(accelerator, model, optimizer, pretraining_loss, trial._random_batch(images, data, 64), 2)
+        take_steps(accelerator, model, optimizer, pretraining_loss, micro_batch._random_batch(images, data, 64), 2)
         for images in (8, 64, 128)
     )
-    fixed = few.resting_bytes + trial.gradient_bytes(model)
+    fixed = few.resting_bytes + micro_batch.gradient_bytes(model)
     return half.bytes_for(128, fixed) - fixed, whole.peak_bytes - fixed
 
 
@@ -230,7 +230,7 @@ def pretraining_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def test_a_limit_that_nobody_tells_of_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ulimit -v`, say; the process lives on, and so does the search."""
-    monkeypatch.setattr(trial, "_LEAST_GAIN", -1e9)
+    monkeypatch.setattr(micro_batch, "_LEAST_GAIN", -1e9)
     accelerator = start_accelerator("fp32")
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -272,7 +272,7 @@ def test_only_a_lack_of_memory_is_one(error: Exception, expected: type[Exception
 
     with pytest.raises(expected):
         take_steps(start_accelerator("fp32"), model, torch.optim.AdamW(model.parameters()), failing,
-                   trial._random_batch(2, DATA, patches=0))  # fmt: skip
+                   micro_batch._random_batch(2, DATA, patches=0))  # fmt: skip
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -288,14 +288,14 @@ def test_a_model_that_does_not_fit_by_itself_is_told_in_one_line() -> None:
 
 
 def test_processes_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "total_memory", lambda device: 1000)
-    monkeypatch.setattr(trial, "free_memory", lambda device: 500)
-    monkeypatch.setattr(trial, "memory_in_use", lambda device: 100)
+    monkeypatch.setattr(micro_batch, "total_memory", lambda device: 1000)
+    monkeypatch.setattr(micro_batch, "free_memory", lambda device: 500)
+    monkeypatch.setattr(micro_batch, "memory_in_use", lambda device: 100)
     cpu = torch.device("cpu")
-    assert trial._room(cpu, here=1, running=1) == 500
-    assert trial._room(cpu, here=4, running=1) == 125, "the three others are not there yet"
-    assert trial._room(cpu, here=4, running=4) == 200
-    assert trial._room(torch.device("cuda"), here=4, running=1) == 500, "each has a GPU of its own"
+    assert micro_batch._room(cpu, here=1, running=1) == 500
+    assert micro_batch._room(cpu, here=4, running=1) == 125, "the three others are not there yet"
+    assert micro_batch._room(cpu, here=4, running=4) == 200
+    assert micro_batch._room(torch.device("cuda"), here=4, running=1) == 500, "each has a GPU of its own"
 
 
 def test_a_share_that_is_no_multiple_of_what_stays_together_is_refused() -> None:

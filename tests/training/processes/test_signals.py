@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mae.training import signals
-from mae.training.signals import STOP_SIGNALS, stop_on_signal
+from mae.training.processes import signals
+from mae.training.processes.signals import STOP_SIGNALS, stop_on_signal
 
 
 def soon(condition: Callable[[], object]) -> bool:

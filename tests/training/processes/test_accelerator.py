@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from mae.errors import UserError
-from mae.training.distributed import Ballot, Stacks, library_versions, require_agreement, start_accelerator
+from mae.training.processes.accelerator import Ballot, Stacks, library_versions, require_agreement, start_accelerator
 
 
 def test_one_process_on_the_cpu_runs_in_fp32() -> None:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 
-from mae.training.checkpoint_files import (
+from mae.training.checkpoints.manifest import FileIdentity
+from mae.training.checkpoints.tensor_files import (
     DamagedFileError,
     HostCopy,
     LocalRows,
@@ -27,7 +28,6 @@ from mae.training.checkpoint_files import (
     read_tensors,
     require_whole,
 )
-from mae.training.checkpoint_manifest import FileIdentity
 
 DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -84,7 +84,7 @@ def test_a_file_without_tensors_is_one_too(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_size_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mae.training.checkpoint_files._PIECE", 7)
+    monkeypatch.setattr("mae.training.checkpoints.tensor_files._PIECE", 7)
     identity = write(tmp_path / "model.safetensors", {"w": torch.arange(9.0)})
     assert identity == FileIdentity.of(tmp_path / "model.safetensors")
     assert torch.equal(load_file(tmp_path / "model.safetensors")["w"], torch.arange(9.0))
@@ -246,7 +246,7 @@ def test_a_header_that_claims_too_much_is_refused(data: bytes, tmp_path: Path) -
 
 
 def on_a_mesh(work: Callable[[], Any]) -> Callable[[], Any]:
-    from mae.training.distributed import start_accelerator
+    from mae.training.processes.accelerator import start_accelerator
 
     def run() -> Any:
         start_accelerator("fp32")

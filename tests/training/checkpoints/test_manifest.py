@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae.training.checkpoint_manifest import FileIdentity, Manifest, is_set_aside, step_folder, step_of
-from training.checkpoints import standing
+from mae.training.checkpoints.manifest import FileIdentity, Manifest, is_set_aside, step_folder, step_of
+from training.checkpoints.samples import standing
 
 MANIFEST = Manifest(
     standing(5, best=0.5, pending=True, losses=[1.0, 2e-300]),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mae.errors import UserError
-from mae.training.run_folder import RunFolder, settings_hash
+from mae.training.run_folder.folder import RunFolder, settings_hash
 from mae.training.settings import TrainSettings
 
 

@@ -22,9 +22,9 @@ from torch import Tensor, distributed
 from mae import __version__
 from mae.errors import UserError
 from mae.processes import end_with_launcher
-from mae.training.first_error import answer_roll_calls
-from mae.training.rendezvous import INIT_METHOD
-from mae.training.sharded import shard_on_any_device, sharding_asked_for
+from mae.training.processes.first_error import answer_roll_calls
+from mae.training.processes.fsdp2 import shard_on_any_device, sharding_asked_for
+from mae.training.processes.rendezvous import INIT_METHOD
 
 Precision = Literal["auto", "bf16", "fp32"]
 

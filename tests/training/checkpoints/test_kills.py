@@ -14,9 +14,9 @@ import pytest
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
-from mae.training.checkpoint import Checkpoint, newest
-from mae.training.checkpoint_writer import CheckpointWriter
-from training.checkpoints import GROUPS, groups, names, standing, write
+from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint
+from mae.training.checkpoints.writer import CheckpointWriter
+from training.checkpoints.samples import GROUPS, groups, names, standing, write
 
 NUMBERS = 100_000
 """In a tensor; a checkpoint of three takes 1.2 MB."""
@@ -72,7 +72,7 @@ def last_acknowledged(path: Path) -> int:
 
 
 def require_whole(root: Path, acknowledged: Path) -> Checkpoint:
-    found = newest(root, pytest.fail)
+    found = newest_checkpoint(root, pytest.fail)
     assert found is not None
     assert found.step >= last_acknowledged(acknowledged)
     for group in GROUPS:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mae.errors import CheckpointError, UserError
-from mae.training.checkpoint import newest, require_same_data, verify
-from mae.training.checkpoint_manifest import BadCheckpointError
-from training.checkpoints import GROUPS, groups, names, standing, write
+from mae.training.checkpoints.manifest import BadCheckpointError
+from mae.training.checkpoints.reader import newest_checkpoint, require_same_data, verify_checkpoint
+from training.checkpoints.samples import GROUPS, groups, names, standing, write
 
 FIXTURES = Path(__file__).parent / "fixtures"
 POSITION = standing(10).position
@@ -20,7 +20,7 @@ POSITION = standing(10).position
 def test_what_was_saved_is_found_and_read(tmp_path: Path) -> None:
     write(tmp_path, 9)
     path = write(tmp_path, 10)
-    found = newest(tmp_path, pytest.fail)
+    found = newest_checkpoint(tmp_path, pytest.fail)
     assert found is not None
     assert found.path == path
     assert (found.step, found.position, found.standing) == (10, POSITION, standing(10))
@@ -30,14 +30,14 @@ def test_what_was_saved_is_found_and_read(tmp_path: Path) -> None:
 
 
 def test_a_group_that_was_not_saved_is_empty(tmp_path: Path) -> None:
-    found = verify(write(tmp_path, 10, tensors={"model": groups(10)["model"]}))
+    found = verify_checkpoint(write(tmp_path, 10, tensors={"model": groups(10)["model"]}))
     assert found.tensors("ema") == {}
     assert found.tensors("optimizer") == {}
 
 
 def test_tensors_stay_when_their_file_is_gone(tmp_path: Path) -> None:
     path = write(tmp_path, 10)
-    tensors = verify(path).tensors("model")
+    tensors = verify_checkpoint(path).tensors("model")
     for file in path.iterdir():
         file.write_bytes(b"")
     shutil.rmtree(path)
@@ -60,7 +60,7 @@ def test_any_damage_is_named_and_the_one_before_is_used_c06_c10(name: str, damag
     elif damage == "bit":
         path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     said: list[str] = []
-    found = newest(tmp_path, said.append)
+    found = newest_checkpoint(tmp_path, said.append)
     assert found is not None
     assert found.step == 10
     assert len(said) == 1
@@ -68,40 +68,40 @@ def test_any_damage_is_named_and_the_one_before_is_used_c06_c10(name: str, damag
     assert name in said[0]
     # Asked for by name, it is refused.
     with pytest.raises(BadCheckpointError, match=f"checkpoint {path.parent} cannot be used: .*{name}"):
-        verify(path.parent)
+        verify_checkpoint(path.parent)
 
 
 def test_what_is_no_part_of_a_checkpoint_is_damage_c06(tmp_path: Path) -> None:
     path = write(tmp_path, 10)
     (path / "optimizer.pt").write_bytes(b"")
     with pytest.raises(BadCheckpointError, match=r"optimizer\.pt is no part of it"):
-        verify(path)
+        verify_checkpoint(path)
 
 
 def test_a_checkpoint_that_was_renamed_is_of_no_step(tmp_path: Path) -> None:
     write(tmp_path, 10).rename(tmp_path / "step-000000020")
     said: list[str] = []
     with pytest.raises(CheckpointError):
-        newest(tmp_path, said.append)
+        newest_checkpoint(tmp_path, said.append)
     assert said == ["checkpoint step-000000020 is not used: its manifest is of step 10"]
 
 
 def test_the_greatest_step_is_the_newest_however_many_digits_it_has_c11(tmp_path: Path) -> None:
     for step in (999_999_999, 1_000_000_000):
         write(tmp_path, step)
-    found = newest(tmp_path, pytest.fail)
+    found = newest_checkpoint(tmp_path, pytest.fail)
     assert found is not None
     assert found.step == 1_000_000_000
 
 
 def test_an_empty_folder_or_none_is_a_fresh_start(tmp_path: Path) -> None:
-    assert newest(tmp_path, pytest.fail) is None
-    assert newest(tmp_path / "none", pytest.fail) is None
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
+    assert newest_checkpoint(tmp_path / "none", pytest.fail) is None
 
 
 def test_a_save_that_was_cut_short_is_a_fresh_start_c16(tmp_path: Path) -> None:
     write(tmp_path, 10).rename(tmp_path / ".tmp-000000010-leg.1")
-    assert newest(tmp_path, pytest.fail) is None
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
 
 
 @pytest.mark.parametrize("remains", ["no manifest", "empty", "file", "other name", "dead link"])
@@ -119,7 +119,7 @@ def test_remains_are_no_fresh_start_c07_c17(remains: str, tmp_path: Path) -> Non
     with pytest.raises(
         CheckpointError, match=r"no checkpoint in .* is intact \(checkpoint step-.* is not used"
     ) as error:
-        newest(tmp_path, lambda text: None)
+        newest_checkpoint(tmp_path, lambda text: None)
     assert error.value.exit_code == 4
 
 
@@ -131,22 +131,22 @@ def test_a_folder_one_cannot_look_into_is_no_fresh_start_c07(trouble: str, tmp_p
     else:
         root.symlink_to(tmp_path / "a disk that is not mounted")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        newest(root, pytest.fail)
+        newest_checkpoint(root, pytest.fail)
 
 
 def test_a_missing_path_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpointError, match="there is no such folder"):
-        verify(tmp_path / "step-000000010")
+        verify_checkpoint(tmp_path / "step-000000010")
 
 
 def test_format_version_1_is_refused_by_its_version_c12() -> None:
     with pytest.raises(BadCheckpointError, match="its format version is 1, this program reads 2"):
-        verify(FIXTURES / "checkpoint-v1" / "step-000000005")
+        verify_checkpoint(FIXTURES / "checkpoint-v1" / "step-000000005")
 
 
 @pytest.mark.parametrize("name", ["checkpoint-v2", "checkpoint-v2-sharded"])
 def test_format_version_2_is_read_c12_c18(name: str) -> None:
-    found = newest(FIXTURES / name, pytest.fail)
+    found = newest_checkpoint(FIXTURES / name, pytest.fail)
     assert found is not None
     assert found.standing == standing(5, best={"knn": 0.5})
     assert torch.equal(found.tensors("model")["blocks.0.attn.qkv.weight"], torch.arange(15.0).view(5, 3))
@@ -159,11 +159,11 @@ def test_a_newer_format_is_not_guessed_at_c12(tmp_path: Path) -> None:
     path = write(tmp_path, 10) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
     with pytest.raises(BadCheckpointError, match="format version is 3, this program reads 2"):
-        verify(path.parent)
+        verify_checkpoint(path.parent)
 
 
 def test_damage_after_it_was_verified_is_an_error_too(tmp_path: Path) -> None:
-    found = verify(write(tmp_path, 10))
+    found = verify_checkpoint(write(tmp_path, 10))
     (found.path / "model.safetensors").write_bytes(b"")
     with pytest.raises(BadCheckpointError, match=r"model\.safetensors is no intact safetensors file"):
         found.tensors("model")
@@ -172,13 +172,13 @@ def test_damage_after_it_was_verified_is_an_error_too(tmp_path: Path) -> None:
 def test_reading_changes_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, 10)
     before = {file.name: file.read_bytes() for file in path.iterdir()}
-    verify(path).tensors("model")["model.weight"].zero_()
+    verify_checkpoint(path).tensors("model")["model.weight"].zero_()
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert names(tmp_path) == ["step-000000010"]
 
 
 def test_another_version_of_the_order_is_refused_by_name_o13(tmp_path: Path) -> None:
-    found = verify(write(tmp_path, 10))
+    found = verify_checkpoint(write(tmp_path, 10))
     older = replace(found, standing=replace(found.standing, position=replace(POSITION, order_version=1)))
     with pytest.raises(UserError, match="another order version: 1, now 2"):
         require_same_data(older, POSITION.fingerprint, POSITION.global_batch)
@@ -189,7 +189,7 @@ def test_another_version_of_the_order_is_refused_by_name_o13(tmp_path: Path) -> 
     [("e" * 64, 8, "another data"), ("f" * 64, 16, "another global batch: 8, now 16")],
 )
 def test_other_data_are_refused_by_name(fingerprint: str, batch: int, words: str, tmp_path: Path) -> None:
-    found = verify(write(tmp_path, 10))
+    found = verify_checkpoint(write(tmp_path, 10))
     require_same_data(found, POSITION.fingerprint, POSITION.global_batch)
     with pytest.raises(UserError, match=words):
         require_same_data(found, fingerprint, batch)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from mae.data.order import ORDER_VERSION
 from mae.errors import CheckpointError, UserError, first_of
-from mae.training.checkpoint_files import DamagedFileError, files_of, groups_of, read_tensors, require_whole
-from mae.training.checkpoint_manifest import (
+from mae.training.checkpoints.manifest import (
     MANIFEST_FILE,
     BadCheckpointError,
     DataPosition,
@@ -25,6 +24,7 @@ from mae.training.checkpoint_manifest import (
     is_set_aside,
     step_of,
 )
+from mae.training.checkpoints.tensor_files import DamagedFileError, files_of, groups_of, read_tensors, require_whole
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Checkpoint:
             raise BadCheckpointError(self.path, str(error)) from None
 
 
-def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
+def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that verifies; each newer one that does not is named to `report`.
 
     Raises:
@@ -72,7 +72,7 @@ def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
     rejected: list[str] = []
     for path in _checkpoints(root):
         try:
-            checkpoint = verify(path)
+            checkpoint = verify_checkpoint(path)
             if checkpoint.step != step_of(path):
                 raise BadCheckpointError(path, f"its manifest is of step {checkpoint.step}")
         except BadCheckpointError as error:
@@ -87,7 +87,7 @@ def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def verify(path: Path) -> Checkpoint:
+def verify_checkpoint(path: Path) -> Checkpoint:
     """Hold every file of a checkpoint against the manifest.
 
     Raises:

@@ -24,8 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from mae.errors import UserError
 from mae.files import sync, write_atomically
-from mae.training.checkpoint_files import HostCopy, LocalRows, file_name, local_rows
-from mae.training.checkpoint_manifest import (
+from mae.training.checkpoints.manifest import (
     MANIFEST_FILE,
     SET_ASIDE,
     FileIdentity,
@@ -35,7 +34,8 @@ from mae.training.checkpoint_manifest import (
     step_folder,
     step_of,
 )
-from mae.training.distributed import library_versions
+from mae.training.checkpoints.tensor_files import HostCopy, LocalRows, file_name, local_rows
+from mae.training.processes.accelerator import library_versions
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Groups (`model`, `optimizer`, `ema`) of named tensors, each whole or distributed by rows."""

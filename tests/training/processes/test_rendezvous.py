@@ -10,8 +10,8 @@ import pytest
 from torch import distributed
 from torch.distributed import DistStoreError, HashStore, Store
 
-from mae.training.distributed import start_accelerator
-from mae.training.rendezvous import _agree, start_word
+from mae.training.processes.accelerator import start_accelerator
+from mae.training.processes.rendezvous import _agree, start_word
 
 
 def start(store: Store, ranks: int, late: int | None = None) -> set[str]:

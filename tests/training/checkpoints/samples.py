@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.training.checkpoint_manifest import DataPosition, Standing, step_folder
-from mae.training.checkpoint_writer import CheckpointWriter
+from mae.training.checkpoints.manifest import DataPosition, Standing, step_folder
+from mae.training.checkpoints.writer import CheckpointWriter
 
 GROUPS = ("model", "optimizer", "ema")
 

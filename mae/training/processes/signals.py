@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from mae.errors import is_rank_zero
-from mae.training.first_error import is_in_trouble
+from mae.training.processes.first_error import is_in_trouble
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

@@ -22,7 +22,7 @@ from mae.errors import UserError, first_of
 from mae.files import write_atomically
 from mae.models.weights import write_weights
 from mae.settings import dump, flatten, load_yaml, to_dict
-from mae.training.checkpoint_manifest import MODEL_FILE
+from mae.training.checkpoints.manifest import MODEL_FILE
 from mae.training.settings import AUTO, FREE_ON_RESUME, TrainSettings
 
 Settings = TypeVar("Settings", bound=TrainSettings)

@@ -17,12 +17,12 @@ from mae.data.order import ORDER_VERSION
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.settings import MaskedAutoencoderSettings
-from mae.training.checkpoint import verify
-from mae.training.checkpoint_manifest import DataPosition, Standing
-from mae.training.checkpoint_writer import CheckpointWriter
+from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.reader import verify_checkpoint
+from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.guard import poisoned, step_unless
 from mae.training.optimizer import OptimSettings, build_optimizer, parameter_groups, set_learning_rate
-from mae.training.sharded import is_sharded, local_value, shard_on_any_device, sharding_asked_for, whole
+from mae.training.processes.fsdp2 import is_sharded, local_value, shard_on_any_device, sharding_asked_for, whole
 from mae.training.state import TrainingState
 
 TwoRanks = Callable[[Callable[[], Any]], list[Any]]
@@ -208,7 +208,7 @@ def train_and_save(root: Path) -> list[float]:
 
 def load_and_train(root: Path) -> list[float]:
     trainer = Trainer()
-    found = verify(root / "step-000000005")
+    found = verify_checkpoint(root / "step-000000005")
     trainer.state.restore(found)
     saved = {
         f"{group}: {name}": t for group in ("model", "optimizer", "ema") for name, t in found.tensors(group).items()

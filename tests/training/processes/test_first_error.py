@@ -18,9 +18,9 @@ from accelerate.state import AcceleratorState, GradientState
 from torch.distributed import TCPStore
 
 from mae.errors import BadDataError, PreemptedError, UserError
-from mae.training import first_error
-from mae.training.distributed import Ballot, start_accelerator
-from mae.training.first_error import errors_said_once, failure_of
+from mae.training.processes import first_error
+from mae.training.processes.accelerator import Ballot, start_accelerator
+from mae.training.processes.first_error import errors_said_once, failure_of
 
 HOST = socket.gethostname()
 
