@@ -41,7 +41,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mae import keyed
-from mae.data.batches import TrainBatches, plan_batches
+from mae.data.batch import BatchRecipe, to_device
 from mae.data.images import turbojpeg
 from mae.data.images.augment import NUMBERS_PER_SAMPLE, AugmentSettings, TrainViews, crop_box
 from mae.data.images.decode import decode_pixels
@@ -50,10 +50,11 @@ from mae.data.indexing import open_index
 from mae.data.loader import load
 from mae.data.order import Order
 from mae.data.packing.shrink import shrink
+from mae.data.plan import plan_batches
 from mae.data.scan import RECORD, scan
 from mae.data.settings import DataSettings
+from mae.data.train_batches import TrainBatches
 from mae.keyed import Purpose
-from mae.training.loop import to_device
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BATCH, MEMORY_BATCH, MEMORY_BATCHES = 64, 256, 24
@@ -157,7 +158,7 @@ def ours_batches(index: ShardIndex, how: Ours, batch: int, side: int = SIDE, cha
         image_size=(side,), channels=channels, threads=how.threads, views_per_image=how.views,
         keep_decoded=how.keep_decoded, cache_dir=index.folder.parent,
     )  # fmt: skip
-    return TrainBatches(index, plan_batches(batch, 1, None), 0, 0, data, AUGMENTATION)
+    return TrainBatches(index, plan_batches(batch, 1, None), 0, BatchRecipe(0, data, AUGMENTATION))
 
 
 def ours_loader(shards: Sequence[Path], how: Ours, batch: int, side: int = SIDE, channels: int = 3) -> Epoch:
@@ -589,7 +590,7 @@ def run_device(root: Path, where: Literal["cpu", "device"]) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = ours_index(Forms(root / "many").shards(), root / "many" / "cache")
     data = DataSettings(image_size=(SIDE,), decode_on=where, cache_dir=index.folder.parent)
-    batches = TrainBatches(index, plan_batches(BATCH, 1, None), 0, 0, data, AUGMENTATION)
+    batches = TrainBatches(index, plan_batches(BATCH, 1, None), 0, BatchRecipe(0, data, AUGMENTATION))
     stream = load(batches, range(10**9), len(os.sched_getaffinity(0)), device.type == "cuda")
     for batch in islice(stream, 8):  # warms up
         to_device(batch, device)

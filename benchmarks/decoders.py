@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from mae.data.batches import EvalBatches
+from mae.data.eval_batches import EvalBatches
 from mae.data.loader import normalize
 from mae.data.prepare import open_shards
 from mae.data.settings import DataSettings

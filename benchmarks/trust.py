@@ -45,18 +45,20 @@ from PIL import Image
 from torch.distributed.run import main as torchrun
 from webdataset import TarWriter
 
-from mae.data.batches import plan_batches
+from mae.data.batch import to_device
 from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
-from mae.models.flops import autoencoder_flops
-from mae.pipelines.pretrain import PretrainSettings, build_batches, build_model, loss_function
+from mae.data.plan import plan_batches
+from mae.data.source import IndexedSource
 from mae.settings import parse
+from mae.tasks.pretraining import Pretraining, PretrainSettings
 from mae.training.checkpoints.tensor_files import HostCopy
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.guard import poisoned, step_unless
-from mae.training.loop import Job, _Loop, seed_step, to_device
+from mae.training.job import Job
+from mae.training.loop import _Loop, seed_step
 from mae.training.meter import Meter, Steps
-from mae.training.optimizer import parameter_groups, set_learning_rate
+from mae.training.optimizer import set_learning_rate
 from mae.training.processes.accelerator import Ballot, Stacks, start_accelerator
 from mae.training.processes.signals import StopRequest, stop_on_signal
 from mae.training.progress import TrainingProgress
@@ -194,8 +196,8 @@ def finish(jobs: Iterable[Job]) -> None:
 
 def bare_steps(job: Job) -> Iterator[int]:
     """The steps of `mae.training.loop` without all that is measured here."""
-    meter = Meter(job.accelerator, job.folder, job.progress, job.max_bad_samples)
-    batches = job.batches_from(0, job.total)
+    meter = Meter(job.accelerator, job.folder, job.progress, job.settings.data.max_bad_samples)
+    batches = job.micro_batches(0, job.total)
     with job.progress.running(0, job.total):
         for step in range(job.total):
             seed_step(job.settings.seed, step, job.accelerator.process_index)
@@ -204,7 +206,7 @@ def bare_steps(job: Job) -> Iterator[int]:
             with job.accelerator.autocast():
                 loss = job.loss_of(job.model, to_device(batch, job.accelerator.device))
             job.accelerator.backward(loss / job.plan.accumulation)
-            norm = job.accelerator.clip_grad_norm_(job.model.parameters(), job.clip_grad or math.inf)
+            norm = job.accelerator.clip_grad_norm_(job.model.parameters(), job.settings.optim.clip_grad or math.inf)
             job.optimizer.step()
             job.optimizer.zero_grad()
             meter.add(torch.stack([loss.detach()]).mean(), norm, [batch.ids])
@@ -218,7 +220,7 @@ def bare_steps(job: Job) -> Iterator[int]:
 def report(job: Job, meter: Meter, done: int) -> None:
     """A line of the log, as the loop writes it."""
     meter.read(done)
-    timing = meter.timing(job.plan.global_batch, job.flops_per_image)
+    timing = meter.timing(job.plan.global_batch, job.task.flops_per_image)
     record = {"kind": "train", "step": done, **meter.steps.means(), **timing}
     if job.accelerator.is_main_process:
         job.folder.log(record)
@@ -260,7 +262,7 @@ def save_times(world: World, job: Job) -> tuple[Times, Times]:
     steps = count()
 
     def save() -> None:
-        writer.save(tensors, job.description.metadata(), replace(job.start, step=next(steps)))
+        writer.save(tensors, job.task.description.metadata(), replace(job.start, step=next(steps)))
 
     return added(take), added(save, calls=CALLS // 10)
 
@@ -288,21 +290,9 @@ def start(world: World, checkpoint_every: int) -> Job:
     settings = replace(
         settings, data=data, batch_size=batch_size, checkpoint_every=checkpoint_every, log_every=LOG_EVERY
     )
-    model = build_model(settings)
     plan = plan_batches(settings.batch_size, accelerator.num_processes, None)
-    return start_job(
-        accelerator=accelerator,
-        settings=settings,
-        model=model,
-        kind="masked autoencoder",
-        encoder=settings.model,
-        optim=settings.optim,
-        groups=parameter_groups(model, settings.optim.weight_decay),
-        batches=build_batches(settings, world.index, plan, accelerator.process_index),
-        loss_of=loss_function(settings),
-        flops_per_image=autoencoder_flops(settings.model, data.size, data.channels).training,
-        progress=TrainingProgress("trust", enabled=False),
-    )
+    task = Pretraining(settings, IndexedSource(world.index))
+    return start_job(task, plan, accelerator, TrainingProgress("trust", enabled=False))
 
 
 def write_shards(folder: Path) -> None:

@@ -13,9 +13,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from mae.models.settings import MaskedAutoencoderSettings
-from mae.pipelines.finetune import FinetuneSettings
-from mae.pipelines.pretrain import PretrainSettings
 from mae.settings import parse
+from mae.tasks.finetuning import FinetuneSettings
+from mae.tasks.pretraining import PretrainSettings
 from mae.training.processes.fsdp2 import sharding_asked_for
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -1,9 +1,12 @@
 """Imports point one way; pipelines never import each other."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from mae.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,9 +18,12 @@ FLOORS = (
     ("mae.data",),
     ("mae.data.packing",),
     ("mae.training",),
-    ("mae.evaluation", "mae.export", "mae.report"),
-    ("mae.pipelines",),
-    ("mae.demo", "mae.doctor", "mae.cli", "mae.__main__"),
+    ("mae.tasks",),
+    ("mae.evaluation", "mae.export"),
+    ("mae.report",),
+    ("mae.doctor",),
+    ("mae.cli", "mae.__main__"),
+    ("mae.demo", "mae.pipelines"),
 )
 
 
@@ -51,6 +57,21 @@ def imported(path: Path) -> set[str]:
 
 
 SOURCES = sorted([*(ROOT / "mae").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
+
+
+def test_nothing_but_the_command_line_imports_a_pipeline() -> None:
+    importing = [module_name(path) for path in SOURCES if any(".pipelines." in name for name in imported(path))]
+    assert importing == []
+    assert {module for module, _ in COMMANDS.values()} >= {"mae.pipelines.pretrain", "mae.pipelines.finetune"}
+
+
+def test_no_import_cycles() -> None:
+    """Lazy imports count as well."""
+    graph = {module_name(path): imported(path) - {module_name(path)} for path in SOURCES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

@@ -16,9 +16,9 @@ from mae.data.store.shards import expand
 from mae.errors import UserError
 from mae.models.description import read_description
 from mae.models.weights import read_weights
-from mae.pipelines.finetune import FinetuneSettings
-from mae.pipelines.pretrain import PretrainSettings
 from mae.settings import parse
+from mae.tasks.finetuning import FinetuneSettings
+from mae.tasks.pretraining import PretrainSettings
 from mae.training.checkpoints.manifest import (
     MANIFEST_FILE,
     BadCheckpointError,

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from mae.errors import UserError
-from mae.pipelines.finetune import FinetuneSettings
-from mae.pipelines.pretrain import PretrainSettings, run
+from mae.pipelines.pretrain import run
 from mae.settings import check, dump, flatten, load_yaml, parse, to_dict
+from mae.tasks.finetuning import FinetuneSettings
+from mae.tasks.pretraining import PretrainSettings
 from mae.training.optimizer import cosine_schedule
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mae.data.batches import Batch
+from mae.data.batch import Batch
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError, first_of
 from mae.processes import end_with_parent

@@ -1,8 +1,8 @@
-"""Batches from shards that can only be read from front to back, by webdataset's own pipeline.
+"""Training batches from shards that can only be read from front to back, by webdataset's own pipeline.
 
-The promises are weaker than those of the indexed reader, and `PROMISES` says so to the user: shards are drawn at
-random for ever, so an epoch is only a number of samples. What does hold: each tar is read whole and strictly before
-any of it is used, nothing in it is ever run, and each process and worker draws its own share of the shards.
+The promises are weaker than those of the indexed reader, and `PROMISES` tells the user so: shards are drawn at random
+without end, so an epoch is only a number of samples. Still, each tar is read whole and strictly before any of it is
+used, nothing in it is ever run, and each process and worker draws its own share of the shards.
 """
 
 import random
@@ -15,17 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import webdataset as wds
-from jaxtyping import UInt8
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mae import keyed
-from mae.data.batches import Batch, BatchPlan, empty_batch, require_whole_images
-from mae.data.images.augment import NUMBERS_PER_SAMPLE, AugmentSettings, TrainViews, eval_view
-from mae.data.images.decode import decode
+from mae.data.batch import Batch, BatchRecipe, TrainingBatches, empty_batch
+from mae.data.images.augment import NUMBERS_PER_SAMPLE, TrainViews
 from mae.data.indexing import local_copy
+from mae.data.plan import BatchPlan, require_whole_images
 from mae.data.scan import label_of, samples
-from mae.data.settings import DataSettings
 from mae.data.store.shards import Shard
 from mae.data.tar import mapped, walk
 from mae.errors import BadImageError, UserError
@@ -33,7 +30,7 @@ from mae.keyed import Purpose
 
 PROMISES = (
     "data.reader is stream: shards are drawn at random with replacement, an epoch is data.stream_samples samples, "
-    "images may repeat or be missing in it, and a resumed run goes on with other images; "
+    "images may repeat or be missing in it, and a resumed run continues with other images; "
     "the indexed reader has none of these limits"
 )
 
@@ -47,49 +44,44 @@ class StreamSample(NamedTuple):
     label: int
 
 
-class StreamBatches:
-    """An endless stream of micro-batches; their rows have no sample ids, which are -1."""
+class StreamBatches(TrainingBatches):
+    """An endless stream of micro-batches; their rows have no sample ids: all are -1."""
 
-    def __init__(
-        self,
-        shards: list[Shard],
-        plan: BatchPlan,
-        rank: int,
-        seed: int,
-        data: DataSettings,
-        augmentation: AugmentSettings,
-        patches: int = 0,
-    ) -> None:
-        self.shards, self.plan, self.rank, self.seed = shards, plan, rank, seed
-        self.data, self.augmentation, self.patches = data, augmentation, patches
-        require_whole_images(plan, data)
+    def __init__(self, shards: list[Shard], plan: BatchPlan, rank: int, recipe: BatchRecipe) -> None:
+        self._shards, self.plan, self.rank, self.recipe = shards, plan, rank, recipe
+        require_whole_images(plan, recipe.data.views_per_image)
 
     @property
     def samples(self) -> int:
-        """Samples that count as an epoch."""
-        assert self.data.stream_samples is not None
-        return self.data.stream_samples
+        """Number of samples that count as an epoch."""
+        assert self.recipe.data.stream_samples is not None
+        return self.recipe.data.stream_samples
 
     @property
     def fingerprint(self) -> str:
-        """Of the names and sizes of the shards; what is in them is not known."""
-        return sha256("".join(f"{shard.name}\0{shard.size}\0" for shard in self.shards).encode()).hexdigest()
+        """Hash of the names and sizes of the shards; their contents are not known beforehand."""
+        return sha256("".join(f"{shard.name}\0{shard.size}\0" for shard in self._shards).encode()).hexdigest()
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Shards that hold the data."""
+        return self._shards
 
     def starting_at(self, micro_step: int) -> Dataset[Batch]:
-        """The stream for a run that goes on at `micro_step`: other draws than those before."""
+        """Return the stream for a run that resumes at `micro_step`: it draws other shards than before."""
         return _Stream(self, micro_step)
 
     def iterate(self, start: int, worker: int, workers: int) -> Iterator[Batch]:
-        """The micro-batches that one of the workers of this process makes."""
+        """Yield the micro-batches that one of the workers of this process makes."""
         shares, share = self.plan.processes * workers, self.rank * workers + worker
-        key = keyed.key(Purpose.STREAM, self.seed, start, share)
-        buffer = self.data.window_chunks * self.data.chunk_samples
+        key = keyed.key(Purpose.STREAM, self.recipe.seed, start, share)
+        buffer = self.recipe.data.window_chunks * self.recipe.data.chunk_samples
         yield from wds.DataPipeline(
-            # All draw the same shards, and each opens every so-manieth of them.
+            # All workers draw the same list of shards; worker `share` of `shares` opens every `shares`-th of it.
             wds.ResampledShards(
-                [str(place) for place in range(len(self.shards))],
+                [str(place) for place in range(len(self._shards))],
                 deterministic=True,
-                worker_seed=lambda: int(keyed.key(Purpose.STREAM, self.seed, start)),
+                worker_seed=lambda: int(keyed.key(Purpose.STREAM, self.recipe.seed, start)),
             ),
             lambda drawn: islice(drawn, share, None, shares),
             self._read,
@@ -99,27 +91,28 @@ class StreamBatches:
 
     def _read(self, drawn: Iterable[dict[str, Any]]) -> Iterator[StreamSample]:
         for item in drawn:
-            yield from read_samples(self.shards[int(item["url"])], self.data.cache)
+            yield from read_samples(self._shards[int(item["url"])], self.recipe.data.cache)
 
     def _batches(self, stream: Iterable[StreamSample], key: np.uint64) -> Iterator[Batch]:
         source, lost = iter(stream), ""
         for number in count():
-            batch = empty_batch(self.plan.per_process, self.data, self.patches)
+            batch = empty_batch(self.plan.per_process, self.recipe.data, self.recipe.noise_columns)
             if not lost:
                 try:
-                    self._make(batch, source, keyed.key(Purpose.STREAM, int(key), number))
+                    self._fill(batch, source, keyed.key(Purpose.STREAM, int(key), number))
                 except UserError as error:
                     lost = str(error)
             yield batch._replace(lost=lost)
 
-    def _make(self, batch: Batch, source: Iterator[StreamSample], key: np.uint64) -> None:
-        """Fill a batch with the next good images; with more bad ones than are allowed the rest stays black."""
-        views, rows = self.data.views_per_image, np.arange(len(batch.images))
+    def _fill(self, batch: Batch, source: Iterator[StreamSample], key: np.uint64) -> None:
+        """Fill a batch with the next good images; after more bad ones than are allowed, the rest stays black."""
+        data, rows = self.recipe.data, np.arange(len(batch.images))
+        views, noise_columns = data.views_per_image, self.recipe.noise_columns
         numbers = keyed.uniform(key, rows, NUMBERS_PER_SAMPLE)
         words = keyed.bits(key ^ np.uint64(Purpose.AUGMENT), rows, 1)[:, 0].tolist()
-        batch.noise.copy_(torch.from_numpy(keyed.uniform_float32(key ^ np.uint64(Purpose.MASK), rows, self.patches)))
-        cut, row = TrainViews(batch.images, numbers, self.augmentation, words), 0
-        while row < len(rows) and len(batch.bad) <= self.data.max_bad_samples:
+        batch.noise.copy_(torch.from_numpy(keyed.uniform_float32(key ^ np.uint64(Purpose.MASK), rows, noise_columns)))
+        cut, row = TrainViews(batch.images, numbers, self.recipe.augment, words), 0
+        while row < len(rows) and len(batch.bad) <= data.max_bad_samples:
             sample = next(source)
             try:
                 cut.add(sample.image, range(row, row + views))
@@ -132,7 +125,7 @@ class StreamBatches:
 
 
 class _Stream(IterableDataset[Batch]):
-    """What a `DataLoader` iterates over, in each of its workers."""
+    """The stream as a `DataLoader` iterates over it, in each of its workers."""
 
     def __init__(self, batches: StreamBatches, start: int) -> None:
         self._batches, self._start = batches, start
@@ -143,10 +136,10 @@ class _Stream(IterableDataset[Batch]):
 
 
 def read_samples(shard: Shard, cache_dir: Path) -> Iterator[StreamSample]:
-    """The images of one shard, after all of it was found to be intact.
+    """Yield the images of one shard, after the whole shard was checked.
 
     Raises:
-        UserError: if it cannot be had, or is no intact tar.
+        UserError: if it cannot be read, or is a damaged tar.
     """
     with local_copy(shard, cache_dir) as source, mapped(source, str(shard)) as data, memoryview(data) as view:
         for sample in list(samples(list(walk(data)), str(shard))):
@@ -154,22 +147,3 @@ def read_samples(shard: Shard, cache_dir: Path) -> Iterator[StreamSample]:
                 member = sample.files[sample.image]
                 image = bytes(view[member.offset : member.offset + member.size])
                 yield StreamSample(f"{shard}: {member.name}", image, label_of(sample, view, str(shard)))
-
-
-def first_images(shard: Shard, most: int, data: DataSettings) -> UInt8[Tensor, "images channels height width"]:
-    """The first images of a shard that are not bad, as evaluation cuts them.
-
-    Raises:
-        UserError: if all are bad.
-    """
-    found: list[Tensor] = []
-    for sample in read_samples(shard, data.cache):
-        try:
-            found.append(eval_view(decode(sample.image, data.channels), data.size, data.crop_pct))
-        except BadImageError as error:
-            reason = f"{sample.name} ({error})"
-        if len(found) == most:
-            break
-    if not found:
-        raise UserError(f"all images of {shard} are bad, the last: {reason}")
-    return torch.stack(found)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mae.doctor import data, machine, run, speed
 from mae.doctor.finding import Finding, Verdict, counted
-from mae.doctor.stages import STAGES, Pretraining
+from mae.doctor.stages import STAGES, PretrainExamination
 from mae.errors import USER_ERROR_EXIT_CODE, UserError, one_line_errors
 
 Check = Callable[[Any], Finding]
@@ -63,7 +63,7 @@ def examine(stage: str, argv: Sequence[str], say: Callable[[str], None]) -> Iter
 def main(argv: Sequence[str] | None = None) -> None:
     """`mae doctor`; exits with 2 unless the run should be started."""
     words = list(sys.argv[1:] if argv is None else argv)
-    stage = words.pop(0) if words and words[0] in STAGES else Pretraining.stage
+    stage = words.pop(0) if words and words[0] in STAGES else PretrainExamination.stage
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     names: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
     with one_line_errors():

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mae.data.index import ShardIndex
+from mae.data.source import IndexedSource, StreamedSource
 from mae.data.statistics import PixelStatistics
 from mae.data.store.shards import is_gzipped
 from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.places import nearest_folder
-from mae.doctor.stages import Finetuning
+from mae.doctor.stages import FinetuneExamination
 from mae.errors import first_of
 from mae.models.description import find_model
-from mae.training.origin import SCRATCH
+from mae.training.settings import SCRATCH
 
 # On a scale of 0..1: several times the error of a mean over 256 images.
 _MEAN_TOLERANCE = 0.05
@@ -27,15 +27,15 @@ _FEW_SMALL_IMAGES = 0.1
 
 def shards(examination: Examination) -> Finding:
     """All there, strictly read once, none twice; room for the cache of those that lie elsewhere."""
-    found, data, index = examination.shards, examination.settings.data, examination.index
+    found, data, source = examination.shards, examination.settings.data, examination.source
     size = sum(shard.size for shard in found)
     remote = [shard for shard in found if shard.is_remote]
     zipped = [shard for shard in found if is_gzipped(shard)]
     text = f"{counted(len(found), 'remote shard' if remote else 'local shard')}, {gigabytes(size)}"
-    if index is None:
-        text += ", read as a stream, without an index: an epoch is data.stream_samples samples"
+    if isinstance(source, IndexedSource):
+        text += f", {source.samples:,} samples, index in {source.index.folder}"
     else:
-        text += f", {len(index):,} samples, index in {index.folder}"
+        text += ", read as a stream, without an index: an epoch is data.stream_samples samples"
     if zipped:
         text += f", {len(zipped):,} of them unpacked into {data.cache}"
     problems = []
@@ -46,11 +46,11 @@ def shards(examination: Examination) -> Finding:
             f"the cache of remote shards may grow to {gigabytes(wanted)}, {data.cache} has room for {gigabytes(room)}: "
             "set data.cache_dir to a larger disk, or lower data.cache_bytes"
         )
-    return Finding(text, problems=tuple(problems), warnings=_repeated(index))
+    return Finding(text, problems=tuple(problems), warnings=_repeated(source))
 
 
-def _repeated(index: ShardIndex | None) -> tuple[str, ...]:
-    entries = [] if index is None else index.entries
+def _repeated(source: IndexedSource | StreamedSource) -> tuple[str, ...]:
+    entries = source.index.entries if isinstance(source, IndexedSource) else []
     counts = Counter(entry.digest for entry in entries)
     twice = [str(entry.shard) for entry in entries if counts[entry.digest] > 1]
     if not twice:
@@ -66,9 +66,7 @@ def images(examination: Examination) -> Finding:
         found += "".join(f", {n} with {counted(planes, 'channel')}" for planes, n in sorted(sample.planes.items()))
         sides = sorted(min(size) for size in sample.sizes)
         found += f", short sides {sides[0]} to {sides[-1]} pixels, median {statistics.median(sides):.0f}"
-    index = examination.index
-    samples = data.stream_samples if index is None else len(index)
-    expected = len(sample.bad) / sample.looked_at * samples
+    expected = len(sample.bad) / sample.looked_at * examination.source.samples
     problems = []
     if expected > data.max_bad_samples:
         problems.append(
@@ -118,27 +116,28 @@ def pixels(examination: Examination) -> Finding:
     return Finding(found, warnings=(f"these differ by {mean_off:.2f} and {std_off:.0%}: {remedy}",))
 
 
-def labels(examination: Finetuning) -> Finding:
+def labels(examination: FinetuneExamination) -> Finding:
     """Every sample has one, every class has samples, and evaluation knows no other."""
-    counts = np.bincount(examination.labelled.label, minlength=examination.classes)
-    found = f"{examination.classes} classes with {counts.min():,} to {counts.max():,} samples each"
-    if examination.subset is not None:
-        found += f", of which {examination.settings.labels_per_class} each are trained on"
+    task = examination.labelled
+    index, held_out = task.source.index, task.held_out
+    counts = np.bincount(index.label, minlength=task.classes)
+    found = f"{task.classes} classes with {counts.min():,} to {counts.max():,} samples each"
+    if task.subset is not None:
+        found += f", of which {task.settings.labels_per_class} each are trained on"
     warnings = []
     if empty := np.flatnonzero(counts == 0).tolist():
         names = first_of([str(label) for label in empty], separator=", ")
         warnings.append(f"no sample has label {names}: pack the shards with the class list of those that are there")
-    held_out = examination.held_out
     if held_out is None:
         return Finding(f"{found}; no eval_shards, so no accuracy is measured", warnings=tuple(warnings))
     found += f"; {len(held_out):,} samples to evaluate on"
-    known = {entry.digest for entry in examination.labelled.entries}
+    known = {entry.digest for entry in index.entries}
     if seen := [str(entry.shard) for entry in held_out.entries if entry.digest in known]:
         warnings.append(f"eval_shards are trained on as well: {first_of(seen)}; hold some out")
     return Finding(found, warnings=tuple(warnings))
 
 
-def starting_weights(examination: Finetuning) -> Finding:
+def starting_weights(examination: FinetuneExamination) -> Finding:
     """Those of pretraining, for the same encoder and images."""
     init = examination.settings.init
     parameters = sum(parameter.numel() for parameter in examination.model.parameters())

@@ -10,25 +10,26 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mae.data.batches import BatchPlan, TrainBatches, plan_batches
-from mae.data.index import ShardIndex
-from mae.data.prepare import open_shards
+from mae.data.batch import TrainingBatches
+from mae.data.plan import BatchPlan, plan_batches
 from mae.data.settings import DataSettings
+from mae.data.source import IndexedSource, StreamedSource, open_source
 from mae.data.store.shards import Shard, expand
-from mae.data.stream import StreamBatches
 from mae.doctor.limits import open_files, shared_memory
-from mae.doctor.sample import ImageSample, look_at_index, look_at_stream
+from mae.doctor.sample import ImageSample, look_at
 from mae.doctor.trial import Trial, measure
 from mae.models.execution import checkpoint_activations
 from mae.processes import default_workers
 from mae.settings import check, parse
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, verify_checkpoint
-from mae.training.loop import LossOf, total_steps
-from mae.training.micro_batch import Fit
-from mae.training.optimizer import CosineSchedule, build_optimizer, cosine_schedule, parameter_groups
+from mae.training.job import total_steps
+from mae.training.micro_batch import MicroBatch, find_micro_batch
+from mae.training.optimizer import CosineSchedule, cosine_schedule
+from mae.training.origin import with_statistics
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import AUTO, spelled_out
+from mae.training.task import Task
 
 T = TypeVar("T")
 
@@ -117,19 +118,15 @@ class Examination(ABC):
         return expand(self.settings.data.shards)
 
     @Fact
-    def index(self) -> ShardIndex | None:
-        """Of the shards, made where the pipeline would make it; a stream has none."""
-        _ = self.shards  # what is wrong with their names is told once
-        if self.settings.data.reader == "stream":
-            return None
-        return open_shards(self.settings.data.shards, self.settings.data, self.say)
+    def source(self) -> IndexedSource | StreamedSource:
+        """Training data; a missing index is made, as the run would make it."""
+        _ = self.shards  # wrong names are reported by the check of the shards
+        return open_source(self.settings.data, self.say)
 
     @Fact
     def sample(self) -> ImageSample:
-        """Some of the images."""
-        if self.index is None:
-            return look_at_stream(self.shards[0], self.settings.data)
-        return look_at_index(self.index, self.settings.data)
+        """Some of the images, decoded."""
+        return look_at(self.source, self.settings.data)
 
     @Fact
     def folder(self) -> RunFolder:
@@ -137,19 +134,24 @@ class Examination(ABC):
         return RunFolder(self.settings.run_dir)
 
     @Fact
-    @abstractmethod
     def data(self) -> DataSettings:
-        """With mean and std filled in."""
+        """Data settings with mean and std filled in."""
+        return with_statistics(self.settings, self.source, self.say)
 
     @property
-    def measured(self) -> Any:
+    def with_data(self) -> Any:
         """The settings with mean and std."""
         return replace(self.settings, data=self.data)
 
     @property
     def resolved(self) -> Any:
         """The settings as the run folder holds them."""
-        return replace(self.measured, micro_batch_size=self.micro_batch_limit)
+        return replace(self.with_data, micro_batch_size=self.micro_batch_limit)
+
+    @property
+    @abstractmethod
+    def task(self) -> Task:
+        """The task of the run."""
 
     @Fact
     def plan(self) -> BatchPlan:
@@ -157,51 +159,41 @@ class Examination(ABC):
         return plan_batches(self.settings.batch_size, self.processes, self.micro_batch_limit)
 
     @Fact
-    def fit(self) -> Fit | None:
-        """The micro-batch that a trial finds; None if none is asked for, or the run has begun with its own."""
+    def found_micro_batch(self) -> MicroBatch | None:
+        """The micro-batch found by search; None if none is asked for, or the run began with one."""
         if self.folder.with_its_micro_batch(self.settings).micro_batch_size != AUTO:
             return None
-        return self.find_micro_batch(plan_batches(self.settings.batch_size, self.processes, None))
+        plan = plan_batches(self.settings.batch_size, self.processes, None)
+        return find_micro_batch(self.task, self.accelerator, plan, self.processes_here, running=1)
 
     @property
     def micro_batch_limit(self) -> int | None:
-        """As asked for, as the run began with, or as found by trial."""
-        if self.fit is not None:
-            return self.fit.images
+        """The micro-batch that is asked for, that the run began with, or that was found by search."""
+        if self.found_micro_batch is not None:
+            return self.found_micro_batch.images
         limit: int | None = self.folder.with_its_micro_batch(self.settings).micro_batch_limit
         return limit
 
-    @abstractmethod
-    def find_micro_batch(self, plan: BatchPlan) -> Fit:
-        """By the trial that the run would make."""
-
     @property
-    @abstractmethod
     def samples(self) -> int:
-        """In an epoch."""
+        """Number of samples in an epoch."""
+        return self.source.samples
 
     @property
     def unit(self) -> int:
-        """Images of which a micro-batch holds a multiple."""
-        return int(self.settings.unit)
-
-    @abstractmethod
-    def batches_of(self, plan: BatchPlan) -> TrainBatches | StreamBatches:
-        """What rank 0 trains on."""
+        """Number of images of which a micro-batch must hold a multiple."""
+        return self.task.unit
 
     @Fact
-    def batches(self) -> TrainBatches | StreamBatches:
-        """Those of the run."""
-        return self.batches_of(self.plan)
-
-    @abstractmethod
-    def loss_of(self, images: int) -> LossOf:
-        """The loss of micro-batches of so many images."""
+    def batches(self) -> TrainingBatches:
+        """Training batches of rank 0."""
+        self.task.loss_of(self.plan.per_process)  # mixup refuses an odd number of images
+        return self.task.batches(self.plan, rank=0)
 
     @Fact
-    @abstractmethod
     def model(self) -> nn.Module:
-        """As it would begin to train."""
+        """The model with its starting weights."""
+        return self.task.build_model()
 
     @Fact
     def total(self) -> int:
@@ -235,23 +227,7 @@ class Examination(ABC):
     @Fact
     def trial(self) -> Trial:
         """A few steps of the first batches, as the run would take them; not tried without what workers need."""
-        optim, plan = self.settings.optim, self.batches.plan
         _ = self.shared_memory, self.open_files
-        groups = parameter_groups(self.model, optim.weight_decay, getattr(optim, "layer_decay", 1.0))
         self.model.to(self.device)
         checkpoint_activations(self.model, self.settings.activation_checkpointing)
-        return measure(
-            self.accelerator,
-            self.model,
-            build_optimizer(groups, optim, self.device),
-            self._batches_of_one_process,
-            self.loss_of,
-            asked=plan.per_process,
-            micro_batches=min(2, plan.accumulation),
-            unit=self.unit,
-            data=self.data,
-            timeout=self.settings.timeout,
-        )
-
-    def _batches_of_one_process(self, images: int) -> TrainBatches | StreamBatches:
-        return self.batches_of(BatchPlan(images, processes=1, per_process=images, accumulation=1))
+        return measure(self.task, self.accelerator, self.model, self.batches.plan)

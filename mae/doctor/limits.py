@@ -4,8 +4,8 @@ import resource
 import shutil
 from pathlib import Path
 
-from mae.data.batches import BatchPlan, TrainBatches
-from mae.data.stream import StreamBatches
+from mae.data.batch import TrainingBatches
+from mae.data.plan import BatchPlan
 from mae.doctor.finding import counted, gigabytes
 from mae.errors import UserError
 
@@ -18,15 +18,15 @@ _PIPES_PER_WORKER = 4
 _SHARDS_OPEN_AT_MOST = 256
 
 
-def shared_memory(batches: TrainBatches | StreamBatches, processes_here: int, unit: int) -> str:
+def shared_memory(batches: TrainingBatches, processes_here: int, unit: int) -> str:
     """How much of /dev/shm the batches take in which workers hand over their images; containers often have 64 MB.
 
     Raises:
         UserError: if there is less.
     """
-    data, plan = batches.data, batches.plan
+    data, plan = batches.recipe.data, batches.plan
     height, width = data.size
-    row = data.channels * height * width + 8 + 8 + 4 * batches.patches  # image, label, id, noise
+    row = data.channels * height * width + 8 + 8 + 4 * batches.recipe.noise_columns  # image, label, id, noise
     ahead = data.workers * _BATCHES_AHEAD * processes_here
     needed, free = ahead * plan.per_process * row, shutil.disk_usage(_SHARED_MEMORY).free
     found = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mae.data.batches import plan_batches
+from mae.data.plan import plan_batches
 from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.places import broken_link, missing_mounts, nearest_folder
@@ -38,8 +38,8 @@ def batches(examination: Examination) -> Finding:
     found = f"{plan.global_batch} = {counted(plan.processes, 'process')} x {plan.per_process}"
     if plan.accumulation > 1:
         found += f" x {plan.accumulation} accumulated"
-    if examination.fit is not None:
-        found += f"; {examination.fit}"
+    if examination.found_micro_batch is not None:
+        found += f"; {examination.found_micro_batch}"
     others = [_deal(examination, processes) for processes in _USUAL_PROCESSES if processes != plan.processes]
     return Finding(f"{found}; {', '.join(others)}")
 

@@ -3,17 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-
-import numpy as np
 
 from mae.data.images.decode import decode, is_gray, native_channels
-from mae.data.index import ShardIndex
-from mae.data.reader import ImageReader
 from mae.data.settings import DataSettings
+from mae.data.source import NamedImage, Source
 from mae.data.statistics import PixelStatistics, PixelSums
-from mae.data.store.shards import Shard
-from mae.data.stream import read_samples
 from mae.errors import BadImageError, UserError
 
 IMAGES = 256
@@ -39,40 +33,19 @@ class ImageSample:
         return len(self.sizes) + len(self.bad)
 
 
-Image = tuple[str, bytes | UserError]
-"""Name, and bytes, or why there are none."""
-
-
-def look_at_index(index: ShardIndex, data: DataSettings) -> ImageSample:
-    """`IMAGES` images spread evenly over all shards."""
-    # Of remote shards these images alone are fetched, not the chunks that they lie in.
-    reader = ImageReader(index, data.cache, data.cache_bytes, chunk_samples=1)
-    ids = np.unique(np.linspace(0, len(index) - 1, IMAGES).astype(np.int64))
-    reader.will_need(ids)
-
-    def images() -> Iterator[Image]:
-        for place in reader.locate(ids):
-            try:
-                yield reader.name(place.sample_id), reader.read(place)
-            except UserError as error:
-                yield reader.name(place.sample_id), error
-
-    return _look_at(images(), data.channels)
-
-
-def look_at_stream(shard: Shard, data: DataSettings) -> ImageSample:
-    """The first `IMAGES` images of a shard: a stream cannot be read elsewhere.
+def look_at(source: Source, data: DataSettings) -> ImageSample:
+    """Decode `IMAGES` images of the source.
 
     Raises:
-        UserError: if it is damaged or holds none.
+        UserError: if a shard is damaged, or the source has no image.
     """
-    found = _look_at(((s.name, s.image) for s in islice(read_samples(shard, data.cache), IMAGES)), data.channels)
+    found = _look_at(source.some_images(IMAGES, data), data.channels)
     if not found.looked_at:
-        raise UserError(f"shard {shard} holds no image")
+        raise UserError(f"shard {source.shards[0]} holds no image")
     return found
 
 
-def _look_at(images: Iterator[Image], channels: int) -> ImageSample:
+def _look_at(images: Iterator[NamedImage], channels: int) -> ImageSample:
     sums, sizes, planes, bad = PixelSums(channels), list[tuple[int, int]](), Counter[int](), list[str]()
     for name, image in images:
         try:

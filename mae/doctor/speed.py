@@ -9,8 +9,8 @@ from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.limits import largest_micro_batch
 from mae.training.memory import free_memory, total_memory
-from mae.training.micro_batch import bytes_beside
 from mae.training.progress import duration
+from mae.training.step_cost import bytes_beside
 
 _TOO_LARGE = Finding("not examined, see memory", is_unknown=True)
 _TOLERABLE_WAIT = 0.1

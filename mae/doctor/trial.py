@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
-from mae.data.batches import Batch, TrainBatches
+from mae.data.batch import Batch
 from mae.data.loader import load
-from mae.data.settings import DataSettings
-from mae.data.stream import StreamBatches
+from mae.data.plan import BatchPlan
 from mae.errors import UserError, first_of
-from mae.training.loop import LossOf
-from mae.training.micro_batch import Cost, OutOfRoomError, gradient_bytes, take_steps
+from mae.training.optimizer import build_optimizer
+from mae.training.step_cost import Cost, OutOfRoomError, gradient_bytes, take_steps
+from mae.training.task import Task
 
 # On a CPU a batch as large as a GPU's would take minutes.
 _SECONDS_PER_STEP_ON_CPU = 3.0
@@ -28,8 +28,6 @@ _IMAGES_PER_TIMED_BATCH = 32
 # Batches per worker: until all are under way, timed, and still in the making when the last timed one is there, so that
 # as many are made beforehand at the end as at the begin.
 _FIRST_ROUNDS, _TIMED_ROUNDS, _ROUNDS_BEYOND = 2, 4, 2
-
-BatchesOf = Callable[[int], TrainBatches | StreamBatches]
 
 
 @dataclass(frozen=True)
@@ -61,29 +59,19 @@ class Trial:
         return self.fixed_bytes + (self.peak_bytes - self.fixed_bytes) * self.asked / self.images
 
 
-def measure(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Optimizer,
-    batches_of: BatchesOf,
-    loss_of: Callable[[int], LossOf],
-    *,
-    asked: int,
-    micro_batches: int,
-    unit: int,
-    data: DataSettings,
-    timeout: float,
-) -> Trial:
-    """Take some steps with so many micro-batches of `asked` images, or of as many as can be.
+def measure(task: Task, accelerator: Accelerator, model: nn.Module, plan: BatchPlan) -> Trial:
+    """Take some steps of real batches with the micro-batch of `plan`, or with the largest that fits.
 
     Raises:
-        UserError: if not even `unit` images fit on the device, or for lost data or more bad images than are allowed.
+        UserError: if not even `task.unit` images fit on the device, data are lost, or more images are bad than allowed.
     """
-    device = accelerator.device
+    device, asked, unit, optim = accelerator.device, plan.per_process, task.unit, task.settings.optim
+    optimizer = build_optimizer(task.parameter_groups(model), optim, device)
+    micro_batches = min(2, plan.accumulation)
 
     def cost_of(images: int) -> Cost:
-        batch = _first_batch(batches_of(images), device, data, timeout)
-        return take_steps(accelerator, model, optimizer, loss_of(images), batch, micro_batches)
+        batch = _first_batch(task, images, device)
+        return take_steps(accelerator, model, optimizer, task.loss_of(images), batch, micro_batches)
 
     begin = min(asked, _whole_units(_FEW_IMAGES, unit))
     few = _largest_that_fits(cost_of, begin, unit)
@@ -97,7 +85,7 @@ def measure(
         loss=few.loss,
         seconds_per_image=cost.seconds / cost.images,
         update_seconds=cost.update_seconds,
-        data_seconds_per_image=_seconds_of_data(batches_of, cost.images, unit, data.workers, timeout),
+        data_seconds_per_image=_seconds_of_data(task, cost.images),
         fixed_bytes=min(few.resting_bytes + gradient_bytes(model), cost.peak_bytes),
         peak_bytes=cost.peak_bytes,
     )
@@ -118,16 +106,21 @@ def _whole_units(images: int | float, unit: int) -> int:
     return max(1, int(images / unit)) * unit
 
 
-def _first_batch(
-    batches: TrainBatches | StreamBatches, device: torch.device, data: DataSettings, timeout: float
-) -> Batch:
-    """By the run's own loader.
+def _batches_of(task: Task, images: int) -> Dataset[Batch]:
+    """Return the batches of a run with one process that takes `images` images at a time."""
+    plan = BatchPlan(images, processes=1, per_process=images, accumulation=1)
+    return task.batches(plan, rank=0).starting_at(0)
+
+
+def _first_batch(task: Task, images: int, device: torch.device) -> Batch:
+    """Return the first batch, by the run's own loader.
 
     Raises:
-        UserError: if data are lost, or more images bad than are allowed.
+        UserError: if data are lost, or more images are bad than allowed.
     """
+    data, timeout = task.settings.data, task.settings.timeout
     on_gpu = device.type == "cuda"
-    batch = _next(load(batches.starting_at(0), range(1), min(1, data.workers), pin_memory=on_gpu, timeout=timeout))
+    batch = _next(load(_batches_of(task, images), range(1), min(1, data.workers), pin_memory=on_gpu, timeout=timeout))
     if len(batch.bad) > data.max_bad_samples:
         raise UserError(
             f"{len(batch.bad)} of the first {len(batch.images)} images are bad: {first_of(batch.bad, most=1)}"
@@ -142,15 +135,16 @@ def _next(batches: Iterator[Batch]) -> Batch:
     return batch
 
 
-def _seconds_of_data(batches_of: BatchesOf, images: int, unit: int, workers: int, timeout: float) -> float:
-    """For one image, once the workers are under way."""
-    size = min(images, _whole_units(_IMAGES_PER_TIMED_BATCH, unit))
+def _seconds_of_data(task: Task, images: int) -> float:
+    """Return the seconds per image, once all workers are busy."""
+    workers, timeout = task.settings.data.workers, task.settings.timeout
+    size = min(images, _whole_units(_IMAGES_PER_TIMED_BATCH, task.unit))
     abreast = max(1, workers)
     numbers = range(abreast * (_FIRST_ROUNDS + _TIMED_ROUNDS + _ROUNDS_BEYOND))
     with warnings.catch_warnings():
         # Of more workers than cores: `machine.processors` says so.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        batches = load(batches_of(size).starting_at(0), numbers, workers, timeout=timeout)
+        batches = load(_batches_of(task, size), numbers, workers, timeout=timeout)
         _next(batches)
     for _ in range(abreast * _FIRST_ROUNDS - 1):
         _next(batches)

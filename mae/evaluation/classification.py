@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from mae.data.batches import EvalBatches
+from mae.data.eval_batches import EvalBatches
 from mae.data.loader import load, normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError, first_of

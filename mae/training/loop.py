@@ -3,80 +3,33 @@
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from mae import keyed
-from mae.data.batches import Batch, BatchPlan
-from mae.data.images.device import decode_into
+from mae.data.batch import to_device
 from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.keyed import Purpose
-from mae.models.description import ModelDescription
 from mae.training.checkpoints.manifest import DataPosition, Standing
 from mae.training.checkpoints.reader import newest_checkpoint
-from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.guard import poisoned, step_unless
+from mae.training.job import Job
 from mae.training.meter import Meter, Steps
-from mae.training.optimizer import CosineSchedule, set_learning_rate
+from mae.training.optimizer import set_learning_rate
 from mae.training.processes.accelerator import Ballot, Stacks
 from mae.training.processes.first_error import failure_of
 from mae.training.processes.fsdp2 import local_value
 from mae.training.processes.signals import StopRequest, stop_on_signal
-from mae.training.progress import TrainingProgress, duration
-from mae.training.run_folder.folder import Rollback, RunFolder
-from mae.training.settings import TrainSettings
-from mae.training.state import TrainingState
+from mae.training.progress import duration
+from mae.training.run_folder.folder import Rollback
 
 _FAILED_WRITES_AT_MOST = 3
-
-
-LossOf = Callable[[nn.Module, Batch], Tensor]
-"""The loss of one micro-batch, which lies on the device."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that the loop works with; nothing in it changes but weights, optimiser state and notes."""
-
-    settings: TrainSettings
-    accelerator: Accelerator
-    model: nn.Module
-    """As Accelerate prepared it."""
-    state: TrainingState
-    """What is saved and restored."""
-    description: ModelDescription
-    optimizer: Optimizer
-    schedule: CosineSchedule
-    clip_grad: float | None
-    plan: BatchPlan
-    samples: int
-    """Samples in an epoch."""
-    max_bad_samples: int
-    """Bad images that may be replaced."""
-    batches_from: Callable[[int, int], Iterator[Batch]]
-    """(data position, steps) -> the micro-batches of this rank for so many steps."""
-    loss_of: LossOf
-    flops_per_image: int
-    """Of the model's training, forward and backward."""
-    folder: RunFolder
-    writer: CheckpointWriter | None
-    """On the ranks that write checkpoints."""
-    progress: TrainingProgress
-    start: Standing
-    """Where this start begins."""
-    total: int
-    """Steps of the whole run."""
-    notes: dict[str, Any] = field(default_factory=dict)
-    """What the pipeline wants to find again after a resume: plain JSON."""
 
 
 @contextmanager
@@ -110,33 +63,12 @@ def training(job: Job) -> Iterator[Iterator[int]]:
         job.folder.unlock()
 
 
-def total_steps(samples: int, epochs: float, batch_size: int) -> int:
-    """Steps in which every sample is seen at least `epochs` times."""
-    return math.ceil(samples * epochs / batch_size)
-
-
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Key every generator that a step may draw from (drop path, mixup) by the step itself."""
     word = int(keyed.key(Purpose.STEP, seed, step, rank))
     torch.manual_seed(word >> 1)
     np.random.seed(word & 0xFFFFFFFF)  # timm's mixup draws from the global generator
     random.seed(word)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors; from pinned memory the copy runs beside the computation.
-
-    Raises:
-        UserError: if images were left to the device, and it cannot decode them.
-    """
-    images = batch.images.to(device, non_blocking=True)
-    if batch.encoded is not None:
-        decode_into(images, batch.encoded, batch.ids)
-    return batch._replace(
-        images=images,
-        labels=batch.labels.to(device, non_blocking=True),
-        noise=batch.noise.to(device, non_blocking=True),
-    )
 
 
 class _Loop:
@@ -148,7 +80,7 @@ class _Loop:
         notes = job.start.notes
         self.owes_a_yield: bool = notes.get("owes_a_yield", False)
         self.meter = Meter(
-            job.accelerator, job.folder, job.progress, job.max_bad_samples, unlogged=notes.get("unlogged")
+            job.accelerator, job.folder, job.progress, job.settings.data.max_bad_samples, unlogged=notes.get("unlogged")
         )
         self.complaint: str | None = None
         self.go_to(job.start.step, job.start.position.samples)
@@ -156,7 +88,7 @@ class _Loop:
     def go_to(self, step: int, samples: int) -> None:
         """Stand after `step` steps, with the data at position `samples`."""
         self.done, self.samples = step, samples
-        self.batches = self.job.batches_from(samples, self.job.total - step)
+        self.batches = self.job.micro_batches(samples, self.job.total - step)
 
     def steps(self) -> Iterator[int]:
         """Yields the number of steps done."""
@@ -194,7 +126,9 @@ class _Loop:
         seed_step(job.settings.seed, self.done, job.accelerator.process_index)
         set_learning_rate(job.optimizer, job.schedule(self.done))
         loss, ids = self.backward()
-        norm = local_value(job.accelerator.clip_grad_norm_(job.model.parameters(), job.clip_grad or math.inf))
+        norm = local_value(
+            job.accelerator.clip_grad_norm_(job.model.parameters(), job.settings.optim.clip_grad or math.inf)
+        )
         step_unless(job.optimizer, ~norm.isfinite())
         job.optimizer.zero_grad()
         job.state.update_average()
@@ -225,11 +159,11 @@ class _Loop:
             late = len(rows) - 1 - rows.index(job.settings.skip_at_most)
             self.samples -= late * job.plan.global_batch
             return job.settings.skip_at_most
-        timing = self.meter.timing(job.plan.global_batch, job.flops_per_image)
+        timing = self.meter.timing(job.plan.global_batch, job.task.flops_per_image)
         record = {
             "kind": "train",
             "step": done,
-            "epoch": done * job.plan.global_batch / job.samples,
+            "epoch": job.epoch_after(done),
             "lr": job.schedule(done - 1),
             **self.meter.steps.means(),
             **timing,
@@ -325,7 +259,7 @@ class _Loop:
         position = DataPosition(self.samples, job.start.position.fingerprint, job.plan.global_batch)
         standing = Standing(self.done, position, job.start.settings, {"pipeline": dict(job.notes), **notes})
         if job.writer is not None:
-            job.writer.save(job.state.tensors(), job.description.metadata(), standing)
+            job.writer.save(job.state.tensors(), job.task.description.metadata(), standing)
 
     def complain(self) -> None:
         """Say once what is wrong with the last checkpoint; training goes on, and tries again at the next."""

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mae.data.batches import Batch
+from mae.data.batch import Batch
 from mae.errors import BadDataError, first_of
 from mae.models.flops import peak_flops
 from mae.training.memory import peak_memory

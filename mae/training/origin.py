@@ -1,4 +1,4 @@
-"""Where the weights of a new run come from: the model of an earlier one, its images perhaps of another size."""
+"""Origin of a new run's weights: the model of an earlier run, perhaps trained on images of another size."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,14 +8,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mae.data.settings import DataSettings
+from mae.data.source import Source
 from mae.errors import UserError
 from mae.models.description import ModelDescription, find_model, read_description
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.weights import for_grid, has_decoder, read_weights
 from mae.training.run_folder.folder import RunFolder
-
-SCRATCH = "none"
-"""Of the setting `init`: from nowhere."""
+from mae.training.settings import SCRATCH, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,26 @@ def find_origin(init: str, run: RunFolder) -> Origin | None:
         return Origin(init, path, model, has_decoder(file.keys()))
 
 
-def fit_data(origin: Origin, settings: EncoderSettings, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
+def with_statistics(settings: TrainSettings, source: Source, say: Callable[[str], None]) -> DataSettings:
+    """Return the data settings of a run with mean and std filled in.
+
+    They are those that the run began with, else those that are set, else those of the model that `init` names, else
+    those of the data.
+
+    Raises:
+        UserError: if `init` names another model than the settings describe, or mean and std cannot be found.
+    """
+    folder = RunFolder(settings.run_dir)
+    data = folder.with_its_statistics(settings.data)
+    origin = find_origin(settings.init, folder)
+    if origin is not None:
+        data = inherit_normalization(origin, settings.model, data, say)
+    return source.with_statistics(data, say)
+
+
+def inherit_normalization(
+    origin: Origin, settings: EncoderSettings, data: DataSettings, say: Callable[[str], None]
+) -> DataSettings:
     """`data` with mean and std as set, else as the model saw its images; what will not be as it was is said.
 
     Raises:

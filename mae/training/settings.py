@@ -2,15 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
 
+from mae.data.images.augment import AugmentSettings
+from mae.data.settings import DataSettings
 from mae.models.execution import Checkpointing
+from mae.models.settings import EncoderSettings
 from mae.settings import check
+from mae.training.optimizer import OptimSettings
 
 AUTO: Final = "auto"
+"""Value of `micro_batch_size` that asks for a search."""
+SCRATCH: Final = "none"
+"""Value of `init` that asks for random weights."""
 _BATCH_SIZE, _MICRO_BATCH_SIZE = ("--batch_size", "--batch-size"), "--micro_batch_size"
 
 
@@ -20,6 +27,9 @@ class TrainSettings:
 
     run_dir: Path
     """Folder of this run: settings, log, checkpoints, pictures, report. The same command resumes it."""
+    init: str = SCRATCH
+    """Folder of a finished run, or a .safetensors file of one, whose weights a new run starts with, on a schedule of
+    its own; its images may have had another size. none: random weights. To resume a run, give its run_dir instead."""
     seed: int = 0
     """Key of every random number: weights, order, crops, masks, drop path."""
     epochs: float = 100.0
@@ -59,6 +69,10 @@ class TrainSettings:
     """Let a resumed run go on with data that differ from those of its checkpoint; otherwise it is refused."""
     record_samples: bool = False
     """Append the sample ids of every step to samples-rankN.jsonl, to audit the order."""
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    model: EncoderSettings = field(default_factory=EncoderSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -24,7 +24,7 @@ class TrainingState:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, ema_decay: float | None) -> None:
         """Take the bare model and its optimiser as Accelerate prepared them."""
-        self._model, self._optimizer = model, optimizer
+        self._model, self.optimizer = model, optimizer
         self._parameters = {name_in_file(name): p for name, p in model.named_parameters() if p.requires_grad}
         self._average = None if ema_decay is None else WeightAverage(self._parameters, ema_decay)
 
@@ -33,7 +33,7 @@ class TrainingState:
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         optimizer = {
             f"{moment}.{names[id(parameter)]}": value
-            for parameter, values in self._optimizer.state.items()
+            for parameter, values in self.optimizer.state.items()
             for moment, value in values.items()
         }
         groups = {MODEL: file_tensors(self._model), OPTIMIZER: optimizer}
@@ -61,13 +61,13 @@ class TrainingState:
         given = {name: tensor for name, tensor in saved.items() if not name.startswith(f"{STEP}.")}
         require_same_tensors(wanted, given, checkpoint.path)
         names = {id(parameter): name for name, parameter in self._parameters.items()}
-        groups = self._optimizer.param_groups
+        groups = self.optimizer.param_groups
         order = [parameter for group in groups for parameter in group["params"]]
         state = {
             at: {m: _moment(saved[f"{m}.{names[id(parameter)]}"], parameter, m) for m in moments}
             for at, parameter in enumerate(order)
         }
-        self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def update_average(self) -> None:
         """Take the weights of this step into the average, if there is one."""

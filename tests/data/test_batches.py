@@ -13,16 +13,19 @@ import torch
 from conftest import png
 
 from mae.data import reader
-from mae.data.batches import Batch, BatchPlan, EvalBatches, TrainBatches, labelled_subset, plan_batches
+from mae.data.batch import Batch, BatchRecipe
+from mae.data.eval_batches import EvalBatches, labelled_subset
 from mae.data.images.augment import AugmentSettings, eval_view
 from mae.data.images.decode import decode
 from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
 from mae.data.loader import load, normalize
 from mae.data.order import Order
+from mae.data.plan import BatchPlan, plan_batches
 from mae.data.reader import ImageReader
 from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics
+from mae.data.train_batches import TrainBatches
 from mae.errors import UserError
 
 DATA = DataSettings(channels=1, image_size=(8,))
@@ -49,9 +52,11 @@ def index(make_shards: Callable[..., Path], index_of: Callable[..., ShardIndex])
     return index_of(make_shards([10, 1, 12]))
 
 
-def train_batches(index: ShardIndex, plan: BatchPlan | None = None, rank: int = 0, **other: Any) -> TrainBatches:
-    settings = {"seed": 0, "data": DATA, "augmentation": ALL_OF_IT, "patches": 4} | other
-    return TrainBatches(index, plan or plan_batches(8, 1, None), rank, **settings)
+def train_batches(
+    index: ShardIndex, plan: BatchPlan | None = None, rank: int = 0, subset: Any = None, **other: Any
+) -> TrainBatches:
+    recipe = BatchRecipe(**({"seed": 0, "data": DATA, "augment": ALL_OF_IT, "noise_columns": 4} | other))
+    return TrainBatches(index, plan or plan_batches(8, 1, None), rank, recipe, subset)
 
 
 def assert_equal(left: Batch, right: Batch) -> None:
@@ -117,7 +122,7 @@ def test_ranks_and_accumulation_steps_together_make_the_same_global_batches_o02_
 
 
 def test_views_that_do_not_fit_into_a_share_are_refused(index: ShardIndex) -> None:
-    message = r"a process takes 2 samples at a time, which are no whole number of images with 3 views each"
+    message = r"a process takes 2 samples at a time, which is not a multiple of the 3 views of an image"
     with pytest.raises(UserError, match=message):
         train_batches(index, plan_batches(12, 2, 2), data=replace(DATA, views_per_image=3))
 
@@ -149,7 +154,7 @@ def test_batches_made_ahead_and_never_used_change_nothing_o16(index: ShardIndex)
 
 
 def test_every_sample_occurs_once_in_each_of_three_epochs_o05(index: ShardIndex) -> None:
-    batches = train_batches(index, augmentation=AugmentSettings())
+    batches = train_batches(index, augment=AugmentSettings())
     ids = joined([batches[step] for step in range(9)]).ids[: 3 * COUNT].reshape(3, COUNT)
     assert ids.sort(dim=1).values.tolist() == [list(range(COUNT))] * 3
 
@@ -184,7 +189,7 @@ def test_augmenting_leaves_the_trainers_generator_as_it_was(index: ShardIndex) -
 
 
 def test_without_patches_there_is_no_noise(index: ShardIndex) -> None:
-    assert train_batches(index, patches=0)[0].noise.shape == (8, 0)
+    assert train_batches(index, noise_columns=0)[0].noise.shape == (8, 0)
 
 
 def test_keeping_decoded_images_changes_no_pixel_and_spares_the_file(
@@ -267,8 +272,8 @@ def test_a_bad_image_is_replaced_by_the_next_good_one_s01(
     data = replace(DATA, max_bad_samples=3, keep_decoded=keep_decoded)
     plan = plan_batches(12, 1, None)
     still = AugmentSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
-    expected = train_batches(index_of(good), plan, augmentation=still)[0]
-    found = train_batches(index_of(bad), plan, augmentation=still, data=data)[0]
+    expected = train_batches(index_of(good), plan, augment=still)[0]
+    found = train_batches(index_of(bad), plan, augment=still, data=data)[0]
     assert torch.equal(found.noise, expected.noise)
     ids = found.ids.tolist()
     assert ids == expected.ids.tolist()
@@ -456,7 +461,7 @@ def test_rand_augment_of_other_than_gray_or_rgb_is_refused_at_the_start(index: S
     four = DataSettings(channels=4, image_size=(8,))
     with pytest.raises(UserError, match=r"augment\.rand_augment is 9 but the images have 4 channels"):
         train_batches(index, data=four)
-    assert train_batches(index, data=four, augmentation=AugmentSettings())[0].images.shape == (8, 4, 8, 8)
+    assert train_batches(index, data=four, augment=AugmentSettings())[0].images.shape == (8, 4, 8, 8)
 
 
 @pytest.mark.parametrize("lengths", [[23], [1] * 23, [1, 19, 2, 1]], ids=["one-shard", "d15-of-one", "d15-uneven"])
@@ -465,7 +470,7 @@ def test_shards_of_any_number_and_length_are_dealt_evenly_d14_d15(
 ) -> None:
     """Eight ranks of one shard: each sample exactly once, and as many steps for all."""
     index, plan = index_of(make_shards(lengths)), plan_batches(8, 8, None)
-    ranks = [train_batches(index, plan, rank, augmentation=AugmentSettings()) for rank in range(8)]
+    ranks = [train_batches(index, plan, rank, augment=AugmentSettings()) for rank in range(8)]
     ids = [rank[step].ids.item() for step in range(COUNT) for rank in ranks]
     assert [sorted(ids[start : start + COUNT]) for start in range(0, 8 * COUNT, COUNT)] == [list(range(COUNT))] * 8
 

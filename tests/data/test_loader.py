@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from mae.data.batches import Batch, empty_batch
+from mae.data.batch import Batch, empty_batch
 from mae.data.loader import kill_workers, load, worker_failure
 from mae.data.settings import DataSettings
 from mae.errors import BadDataError, UserError
@@ -35,7 +35,7 @@ class Numbered(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         if number == self.at:
             self.does()
-        batch = empty_batch(2, self.data, patches=0)
+        batch = empty_batch(2, self.data, noise_columns=0)
         return batch._replace(ids=torch.full((2,), number))
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae.data.batches import BatchPlan
 from mae.data.order import ORDER_VERSION, Order, invert, permute
+from mae.data.plan import BatchPlan
 
 COUNTS = [1, 2, 3, 4, 5, 7, 13, 15, 16, 17, 63, 64, 65, 97, 255, 256, 257, 1023, 1024, 1025, 4093, 4097]
 WHOLE = {"count": 60_000, "batch": 256}

@@ -9,13 +9,15 @@ import pytest
 import torch
 from conftest import png
 
-from mae.data.batches import Batch, plan_batches
+from mae.data.batch import Batch, BatchRecipe
 from mae.data.images.augment import AugmentSettings
 from mae.data.images.decode import decode
 from mae.data.loader import load
+from mae.data.plan import plan_batches
 from mae.data.settings import DataSettings
+from mae.data.source import StreamedSource
 from mae.data.store.shards import expand
-from mae.data.stream import StreamBatches, first_images, read_samples
+from mae.data.stream import StreamBatches, read_samples
 from mae.errors import UserError
 
 WHOLE = AugmentSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
@@ -28,9 +30,8 @@ def stream(
         shards=(str(folder),), image_size=(8,), channels=1, reader="stream", stream_samples=100,
         chunk_samples=2, window_chunks=2, cache_dir=folder.parent / "cache", **changes,
     )  # type: ignore[arg-type]  # fmt: skip
-    return StreamBatches(
-        expand([str(folder)]), plan_batches(batch, processes, None), rank, seed, data, WHOLE, patches=4
-    )
+    recipe = BatchRecipe(seed, data, WHOLE, noise_columns=4)
+    return StreamBatches(expand([str(folder)]), plan_batches(batch, processes, None), rank, recipe)
 
 
 def taken(batches: StreamBatches, count: int, start: int = 0, workers: int = 0) -> list[Batch]:
@@ -108,21 +109,23 @@ def test_two_views_of_an_image_are_neighbours_under_masks_of_their_own(make_shar
     first, second = numbers_in([batch], 6)[::2], numbers_in([batch], 6)[1::2]
     assert first == second
     assert len(np.unique(batch.noise.numpy(), axis=0)) == 4
-    with pytest.raises(UserError, match="no whole number of images with 3 views"):
+    with pytest.raises(UserError, match="not a multiple of the 3 views"):
         stream(make_shards([6], name="other"), views_per_image=3)
 
 
 def test_pictures_are_the_first_good_images(write_tar: Callable[..., Path]) -> None:
     path = write_tar("x.tar", {"0.png": b"\x89PNG\r\n\x1a\n", "1.png": png(1), "2.png": png(2), "3.png": png(3)})
     data = DataSettings(image_size=(8,), channels=1, crop_pct=1.0, cache_dir=path.parent / "cache")
-    (shard,) = expand([str(path)])
-    assert torch.equal(first_images(shard, 2, data), torch.stack([decode(png(n), 1) for n in (1, 2)]))
+    found = StreamedSource(expand([str(path)]), samples=100).fixed_images(2, data)
+    assert found.ids.tolist() == [0, 1]
+    assert torch.equal(found.pixels, torch.stack([decode(png(n), 1) for n in (1, 2)]))
 
 
 def test_pictures_of_a_shard_of_bad_images_are_refused(write_tar: Callable[..., Path]) -> None:
     path = write_tar("x.tar", {"0.png": b"\x89PNG\r\n\x1a\n"})
-    with pytest.raises(UserError, match=r"all images of .* are bad"):
-        first_images(expand([str(path)])[0], 2, DataSettings(image_size=(8,), channels=1, cache_dir=path.parent))
+    source = StreamedSource(expand([str(path)]), samples=100)
+    with pytest.raises(UserError, match=r"x\.tar has no good image; the last: .*x\.tar: 0\.png"):
+        source.fixed_images(2, DataSettings(image_size=(8,), channels=1, cache_dir=path.parent))
 
 
 def test_nothing_in_a_shard_is_run_x01(write_tar: Callable[..., Path], tmp_path: Path) -> None:

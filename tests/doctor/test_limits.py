@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doctor.conftest import Doctor
-from mae.data.batches import BatchPlan
+from mae.data.plan import BatchPlan
 from mae.doctor.limits import largest_micro_batch, open_files
 from mae.errors import UserError
 

@@ -9,7 +9,7 @@ import pytest
 
 from doctor.conftest import TINY, TINY_DECODER, Doctor
 from mae.doctor.run import checkpoint_bytes
-from mae.doctor.stages import Pretraining
+from mae.doctor.stages import PretrainExamination
 from mae.pipelines import pretrain
 
 
@@ -33,7 +33,7 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one_c04(
     flags: list[str], tmp_path: Path, average: list[str]
 ) -> None:
     pretrain.main([*flags, *average])
-    model = Pretraining(flags, lambda text: None).model
+    model = PretrainExamination(flags, lambda text: None).model
     parameters = len(list(model.parameters()))
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         on_disk = sum(path.stat().st_size for path in folder.iterdir())

@@ -9,10 +9,10 @@ import torch
 
 from doctor.conftest import TINY_DECODER, Doctor
 from mae.doctor import speed
-from mae.doctor.stages import Pretraining
+from mae.doctor.stages import PretrainExamination
 from mae.doctor.trial import Trial
 from mae.pipelines import pretrain
-from mae.training import micro_batch
+from mae.training import micro_batch, step_cost
 
 MEASURED = Trial(
     asked=16,
@@ -28,13 +28,13 @@ MEASURED = Trial(
 
 
 @pytest.fixture
-def examined(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pretraining]:
+def examined(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., PretrainExamination]:
     """A function that gives an examination of the tiny run whose trial has this outcome, on eight cores."""
     monkeypatch.setattr("mae.doctor.examination.default_workers", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
-    def examination(outcome: Trial, *words: str) -> Pretraining:
-        made = Pretraining([*flags, *words], lambda text: None)
+    def examination(outcome: Trial, *words: str) -> PretrainExamination:
+        made = PretrainExamination([*flags, *words], lambda text: None)
         made.known["trial"] = outcome
         return made
 
@@ -52,13 +52,13 @@ def examined(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     ],
 )
 def test_the_pace(
-    examined: Callable[..., Pretraining], words: list[str], data: float, step: float, wait: float
+    examined: Callable[..., PretrainExamination], words: list[str], data: float, step: float, wait: float
 ) -> None:
     pace = speed.pace_of(examined(replace(MEASURED, data_seconds_per_image=data), *words))
     assert pace == pytest.approx((step, wait))
 
 
-def test_waiting_for_data_is_a_warning(examined: Callable[..., Pretraining]) -> None:
+def test_waiting_for_data_is_a_warning(examined: Callable[..., PretrainExamination]) -> None:
     slow = replace(MEASURED, data_seconds_per_image=0.02)
     assert speed.data_speed(examined(MEASURED, "--data.workers", "2")).warnings == ()
     (warning,) = speed.data_speed(examined(slow, "--data.workers", "2")).warnings
@@ -67,7 +67,7 @@ def test_waiting_for_data_is_a_warning(examined: Callable[..., Pretraining]) -> 
     assert "--data.workers" not in warning
 
 
-def test_the_time_of_the_whole_run_and_of_what_a_crash_costs(examined: Callable[..., Pretraining]) -> None:
+def test_the_time_of_the_whole_run_and_of_what_a_crash_costs(examined: Callable[..., PretrainExamination]) -> None:
     run = speed.whole_run(examined(MEASURED, "--epochs", "2000", "--data.workers", "2"))
     assert run.found.startswith("5,000 steps of 0.2 s take about 16:40, ")
     assert run.warnings == ()
@@ -77,7 +77,7 @@ def test_the_time_of_the_whole_run_and_of_what_a_crash_costs(examined: Callable[
 
 
 def test_memory_is_scaled_to_the_batch_asked_for(
-    examined: Callable[..., Pretraining], monkeypatch: pytest.MonkeyPatch
+    examined: Callable[..., PretrainExamination], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "_memory_available", lambda examination: (10 << 20, "available"))
     few = replace(MEASURED, images=4)
@@ -89,7 +89,7 @@ def test_memory_is_scaled_to_the_batch_asked_for(
     assert found.problems == ("set --micro_batch_size 8; the batch of 16 stays",)
 
 
-def test_the_first_loss_must_be_a_number(examined: Callable[..., Pretraining]) -> None:
+def test_the_first_loss_must_be_a_number(examined: Callable[..., PretrainExamination]) -> None:
     assert "no number" in speed.step(examined(replace(MEASURED, loss=float("nan")))).problems[0]
 
 
@@ -99,14 +99,14 @@ def test_the_first_loss_must_be_a_number(examined: Callable[..., Pretraining]) -
 def test_a_batch_that_does_not_fit_becomes_a_micro_batch(
     doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    ordinary = micro_batch._step
+    ordinary = step_cost._step
 
     def step_of_a_small_device(*given: object) -> object:
         if len(given[4].images) > 3:  # type: ignore[attr-defined]
             raise error
         return ordinary(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(micro_batch, "_step", step_of_a_small_device)
+    monkeypatch.setattr(step_cost, "_step", step_of_a_small_device)
     code, found = doctor(*flags)
     assert code == 2
     assert found["memory"][0] == "problem"
@@ -121,14 +121,14 @@ def test_the_doctor_finds_the_batch_that_the_run_would_find(
     doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """And examines the run with that one."""
-    ordinary = micro_batch._step
+    ordinary = step_cost._step
 
     def step_of_a_small_device(*given: object) -> object:
         if len(given[4].images) > 3:  # type: ignore[attr-defined]
             raise torch.OutOfMemoryError("CUDA out of memory")
         return ordinary(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(micro_batch, "_step", step_of_a_small_device)
+    monkeypatch.setattr(step_cost, "_step", step_of_a_small_device)
     monkeypatch.setattr(micro_batch, "_LEAST_GAIN", -1e9)  # on a busy machine 2 images may seem to be slower than 1
     at = flags.index(TINY_DECODER[0])
     words = flags if stage == "pretrain" else [*flags[:at], *flags[at + len(TINY_DECODER) :]]
@@ -154,7 +154,7 @@ def test_a_device_without_room_for_one_image(doctor: Doctor, flags: list[str], m
     def full(*given: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(micro_batch, "_step", full)
+    monkeypatch.setattr(step_cost, "_step", full)
     code, found = doctor(*flags)
     assert code == 2
     assert "not even 1 images at a time fit into memory" in found["step"][1]

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
-from mae.data.batches import EvalBatches
+from mae.data.eval_batches import EvalBatches
 from mae.data.indexing import open_index
 from mae.data.loader import normalize
 from mae.data.settings import DataSettings

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mae.data.batches import plan_batches
+from mae.data.plan import plan_batches
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.masking import make_mask, mask_of

@@ -1,4 +1,4 @@
-"""The demo, with one seed and few epochs: the ordinary pipelines on the shipped settings."""
+"""The demo, with two seeds and few epochs: the ordinary commands on the shipped settings."""
 
 from pathlib import Path
 
@@ -15,14 +15,20 @@ from mae.errors import UserError
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shipped settings, but a few steps of each."""
-    ordinary = demo._from_shipped
+    ordinary = demo.command
     monkeypatch.setattr(demo, "COLUMNS", (Column("5 labels per class", 5, 2),))
-    quick = ["--optim.warmup_epochs", "0"]
 
-    def from_shipped(stage: str, schema: type, flags: list[str]) -> object:
-        return ordinary(stage, schema, [*flags, *quick, *(["--epochs", "1"] if stage == "pretrain" else [])])
+    def command(name: str, words: list[str]) -> None:
+        quick = {"pretrain": ["--epochs", "1", "--optim.warmup_epochs", "0"]}
+        ordinary(name, [*words, *quick.get(name, [])])
 
-    monkeypatch.setattr(demo, "_from_shipped", from_shipped)
+    def finetuning(*given: object) -> demo._Run:
+        run = ordinary_finetuning(*given)  # type: ignore[arg-type]
+        return run._replace(words=[*run.words, "--optim.warmup_epochs", "0"])
+
+    ordinary_finetuning = demo._finetuning
+    monkeypatch.setattr(demo, "command", command)
+    monkeypatch.setattr(demo, "_finetuning", finetuning)
 
 
 def test_the_demo_runs_from_images_to_an_exported_encoder(
@@ -37,6 +43,7 @@ def test_the_demo_runs_from_images_to_an_exported_encoder(
     assert "pretrained" in shown
     assert "from scratch" in shown
     assert str(report) in shown
+    assert "$ mae pretrain --config " in shown
     encoder = timm.create_model(f"local-dir:{tmp_path}/demo/encoder", pretrained=True).eval()
     with torch.no_grad():
         assert encoder(torch.zeros(1, 1, 8, 8)).shape == (1, 64)

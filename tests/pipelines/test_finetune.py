@@ -99,7 +99,7 @@ def test_a_batch_size_found_by_trial_pairs_images_and_leaves_no_trace(
     plain = run(settings(shards, held_out, tmp_path / "plain", "--epochs", "1", "--optim.warmup_epochs", "0"))
     expected, found = load_file(plain.model), load_file(tmp_path / "auto" / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    with pytest.raises(UserError, match=r"takes 7 images of the global batch, which is no multiple of 2"):
+    with pytest.raises(UserError, match=r"takes 7 images of the global batch, which is not a multiple of 2"):
         run(settings(shards, held_out, tmp_path / "odd", "--batch_size", "7", "--micro_batch_size", "auto"))
 
 

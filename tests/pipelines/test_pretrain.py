@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.pipelines import pretrain
-from mae.pipelines.pretrain import PretrainSettings, run
+from mae.pipelines.pretrain import run
 from mae.settings import load_yaml, parse, to_dict
+from mae.tasks.pretraining import PretrainSettings
 from mae.training import micro_batch
 from mae.training.checkpoints.manifest import Standing
 from mae.training.checkpoints.writer import CheckpointWriter
@@ -259,10 +260,10 @@ def test_a_batch_size_found_by_trial_is_said_and_kept_and_leaves_no_trace(
     assert line.endswith("takes 8 images at a time: they are the whole share of a process; batch of 8 = 1 x 1 x 8")
     assert load_yaml(tmp_path / "auto" / "settings.yaml")["micro_batch_size"] == 8
 
-    def surprising(*given: object, **more: object) -> micro_batch.Fit:
-        return micro_batch.Fit(2, "the device has shrunk")
+    def surprising(*given: object, **more: object) -> micro_batch.MicroBatch:
+        return micro_batch.MicroBatch(2, "the device has shrunk")
 
-    monkeypatch.setattr(pretrain, "fit_micro_batch", surprising)
+    monkeypatch.setattr(micro_batch, "find_micro_batch", surprising)
     pretrain.main(command)
     assert "micro_batch_size auto" not in capsys.readouterr().out
     plain = run(settings(shards, tmp_path / "plain"))
@@ -364,7 +365,7 @@ def test_with_two_processes_a_mistake_is_one_message(shards: Path, tmp_path: Pat
     done = launch([*TORCHRUN, script, *TINY, *flags], ACCELERATE_USE_CPU="true")
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert errors == ["error: batch_size 7 cannot be dealt to 2 processes; nearest that can: 6 or 8"]
+    assert errors == ["error: batch_size 7 cannot be divided among 2 processes; nearest that can: 6 or 8"]
     assert not (tmp_path / "run").exists()
     own = [line for line in done.stderr.splitlines() if str(ROOT / "mae") in line and "File" in line]
     assert not own, "a traceback of ours"

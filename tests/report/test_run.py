@@ -8,8 +8,8 @@ import torch
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.patches import patchify
 from mae.models.settings import MaskedAutoencoderSettings
-from mae.pipelines.pretrain import PretrainSettings
 from mae.report.run import trivial_loss, write_pretrain_report
+from mae.tasks.pretraining import PretrainSettings
 from mae.training.run_folder.folder import RunFolder
 
 RECORD = {

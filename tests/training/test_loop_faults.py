@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae.data.batches import Batch
+from mae.data.batch import Batch
 from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.training.checkpoints.manifest import step_folder
 from mae.training.checkpoints.reader import newest_checkpoint, verify_checkpoint
 from mae.training.checkpoints.writer import CheckpointWriter
-from mae.training.loop import Job, training
+from mae.training.job import Job
+from mae.training.loop import training
 from mae.training.run_folder.folder import RunFolder
 from training.jobs import job_of
 

@@ -7,7 +7,7 @@ import re
 import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mae.data.batches import Batch, BatchPlan, plan_batches
+from mae.data.batch import Batch
+from mae.data.plan import BatchPlan, plan_batches
 from mae.data.settings import DataSettings
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
@@ -28,19 +29,17 @@ from mae.models.settings import MaskedAutoencoderSettings
 from mae.training import micro_batch
 from mae.training.memory import memory_in_use
 from mae.training.micro_batch import (
-    Cost,
-    Fit,
-    OutOfRoomError,
+    MicroBatch,
     agree_on_micro_batch,
-    bytes_beside,
-    fit_micro_batch,
+    find_micro_batch,
     largest_fit,
     micro_batch_sizes,
-    take_steps,
 )
-from mae.training.optimizer import OptimSettings
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.settings import TrainSettings
+from mae.training.step_cost import Cost, OutOfRoomError, bytes_beside, gradient_bytes, take_steps
+from mae.training.task import LossOf
+from training.jobs import Shrinking
 
 DATA = DataSettings(channels=1, image_size=(4,), mean=(0.5,), std=(0.5,))
 POWERS = [1 << power for power in range(9)]
@@ -81,37 +80,37 @@ class Device:
         return Cost(images, 1.0, seconds, seconds, 0.0, self.fixed - 200, peak)
 
 
-@pytest.mark.parametrize("foreseen", [False, True], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("is_cuda", [True, False], ids=["gpu", "cpu"])
 @pytest.mark.parametrize(("room", "images"), [(1100, 1), (1199, 1), (1200, 2), (13_799, 64), (13_800, 128)])
 def test_the_largest_that_fits_is_taken_and_on_a_cpu_none_is_tried_that_does_not(
-    room: int, images: int, foreseen: bool
+    room: int, images: int, is_cuda: bool
 ) -> None:
     device = Device(room=room)
-    fit = largest_fit(device.cost_of, POWERS, float(room), gradients=200, foreseen=foreseen)
+    fit = largest_fit(device.cost_of, POWERS, float(room), gradients=200, is_cuda=is_cuda)
     assert fit.images == images
-    assert device.tried == POWERS[: POWERS.index(images) + (1 if foreseen else 2)]
+    assert device.tried == POWERS[: POWERS.index(images) + (2 if is_cuda else 1)]
     assert f"{2 * images} " in fit.why
 
 
 def test_what_there_is_memory_for_is_not_taken_to_the_last_tenth() -> None:
     """A GPU takes the step, but less was to be used."""
     device = Device(room=10**9)
-    assert largest_fit(device.cost_of, POWERS, 2000.0, gradients=200, foreseen=False).images == 8
+    assert largest_fit(device.cost_of, POWERS, 2000.0, gradients=200, is_cuda=True).images == 8
     assert device.tried == [1, 2, 4, 8, 16]
 
 
 def test_the_whole_share_is_the_end() -> None:
-    fit = largest_fit(Device().cost_of, POWERS, 1e9, gradients=200, foreseen=True)
-    assert fit == Fit(256, "they are the whole share of a process")
+    fit = largest_fit(Device().cost_of, POWERS, 1e9, gradients=200, is_cuda=False)
+    assert fit == MicroBatch(256, "they are the whole share of a process")
 
 
 def test_on_a_cpu_more_images_that_are_no_faster_are_not_taken() -> None:
     device = Device(overhead=4.0)
-    fit = largest_fit(device.cost_of, POWERS, 1e9, gradients=200, foreseen=True)
+    fit = largest_fit(device.cost_of, POWERS, 1e9, gradients=200, is_cuda=False)
     # An image takes 1 + 4 / n: 1.125 in 32, 1.0625 in 64, 1.03125 in 128.
     assert (fit.images, device.tried) == (64, [*POWERS[:8], 128, 64])
     assert fit.why == "128 are no faster, and take more memory"
-    assert largest_fit(Device(overhead=4.0).cost_of, POWERS, 1e9, 200, foreseen=False).images == 256, "a GPU"
+    assert largest_fit(Device(overhead=4.0).cost_of, POWERS, 1e9, 200, is_cuda=True).images == 256, "a GPU"
 
 
 def test_a_moment_in_which_others_keep_the_processor_busy_does_not_end_the_search() -> None:
@@ -121,21 +120,21 @@ def test_a_moment_in_which_others_keep_the_processor_busy_does_not_end_the_searc
         cost = device.cost_of(images)
         return replace(cost, least_seconds=1.0) if device.tried.count(4) == 1 else cost
 
-    assert largest_fit(disturbed, POWERS, 1e9, gradients=200, foreseen=True).images == 256
+    assert largest_fit(disturbed, POWERS, 1e9, gradients=200, is_cuda=False).images == 256
     assert device.tried == [1, 2, 4, 4, 2, 8, 16, 32, 64, 128, 256]
 
 
 def test_on_a_cpu_steps_that_are_long_already_end_the_search() -> None:
     device = Device(overhead=3e12)
-    fit = largest_fit(device.cost_of, POWERS, 1e9, gradients=200, foreseen=True)
-    assert fit == Fit(1, "they take 3 s, and more would not be faster")
+    fit = largest_fit(device.cost_of, POWERS, 1e9, gradients=200, is_cuda=False)
+    assert fit == MicroBatch(1, "they take 3 s, and more would not be faster")
     assert device.tried == [1]
 
 
-@pytest.mark.parametrize("foreseen", [False, True])
-def test_no_room_for_the_least_is_an_error(foreseen: bool) -> None:
+@pytest.mark.parametrize("is_cuda", [False, True])
+def test_no_room_for_the_least_is_an_error(is_cuda: bool) -> None:
     with pytest.raises(UserError, match="not even 4 images at a time fit into memory"):
-        largest_fit(Device(room=1000).cost_of, [4, 8], 1000.0, 200, foreseen)
+        largest_fit(Device(room=1000).cost_of, [4, 8], 1000.0, 200, is_cuda)
 
 
 def test_what_a_step_does_not_show() -> None:
@@ -165,11 +164,31 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     return loss
 
 
-def find(plan: BatchPlan, here: int = 1, running: int = 1, unit: int = 1, **settings: Any) -> Fit:
-    return fit_micro_batch(
-        start_accelerator("fp32"), Layer, loss_of, TrainSettings(Path("run"), **settings), OptimSettings(), DATA,
-        plan, unit, here=here, running=running,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Dropping(Shrinking):
+    """Whose model is `Layer`, of some width, in micro-batches of multiples of `multiple` images."""
+
+    build: Callable[[], nn.Module] = Layer
+    multiple: int = 1
+
+    @property
+    def unit(self) -> int:
+        return self.multiple
+
+    def build_model(self) -> nn.Module:
+        return self.build()
+
+    def loss_of(self, images: int) -> LossOf:
+        return loss_of
+
+
+def task_of(build: Callable[[], nn.Module] = Layer, unit: int = 1, **settings: Any) -> Dropping:
+    no_source: Any = None
+    return Dropping(TrainSettings(Path("run"), data=DATA, **settings), no_source, build, unit)
+
+
+def find(plan: BatchPlan, unit: int = 1, **settings: Any) -> MicroBatch:
+    return find_micro_batch(task_of(unit=unit, **settings), start_accelerator("fp32"), plan, here=1, running=1)
 
 
 def test_nothing_is_left_of_a_trial() -> None:
@@ -188,7 +207,7 @@ def test_a_step_costs_time_and_memory() -> None:
     model = Layer(width=1 << 16)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    batch = micro_batch._random_batch(64, DATA, patches=0)
+    batch = micro_batch._random_batch(64, DATA, noise_columns=0)
     before = memory_in_use(accelerator.device)
     cost = take_steps(accelerator, model, optimizer, loss_of, batch, micro_batches=2)
     assert 0 < cost.least_seconds <= cost.seconds
@@ -219,7 +238,7 @@ def foreseen_and_measured() -> tuple[float, float]:
         take_steps(accelerator, model, optimizer, pretraining_loss, micro_batch._random_batch(images, data, 64), 2)
         for images in (8, 64, 128)
     )
-    fixed = few.resting_bytes + micro_batch.gradient_bytes(model)
+    fixed = few.resting_bytes + gradient_bytes(model)
     return half.bytes_for(128, fixed) - fixed, whole.peak_bytes - fixed
 
 
@@ -241,10 +260,8 @@ def test_a_limit_that_nobody_tells_of_is_found_by_trying(monkeypatch: pytest.Mon
         assert mapped is not None
         limit = int(mapped[1]) * 1024 + (1 << 28)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        plan = plan_batches(1 << 12, 1, None)
-        optim = OptimSettings()
-        wide = partial(Layer, 1 << 16)
-        results.put(fit_micro_batch(accelerator, wide, loss_of, TrainSettings(Path("run")), optim, DATA, plan, unit=32))
+        task = task_of(partial(Layer, 1 << 16), unit=32)
+        results.put(find_micro_batch(task, accelerator, plan_batches(1 << 12, 1, None), here=1, running=1))
 
     process = context.Process(target=with_little_memory)
     process.start()
@@ -272,7 +289,7 @@ def test_only_a_lack_of_memory_is_one(error: Exception, expected: type[Exception
 
     with pytest.raises(expected):
         take_steps(start_accelerator("fp32"), model, torch.optim.AdamW(model.parameters()), failing,
-                   micro_batch._random_batch(2, DATA, patches=0))  # fmt: skip
+                   micro_batch._random_batch(2, DATA, noise_columns=0))  # fmt: skip
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -281,10 +298,7 @@ def test_a_model_that_does_not_fit_by_itself_is_told_in_one_line() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(UserError, match=r"^the model alone does not fit into memory"):
-        fit_micro_batch(
-            start_accelerator("fp32"), too_large, loss_of, TrainSettings(Path("run")), OptimSettings(), DATA,
-            plan_batches(8, 1, None), unit=1,
-        )  # fmt: skip
+        find_micro_batch(task_of(too_large), start_accelerator("fp32"), plan_batches(8, 1, None), here=1, running=1)
 
 
 def test_processes_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,19 +313,22 @@ def test_processes_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_share_that_is_no_multiple_of_what_stays_together_is_refused() -> None:
-    with pytest.raises(UserError, match=r"takes 5 images of the global batch, which is no multiple of 2 .*batch_size$"):
+    with pytest.raises(UserError, match=r"takes 5 images of the global batch, .*not a multiple of 2 .*batch_size$"):
         find(plan_batches(10, 2, None), unit=2)
 
 
 OnTwoRanks = Callable[[Callable[[], Any]], list[Any]]
 
 
-def test_the_rank_with_the_least_room_decides_and_says_why(on_two_ranks: OnTwoRanks) -> None:
+def test_the_rank_with_the_least_room_decides_and_says_why(
+    on_two_ranks: OnTwoRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def agree() -> tuple[BatchPlan, list[str]]:
         rank, said = int(os.environ["RANK"]), list[str]()
-        fit = Fit(8, "16 do not fit into 1 GB") if rank else Fit(16, "32 do not fit into 2 GB")
+        fit = MicroBatch(8, "16 do not fit into 1 GB") if rank else MicroBatch(16, "32 do not fit into 2 GB")
         plan = plan_batches(128, 2, None)
-        return agree_on_micro_batch(start_accelerator("fp32"), plan, lambda *given: fit, said.append), said
+        monkeypatch.setattr(micro_batch, "find_micro_batch", lambda *given: fit)
+        return agree_on_micro_batch(task_of(), start_accelerator("fp32"), plan, said.append), said
 
     first, second = on_two_ranks(agree)
     assert first == second
@@ -322,7 +339,8 @@ def test_the_rank_with_the_least_room_decides_and_says_why(on_two_ranks: OnTwoRa
 
 def test_two_ranks_that_try_at_once_agree(on_two_ranks: OnTwoRanks) -> None:
     def agree() -> BatchPlan:
-        return agree_on_micro_batch(start_accelerator("fp32"), plan_batches(16, 2, None), find, lambda text: None)
+        plan = plan_batches(16, 2, None)
+        return agree_on_micro_batch(task_of(), start_accelerator("fp32"), plan, lambda text: None)
 
     first, second = on_two_ranks(agree)
     assert first == second

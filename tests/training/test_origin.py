@@ -13,7 +13,7 @@ from mae.models.classifier import build_classifier
 from mae.models.description import describe_model
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.weights import file_tensors, write_weights
-from mae.training.origin import Origin, find_origin, fit_data
+from mae.training.origin import Origin, find_origin, inherit_normalization
 from mae.training.run_folder.folder import RunFolder
 
 SHAPE: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "patch_size": (4,)}
@@ -61,14 +61,16 @@ def test_mean_and_std_are_the_models_and_nothing_is_said_of_a_model_that_fits(
     settings: EncoderSettings, autoencoder: Path
 ) -> None:
     said: list[str] = []
-    assert fit_data(origin_of(autoencoder), settings, DATA, said.append) == replace(DATA, mean=MEAN, std=STD)
+    assert inherit_normalization(origin_of(autoencoder), settings, DATA, said.append) == replace(
+        DATA, mean=MEAN, std=STD
+    )
     assert said == []
 
 
 def test_mean_and_std_that_are_set_stay_and_the_difference_is_said(autoencoder: Path) -> None:
     said: list[str] = []
     data = replace(DATA, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert fit_data(origin_of(autoencoder), SETTINGS, data, said.append) == data
+    assert inherit_normalization(origin_of(autoencoder), SETTINGS, data, said.append) == data
     assert said == [
         f"data.mean and data.std differ from {MEAN} and {STD}, which {autoencoder}/model.safetensors was trained with"
     ]
@@ -77,7 +79,7 @@ def test_mean_and_std_that_are_set_stay_and_the_difference_is_said(autoencoder: 
 def test_another_image_size_is_said_and_the_weights_come_for_its_grid(autoencoder: Path) -> None:
     said: list[str] = []
     origin = origin_of(autoencoder)
-    fit_data(origin, SETTINGS, replace(DATA, image_size=(24, 32)), said.append)
+    inherit_normalization(origin, SETTINGS, replace(DATA, image_size=(24, 32)), said.append)
     assert said == [f"{origin.path} has seen images of 16x16, data.image_size is 24x32: its positions are resampled"]
     weights = origin.weights(SETTINGS.grid((24, 32)))
     assert (weights["pos_embed"].shape, weights["decoder_pos_embed"].shape) == ((1, 49, 16), (1, 49, 12))
@@ -96,7 +98,9 @@ def test_another_encoder_or_other_channels_are_refused(
     changed: dict[str, Any], channels: int, difference: str, autoencoder: Path
 ) -> None:
     with pytest.raises(UserError, match=rf"^init {autoencoder} was trained with {difference}; set model\.\* and data"):
-        fit_data(origin_of(autoencoder), replace(SETTINGS, **changed), replace(DATA, channels=channels), print)
+        inherit_normalization(
+            origin_of(autoencoder), replace(SETTINGS, **changed), replace(DATA, channels=channels), print
+        )
 
 
 @pytest.mark.parametrize(
@@ -112,20 +116,20 @@ def test_another_decoder_is_refused_with_the_way_to_a_new_one(
 ) -> None:
     """Its heads do not show in the shapes of its tensors."""
     with pytest.raises(UserError, match=rf"has a decoder of {difference}; set model\.decoder\* .* mae export"):
-        fit_data(origin_of(autoencoder), replace(SETTINGS, **changed), DATA, print)
-    assert fit_data(origin_of(autoencoder), EncoderSettings(**SHAPE), DATA, print).mean == MEAN
+        inherit_normalization(origin_of(autoencoder), replace(SETTINGS, **changed), DATA, print)
+    assert inherit_normalization(origin_of(autoencoder), EncoderSettings(**SHAPE), DATA, print).mean == MEAN
 
 
 @pytest.mark.parametrize("changed", [{"mask": "grid"}, {"mask_ratio": 0.5}, {"predict_ratio": 0.5}])
 def test_another_task_is_none_of_the_weights(changed: dict[str, Any], autoencoder: Path) -> None:
     said: list[str] = []
-    fit_data(origin_of(autoencoder), replace(SETTINGS, **changed), DATA, said.append)
+    inherit_normalization(origin_of(autoencoder), replace(SETTINGS, **changed), DATA, said.append)
     assert said == []
 
 
 def test_another_target_is_said(autoencoder: Path) -> None:
     said: list[str] = []
-    fit_data(origin_of(autoencoder), replace(SETTINGS, norm_pix_loss=False), DATA, said.append)
+    inherit_normalization(origin_of(autoencoder), replace(SETTINGS, norm_pix_loss=False), DATA, said.append)
     assert said == [
         f"the decoder of {autoencoder}/model.safetensors has learned another target: model.norm_pix_loss True"
     ]
@@ -136,7 +140,7 @@ def test_a_decoder_that_is_not_described_is_told_by_its_tensors(autoencoder: Pat
     origin = origin_of(autoencoder)
     old = replace(origin, model=replace(origin.model, decoder=None))
     said: list[str] = []
-    fit_data(old, replace(SETTINGS, decoder_depth=2), DATA, said.append)
+    inherit_normalization(old, replace(SETTINGS, decoder_depth=2), DATA, said.append)
     assert old.has_decoder
     assert said == []
 
@@ -144,6 +148,6 @@ def test_a_decoder_that_is_not_described_is_told_by_its_tensors(autoencoder: Pat
 def test_the_model_of_a_classifier_has_no_decoder_and_that_is_said(classifier: Path) -> None:
     said: list[str] = []
     origin = origin_of(classifier)
-    fit_data(origin, SETTINGS, DATA, said.append)
+    inherit_normalization(origin, SETTINGS, DATA, said.append)
     assert said == [f"{origin.path} holds no decoder: a new one begins beside its encoder"]
     assert "head.fc1.weight" in origin.weights((4, 4))

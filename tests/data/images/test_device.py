@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mae.data.batches import Batch, TrainBatches, plan_batches
+from mae.data.batch import Batch, BatchRecipe
 from mae.data.images import device
 from mae.data.images.augment import AugmentSettings
 from mae.data.indexing import open_index
+from mae.data.plan import plan_batches
 from mae.data.settings import DataSettings
+from mae.data.train_batches import TrainBatches
 from mae.errors import UserError
 from mae.training.loop import to_device
 
@@ -47,7 +49,8 @@ def shard(tmp_path: Path) -> Callable[[list[bytes]], Path]:
 def batches(path: Path, tmp_path: Path, where: str, **changes: object) -> TrainBatches:
     data = DataSettings(image_size=(16,), decode_on=where, cache_dir=tmp_path / "cache", **changes)  # type: ignore[arg-type]
     index = open_index([str(path)], tmp_path / "cache")
-    return TrainBatches(index, plan_batches(8, 1, None), 0, 0, data, AugmentSettings(), patches=4)
+    recipe = BatchRecipe(0, data, AugmentSettings(), noise_columns=4)
+    return TrainBatches(index, plan_batches(8, 1, None), 0, recipe)
 
 
 def assert_close(here: Batch, there: Batch) -> None:
@@ -112,4 +115,4 @@ def test_options_that_need_the_pixels_in_the_worker_are_refused(
     index = open_index([str(path)], tmp_path / "cache")
     data = DataSettings(image_size=(16,), decode_on="device", cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match=r"augment\.rand_augment"):
-        TrainBatches(index, plan_batches(8, 1, None), 0, 0, data, AugmentSettings(rand_augment=9))
+        TrainBatches(index, plan_batches(8, 1, None), 0, BatchRecipe(0, data, AugmentSettings(rand_augment=9)))

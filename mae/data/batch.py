@@ -1,0 +1,104 @@
+"""One micro-batch, and what every source of training batches offers."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mae.data.images.augment import AugmentSettings
+from mae.data.images.device import Encoded, decode_into
+from mae.data.plan import BatchPlan
+from mae.data.scan import NO_LABEL
+from mae.data.settings import DataSettings
+from mae.data.store.shards import Shard
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one process."""
+
+    images: UInt8[Tensor, "batch channels height width"]
+    labels: Int64[Tensor, " batch"]
+    ids: Int64[Tensor, " batch"]
+    """Sample ids."""
+    noise: Float32[Tensor, "batch noise_columns"]
+    """Uniform numbers from 0 to 1, keyed by sample and epoch, for the task to use: pretraining makes masks of them."""
+    bad: list[str]
+    """Images that could not be read or decoded, with shard, key and reason. Up to `data.max_bad_samples` in a run are
+    replaced by their neighbours; one more stops the run before it saves anything learned from this batch."""
+    encoded: Encoded | None
+    """Images that are still black in `images`, for the device to decode."""
+    lost: str
+    """Why data can no longer be read, or changed since indexing; stops the run as `bad` does. Empty if all is well."""
+
+
+@dataclass(frozen=True)
+class BatchRecipe:
+    """How samples become rows of a training batch."""
+
+    seed: int
+    """Key of the order, the crops and all other random numbers."""
+    data: DataSettings
+    augment: AugmentSettings
+    noise_columns: int = 0
+    """Random numbers per row that the task needs in `Batch.noise`."""
+
+
+class TrainingBatches(ABC):
+    """Micro-batches of one process, from indexed shards or from a stream."""
+
+    plan: BatchPlan
+    recipe: BatchRecipe
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """Number of samples in an epoch."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash that changes with the data."""
+
+    @property
+    @abstractmethod
+    def shards(self) -> list[Shard]:
+        """Shards that hold the data."""
+
+    @abstractmethod
+    def starting_at(self, micro_step: int) -> Dataset[Batch]:
+        """Return the dataset for a run that starts or resumes at `micro_step`."""
+
+
+def empty_batch(rows: int, data: DataSettings, noise_columns: int) -> Batch:
+    """Return a batch of black images; labels and ids are -1."""
+    height, width = data.size
+    return Batch(
+        # Channels last, as decoders write them; on the device this is the faster order as well.
+        images=torch.zeros(rows, height, width, data.channels, dtype=torch.uint8).permute(0, 3, 1, 2),
+        labels=torch.full((rows,), NO_LABEL),
+        ids=torch.full((rows,), -1),
+        noise=torch.zeros(rows, noise_columns),
+        bad=[],
+        encoded=None,
+        lost="",
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors of a batch; copies from pinned memory run while the device computes.
+
+    Raises:
+        UserError: if images were left to the device and it cannot decode them.
+    """
+    images = batch.images.to(device, non_blocking=True)
+    if batch.encoded is not None:
+        decode_into(images, batch.encoded, batch.ids)
+    return batch._replace(
+        images=images,
+        labels=batch.labels.to(device, non_blocking=True),
+        noise=batch.noise.to(device, non_blocking=True),
+    )

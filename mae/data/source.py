@@ -1,0 +1,169 @@
+"""Source of training data: indexed shards, which any sample can be read from, or a stream of shards."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.data.batch import BatchRecipe, TrainingBatches
+from mae.data.eval_batches import EvalBatches
+from mae.data.images.augment import eval_view
+from mae.data.images.decode import decode
+from mae.data.index import ShardIndex
+from mae.data.plan import BatchPlan
+from mae.data.prepare import open_shards, resolve_statistics, stored_for_stream
+from mae.data.reader import ImageReader
+from mae.data.settings import DataSettings
+from mae.data.store.shards import Shard, expand
+from mae.data.stream import PROMISES, StreamBatches, read_samples
+from mae.data.train_batches import TrainBatches
+from mae.errors import BadImageError, UserError
+
+NamedImage = tuple[str, bytes | UserError]
+"""Name of an image, and its encoded bytes or the reason why they cannot be read."""
+
+
+class FixedImages(NamedTuple):
+    """The same few images each time, for pictures."""
+
+    ids: NDArray[np.int64]
+    """Numbers that key the masks of these images."""
+    pixels: UInt8[Tensor, "images channels height width"]
+
+
+class Source(ABC):
+    """Training data, however they are read."""
+
+    shards: list[Shard]
+    """Shards that hold the data."""
+    samples: int
+    """Number of samples in an epoch."""
+
+    @abstractmethod
+    def train_batches(self, plan: BatchPlan, rank: int, recipe: BatchRecipe) -> TrainingBatches:
+        """Return the training batches of one rank."""
+
+    @abstractmethod
+    def with_statistics(self, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
+        """Return `data` with mean and std filled in: as set, else as stored with the shards, else as measured.
+
+        Raises:
+            UserError: if they are not set and cannot be found.
+        """
+
+    @abstractmethod
+    def fixed_images(self, most: int, data: DataSettings) -> FixedImages:
+        """Return at most `most` images, cut as evaluation cuts them.
+
+        Raises:
+            UserError: if images are bad: any, unless `data.max_bad_samples` allows some, or all of a stream.
+        """
+
+    @abstractmethod
+    def some_images(self, most: int, data: DataSettings) -> Iterator[NamedImage]:
+        """Yield at most `most` encoded images, to inspect them."""
+
+
+@dataclass(frozen=True)
+class IndexedSource(Source):
+    """Shards with an index."""
+
+    index: ShardIndex
+
+    @property
+    def shards(self) -> list[Shard]:  # type: ignore[override]  # read only
+        """Shards that hold the data."""
+        return [entry.shard for entry in self.index.entries]
+
+    @property
+    def samples(self) -> int:  # type: ignore[override]  # read only
+        """Number of samples in an epoch."""
+        return len(self.index)
+
+    def train_batches(
+        self, plan: BatchPlan, rank: int, recipe: BatchRecipe, subset: NDArray[np.int64] | None = None
+    ) -> TrainBatches:
+        """Return the training batches of one rank, of all samples or of a subset of sample ids."""
+        return TrainBatches(self.index, plan, rank, recipe, subset)
+
+    def with_statistics(self, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
+        """Return `data` with mean and std filled in; see `Source`."""
+        return resolve_statistics(self.index, data, say)
+
+    def fixed_images(self, most: int, data: DataSettings) -> FixedImages:
+        """Return images spread evenly over the data; see `Source`."""
+        ids = np.linspace(0, self.samples - 1, min(most, self.samples)).astype(np.int64)
+        batch = EvalBatches(self.index, len(ids), data, ids=ids)[0]
+        if batch.bad and not data.max_bad_samples:
+            raise UserError(f"bad image {batch.bad[0]}; pack the shards again without it")
+        return FixedImages(ids, batch.images)
+
+    def some_images(self, most: int, data: DataSettings) -> Iterator[NamedImage]:
+        """Yield images spread evenly over all shards."""
+        # Of remote shards only these images are fetched, not the chunks around them.
+        reader = ImageReader(self.index, data.cache, data.cache_bytes, chunk_samples=1)
+        ids = np.unique(np.linspace(0, self.samples - 1, most).astype(np.int64))
+        reader.will_need(ids)
+        for place in reader.locate(ids):
+            try:
+                yield reader.name(place.sample_id), reader.read(place)
+            except UserError as error:
+                yield reader.name(place.sample_id), error
+
+
+@dataclass(frozen=True)
+class StreamedSource(Source):
+    """Shards that are only read from front to back."""
+
+    shards: list[Shard]
+    samples: int
+    """Number of samples that count as an epoch."""
+
+    def train_batches(self, plan: BatchPlan, rank: int, recipe: BatchRecipe) -> StreamBatches:
+        """Return the training batches of one rank."""
+        return StreamBatches(self.shards, plan, rank, recipe)
+
+    def with_statistics(self, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
+        """Return `data` with mean and std filled in; see `Source`. A stream is not measured."""
+        return stored_for_stream(self.shards, data)
+
+    def fixed_images(self, most: int, data: DataSettings) -> FixedImages:
+        """Return the first good images of the first shard; see `Source`."""
+        found: list[Tensor] = []
+        reason = ""
+        for sample in read_samples(self.shards[0], data.cache):
+            try:
+                found.append(eval_view(decode(sample.image, data.channels), data.size, data.crop_pct))
+            except BadImageError as error:
+                reason = f"; the last: {sample.name} ({error})"
+            if len(found) == most:
+                break
+        if not found:
+            raise UserError(f"shard {self.shards[0]} has no good image{reason}; pack the shards again without bad ones")
+        return FixedImages(np.arange(len(found)), torch.stack(found))
+
+    def some_images(self, most: int, data: DataSettings) -> Iterator[NamedImage]:
+        """Yield the first images of the first shard: a stream cannot jump."""
+        for number, sample in enumerate(read_samples(self.shards[0], data.cache)):
+            if number == most:
+                return
+            yield sample.name, sample.image
+
+
+def open_source(data: DataSettings, say: Callable[[str], None]) -> IndexedSource | StreamedSource:
+    """Open the training shards as `data.reader` says; a missing index is made.
+
+    Raises:
+        UserError: if shards are missing or damaged, or as `open_shards`.
+    """
+    if data.reader == "stream":
+        assert data.stream_samples is not None  # checked with the settings
+        say(PROMISES)
+        return StreamedSource(expand(data.shards), data.stream_samples)
+    return IndexedSource(open_shards(data.shards, data, say))

@@ -1,0 +1,41 @@
+"""Evaluation during training, and the best model so far."""
+
+import math
+
+from mae.data.eval_batches import EvalBatches
+from mae.data.index import ShardIndex
+from mae.data.prepare import statistics_of
+from mae.evaluation.classification import evaluate
+from mae.models.weights import file_tensors
+from mae.training.job import Job
+
+BEST_FILE = "best.safetensors"
+
+
+def evaluation_due(job: Job, step: int, every: float) -> bool:
+    """Return whether `step` is the first that completes another `every` epochs, or the last step of all."""
+    per_period = job.samples * every / job.plan.global_batch
+    return step == job.total or math.floor(step / per_period) > math.floor((step - 1) / per_period)
+
+
+def evaluate_and_keep_best(job: Job, held_out: ShardIndex, step: int) -> None:
+    """Evaluate the model after `step` steps, log the result, and save the model if it is the best so far.
+
+    The best model is `best.safetensors` in the run folder. Collective: every process has to call it.
+    """
+    accelerator, data = job.accelerator, job.settings.data
+    batches = EvalBatches(held_out, job.plan.per_process, data, accelerator.process_index, accelerator.num_processes)
+    epoch = job.epoch_after(step)
+    with job.state.shown() as model:
+        result = evaluate(accelerator, model, batches, statistics_of(data), data.workers)
+        is_best = result.accuracy > job.notes.get("best", {}).get("accuracy", -1.0)
+        if is_best:
+            job.notes["best"] = {"step": step, "accuracy": result.accuracy}
+        if accelerator.is_main_process:
+            job.folder.log({"kind": "eval", "step": step, "epoch": epoch, **result._asdict()})
+            if is_best:
+                job.folder.publish(file_tensors(model), job.task.description.metadata(), BEST_FILE)
+    job.progress.say(
+        f"epoch {epoch:.1f}: accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {result.samples:,} samples"
+        + (", the best so far" if is_best else "")
+    )

@@ -1,0 +1,74 @@
+"""Page of the demo: what was done, the table of accuracies, pictures, curves, times."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae.evaluation.seeds import Cell, table_of
+from mae.report import page
+from mae.report.curves import draw_training
+from mae.settings import flatten, load_yaml
+from mae.training.progress import duration
+from mae.training.run_folder.folder import SETTINGS_FILE, RunFolder
+
+
+def demo_page(
+    images: Mapping[str, int],
+    eval_split: str,
+    pretrained: RunFolder,
+    finetuned: RunFolder,
+    cells: Sequence[Cell],
+    seconds: Mapping[str, float],
+    features: Sequence[int],
+) -> str:
+    """Return the page.
+
+    Args:
+        images: Number of images of each split.
+        finetuned: One of the fine-tuning runs, to show its settings.
+        seconds: Time of each stage.
+        features: Shape of the features of one image, from the exported encoder.
+    """
+    header, rows = table_of(cells)
+    seeds = len(cells[0].accuracies)
+    every = [(cell.labels, cell.encoder, *(f"{accuracy:.1%}" for accuracy in cell.accuracies)) for cell in cells]
+    sections = [
+        (
+            "What was done",
+            page.paragraph(
+                f"{images['train']:,} scanned digits of 8x8 pixels were packed into shards; a masked autoencoder "
+                "was pretrained on them without labels; its encoder was fine-tuned with an MLP head on its cls "
+                "token, beside the same model from scratch under the same settings; the encoder was exported and "
+                f"loaded back by timm, where an image gives features of shape {list(features)}."
+            ),
+        ),
+        (
+            "Accuracy",
+            page.paragraph(
+                f"On {images[eval_split]} digits of the {eval_split} split, mean ± standard deviation of {seeds} "
+                "seeds; a seed chooses the labels and the weights."
+            )
+            + page.table(header, rows)
+            + page.table(("labels", "encoder", *(f"seed {number}" for number in range(seeds))), every),
+        ),
+        (
+            "Reconstructions",
+            page.picture(_last_picture(pretrained), "Fixed images under fixed masks, end of pretraining"),
+        ),
+        ("Pretraining", page.picture(draw_training(pretrained.metrics()), "Training curves")),
+        ("Time", page.table(("stage", "time"), [(stage, duration(passed)) for stage, passed in seconds.items()])),
+        ("Pretraining settings", page.settings_table(_settings_of(pretrained.path))),
+        ("Fine-tuning settings, first run", page.settings_table(_settings_of(finetuned.path))),
+        ("Environment", page.environment_table(torch.device("cpu"))),
+    ]
+    return page.page("mae demo: scanned digits", sections)
+
+
+def _last_picture(run: RunFolder) -> bytes:
+    return max(run.pictures.glob("step-*.png")).read_bytes()
+
+
+def _settings_of(run_dir: Path) -> dict[str, Any]:
+    return flatten(load_yaml(run_dir / SETTINGS_FILE))

@@ -1,0 +1,47 @@
+"""Reconstruction pictures during pretraining: the same images under the same masks each time."""
+
+from collections.abc import Callable
+
+import torch
+from torch.distributed.fsdp import register_fsdp_forward_method
+
+from mae import keyed
+from mae.data.loader import normalize
+from mae.data.prepare import statistics_of
+from mae.files import write_atomically
+from mae.keyed import Purpose
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.report.pictures import draw_reconstructions, reconstruction_panels
+from mae.tasks.pretraining import Pretraining
+from mae.training.job import Job
+
+
+def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
+    """Return a function that draws the reconstructions after a step into the run folder.
+
+    The function is collective: rank 0 draws, and the other ranks lend it their part of the model.
+    """
+    if not job.accelerator.is_main_process:
+        return lambda step: _lend_model(job)
+    settings, data, device = task.settings, task.settings.data, job.accelerator.device
+    fixed, statistics = task.source.fixed_images(settings.picture_images, data), statistics_of(data)
+    images = normalize(fixed.pixels.to(device), statistics)
+    key = keyed.key(Purpose.PICTURE, settings.seed)
+    noise = torch.from_numpy(keyed.uniform_float32(key, fixed.ids, task.noise_columns)).to(device)
+    # Otherwise FSDP2 would take what the blocks do outside a forward pass as part of the next step, on this rank alone.
+    register_fsdp_forward_method(job.accelerator.unwrap_model(job.model), "predict_all")
+
+    def draw(step: int) -> None:
+        with job.state.shown() as model, job.accelerator.autocast():
+            assert isinstance(model, MaskedAutoencoder)
+            panels = reconstruction_panels(model, images, noise, statistics)
+        title = f"step {step:,} of {job.total:,}, {settings.model.mask_ratio:.0%} of the patches hidden"
+        picture = draw_reconstructions(panels, title, settings.model.norm_pix_loss)
+        write_atomically(job.folder.pictures / f"step-{step:09d}.png", picture)
+
+    return draw
+
+
+def _lend_model(job: Job) -> None:
+    with job.state.shown():
+        pass

@@ -1,0 +1,262 @@
+"""Fine-tuning task: classify labelled images with a head on the encoder's cls token."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from mae.data.batch import Batch, BatchRecipe, TrainingBatches
+from mae.data.eval_batches import labelled_subset
+from mae.data.images.augment import AugmentSettings
+from mae.data.index import ShardIndex
+from mae.data.loader import normalize
+from mae.data.plan import BatchPlan
+from mae.data.prepare import open_shards, statistics_of
+from mae.data.source import IndexedSource
+from mae.errors import UserError
+from mae.models.classifier import build_classifier
+from mae.models.description import ModelDescription, describe_model
+from mae.models.flops import classifier_flops
+from mae.models.weights import load_encoder
+from mae.settings import check
+from mae.training.optimizer import OptimSettings, parameter_groups
+from mae.training.origin import find_origin, with_statistics
+from mae.training.run_folder.folder import RunFolder
+from mae.training.settings import TrainSettings
+from mae.training.task import LossOf, Task
+
+
+@dataclass(frozen=True)
+class FinetuneOptimSettings(OptimSettings):
+    """AdamW with layer decay; the defaults are the paper's ViT-B fine-tuning recipe."""
+
+    base_lr: float = 1e-3
+    """Learning rate per 256 images of the global batch; the peak is base_lr * batch_size / 256."""
+    warmup_epochs: float = 5.0
+    """Epochs over which the learning rate rises linearly from 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    layer_decay: float = 0.75
+    """Factor between the learning rate of a block and that of the next block; 1 turns layer decay off."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class RegularizationSettings:
+    """What keeps a classifier from learning its training images by heart."""
+
+    drop_path: float = 0.1
+    """Rate of stochastic depth at the last block; it rises linearly from 0 at the first."""
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all classes."""
+    mixup: float = 0.8
+    """Alpha of mixup's beta distribution; 0 turns it off."""
+    cutmix: float = 1.0
+    """Alpha of cutmix's beta distribution; 0 turns it off. With both on, each batch takes one by chance."""
+
+    def __post_init__(self) -> None:
+        for name in ("drop_path", "label_smoothing"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"regularization.{name}", value, "from 0, below 1")
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, f"regularization.{name}", value, "0 or more")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(TrainSettings):
+    """Fine-tune an encoder with a head on its cls token; the defaults are the paper's ViT-B/16 recipe."""
+
+    head: Literal["mlp", "linear"] = "mlp"
+    """On the normed cls token: one hidden layer of the encoder's width with GELU, or a single linear layer."""
+    batch_size: int = 1024
+    """Global batch [images per optimiser step], over all processes and accumulation steps."""
+    eval_shards: tuple[str, ...] = ()
+    """Labelled tar shards to measure accuracy on after each `eval_every` epochs and at the end."""
+    eval_every: float = 1.0
+    """Epochs between evaluations."""
+    labels_per_class: int | None = None
+    """Train on this many samples of each class, chosen by the seed; None: on all."""
+    augment: AugmentSettings = field(default_factory=lambda: AugmentSettings(crop_scale=(0.08, 1.0), rand_augment=9))
+    regularization: RegularizationSettings = field(default_factory=RegularizationSettings)
+    optim: FinetuneOptimSettings = field(default_factory=FinetuneOptimSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        labels = self.labels_per_class
+        check(labels is None or labels >= 1, "labels_per_class", labels, "1 or more, or None")
+        check(0 < self.eval_every < math.inf, "eval_every", self.eval_every, "above 0")
+        self.model.grid(self.data.size)
+        check(self.data.reader == "indexed", "data.reader", self.data.reader, "indexed, which knows all labels")
+
+
+@dataclass(frozen=True)
+class Finetuning(Task):
+    """Classifier on labelled images."""
+
+    settings: FinetuneSettings
+    source: IndexedSource
+    held_out: ShardIndex | None
+    """Index of the evaluation shards."""
+
+    @classmethod
+    def open(cls, settings: FinetuneSettings, say: Callable[[str], None]) -> "Finetuning":
+        """Open the data of a run, and find the mean and std that it uses.
+
+        Raises:
+            UserError: if shards are missing or damaged, labels do not fit, or `init` is another model.
+        """
+        source = IndexedSource(open_shards(settings.data.shards, settings.data, say))
+        held_out = open_held_out(settings, say)
+        class_count(source.index, held_out)
+        return cls(replace(settings, data=with_statistics(settings, source, say)), source, held_out)
+
+    @cached_property
+    def classes(self) -> int:
+        """Number of classes of the training shards."""
+        return class_count(self.source.index, self.held_out)
+
+    @cached_property
+    def subset(self) -> NDArray[np.int64] | None:
+        """Ids of the samples to train on; None for all."""
+        per_class = self.settings.labels_per_class
+        return None if per_class is None else labelled_subset(self.source.index, per_class, self.settings.seed)
+
+    @property
+    def unit(self) -> int:
+        """Number of images of which a micro-batch must hold a multiple: views stay together, mixup pairs images."""
+        return math.lcm(self.settings.data.views_per_image, 2 if self.settings.regularization.mixes else 1)
+
+    @property
+    def noise_columns(self) -> int:
+        """No random numbers."""
+        return 0
+
+    @property
+    def flops_per_image(self) -> int:
+        """Floating-point operations of training on one image."""
+        settings, data = self.settings, self.settings.data
+        return classifier_flops(settings.model, data.size, data.channels, self.classes, settings.head).training
+
+    @property
+    def description(self) -> ModelDescription:
+        """Description of the classifier."""
+        data = self.settings.data
+        statistics = statistics_of(data)
+        return describe_model(
+            "classifier", self.settings.model, data.size, statistics.mean, statistics.std, data.crop_pct
+        )
+
+    def build_model(self) -> nn.Module:
+        """Return the encoder, with the weights of `init` if there are any, and a new head."""
+        settings, data = self.settings, self.settings.data
+        torch.manual_seed(settings.seed)
+        drop_path = settings.regularization.drop_path
+        model = build_classifier(settings.model, data.size, data.channels, self.classes, settings.head, drop_path)
+        origin = find_origin(settings.init, RunFolder(settings.run_dir))
+        if origin is not None:
+            load_encoder(model, origin.weights(settings.model.grid(data.size)), origin.path)
+        classifier: nn.Module = model
+        return classifier
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the optimiser's groups, by layer and weight decay."""
+        return parameter_groups(model, self.settings.optim.weight_decay, self.settings.optim.layer_decay)
+
+    def batches(self, plan: BatchPlan, rank: int) -> TrainingBatches:
+        """Return the images and labels of one rank."""
+        settings = self.settings
+        recipe = BatchRecipe(settings.seed, settings.data, settings.augment)
+        return self.source.train_batches(plan, rank, recipe, self.subset)
+
+    def loss_of(self, images: int) -> LossOf:
+        """Return the cross-entropy, of mixed images where mixup or cutmix is on.
+
+        Raises:
+            UserError: if mixup or cutmix would have to pair an odd number of images.
+        """
+        statistics = statistics_of(self.settings.data)
+        mix, criterion = build_criterion(self.settings.regularization, self.classes, images)
+
+        def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+            inputs, targets = mix(normalize(batch.images, statistics), batch.labels)
+            loss: Tensor = criterion(model(inputs).float(), targets)
+            return loss
+
+        return loss_of
+
+
+def open_held_out(settings: FinetuneSettings, say: Callable[[str], None]) -> ShardIndex | None:
+    """Open the evaluation shards; None if there are none."""
+    if not settings.eval_shards:
+        return None
+    # data.index names the index of the training shards.
+    return open_shards(settings.eval_shards, replace(settings.data, index=None), say)
+
+
+def class_count(index: ShardIndex, held_out: ShardIndex | None) -> int:
+    """Return the number of classes of the training shards.
+
+    Raises:
+        UserError: if samples have no label, or the evaluation shards have a label that the training shards lack.
+    """
+    classes = index.class_count()
+    if held_out is not None and held_out.class_count() > classes:
+        raise UserError(
+            f"eval_shards hold labels up to {held_out.class_count() - 1}, data.shards only up to {classes - 1}; "
+            "pack both with the same class list"
+        )
+    return classes
+
+
+class Mix:
+    """Mixup and cutmix by timm, where either is on."""
+
+    def __init__(self, regularization: RegularizationSettings, classes: int) -> None:
+        self.active = regularization.mixes
+        self._mixup = Mixup(
+            mixup_alpha=regularization.mixup,
+            cutmix_alpha=regularization.cutmix,
+            label_smoothing=regularization.label_smoothing,
+            num_classes=classes,
+        )
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixed images and soft targets, or both unchanged."""
+        if not self.active:
+            return images, labels
+        mixed, targets = self._mixup(images, labels)
+        return mixed, targets
+
+
+def build_criterion(regularization: RegularizationSettings, classes: int, images: int) -> tuple[Mix, nn.Module]:
+    """Return how targets are made and the loss of logits against them.
+
+    Raises:
+        UserError: if `images`, the number per process, is odd and images are mixed in pairs.
+    """
+    mix = Mix(regularization, classes)
+    if not regularization.mixes:
+        return mix, nn.CrossEntropyLoss(label_smoothing=regularization.label_smoothing)
+    if images % 2:
+        raise UserError(
+            f"mixup and cutmix pair the images of a batch, but a process takes {images} at a time; "
+            "choose a batch_size that leaves an even number, or set regularization.mixup and .cutmix to 0"
+        )
+    return mix, SoftTargetCrossEntropy()

@@ -1,0 +1,119 @@
+"""Pretraining task: reconstruct the hidden patches of unlabelled images (arXiv 2111.06377)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae.data.batch import Batch, BatchRecipe, TrainingBatches
+from mae.data.loader import normalize
+from mae.data.plan import BatchPlan
+from mae.data.prepare import statistics_of
+from mae.data.source import Source, open_source
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.description import ModelDescription, describe_model
+from mae.models.flops import autoencoder_flops
+from mae.models.settings import MaskedAutoencoderSettings
+from mae.models.weights import load_autoencoder
+from mae.settings import check
+from mae.training.optimizer import parameter_groups
+from mae.training.origin import find_origin, with_statistics
+from mae.training.run_folder.folder import RunFolder
+from mae.training.settings import TrainSettings
+from mae.training.task import LossOf, Task
+
+
+@dataclass(frozen=True)
+class PretrainSettings(TrainSettings):
+    """Pretrain a masked autoencoder; the defaults are the paper's ViT-B/16 recipe."""
+
+    epochs: float = 800.0
+    """Number of times each sample is seen; the last batch is completed from the next epoch."""
+    batch_size: int = 4096
+    """Global batch [images per optimiser step], over all processes and accumulation steps."""
+    picture_every: int = 5000
+    """Steps between reconstruction pictures; one more is drawn at the end."""
+    picture_images: int = 8
+    """Number of images in a reconstruction picture: always the same images under the same masks."""
+    model: MaskedAutoencoderSettings = field(default_factory=MaskedAutoencoderSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.picture_every >= 1, "picture_every", self.picture_every, "1 or more")
+        check(self.picture_images >= 1, "picture_images", self.picture_images, "1 or more")
+        self.model.check_image_size(self.data.size)
+
+
+@dataclass(frozen=True)
+class Pretraining(Task):
+    """Masked autoencoder on unlabelled images."""
+
+    settings: PretrainSettings
+    source: Source
+
+    @classmethod
+    def open(cls, settings: PretrainSettings, say: Callable[[str], None]) -> "Pretraining":
+        """Open the data of a run, and find the mean and std that it uses.
+
+        Raises:
+            UserError: if shards are missing or damaged, or `init` is another model.
+        """
+        source = open_source(settings.data, say)
+        return cls(replace(settings, data=with_statistics(settings, source, say)), source)
+
+    @property
+    def unit(self) -> int:
+        """Number of images of which a micro-batch must hold a multiple: the views of an image stay together."""
+        return self.settings.data.views_per_image
+
+    @property
+    def noise_columns(self) -> int:
+        """One random number per patch, whose order decides the mask."""
+        return math.prod(self.settings.model.grid(self.settings.data.size))
+
+    @property
+    def flops_per_image(self) -> int:
+        """Floating-point operations of training on one image."""
+        return autoencoder_flops(self.settings.model, self.settings.data.size, self.settings.data.channels).training
+
+    @property
+    def description(self) -> ModelDescription:
+        """Description of encoder and decoder."""
+        data = self.settings.data
+        statistics = statistics_of(data)
+        return describe_model(
+            "masked autoencoder", self.settings.model, data.size, statistics.mean, statistics.std, data.crop_pct
+        )
+
+    def build_model(self) -> MaskedAutoencoder:
+        """Return encoder and decoder with their starting weights: random, or those of `init`."""
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        model = MaskedAutoencoder(settings.model, settings.data.size, settings.data.channels)
+        origin = find_origin(settings.init, RunFolder(settings.run_dir))
+        if origin is not None:
+            load_autoencoder(model, origin.weights(model.grid), origin.path)
+        return model
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the optimiser's groups: with and without weight decay."""
+        return parameter_groups(model, self.settings.optim.weight_decay)
+
+    def batches(self, plan: BatchPlan, rank: int) -> TrainingBatches:
+        """Return the images of one rank, with noise for their masks."""
+        settings = self.settings
+        recipe = BatchRecipe(settings.seed, settings.data, settings.augment, self.noise_columns)
+        return self.source.train_batches(plan, rank, recipe)
+
+    def loss_of(self, images: int) -> LossOf:
+        """Return the reconstruction loss of the hidden patches; it works for any number of images."""
+        statistics = statistics_of(self.settings.data)
+
+        def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+            loss: Tensor = model(normalize(batch.images, statistics), batch.noise).loss
+            return loss
+
+        return loss_of

@@ -1,0 +1,85 @@
+"""Job: everything the training loop works with."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from mae.data.batch import Batch, TrainingBatches
+from mae.data.loader import load
+from mae.data.plan import BatchPlan
+from mae.training.checkpoints.manifest import Standing
+from mae.training.checkpoints.writer import CheckpointWriter
+from mae.training.optimizer import CosineSchedule
+from mae.training.progress import TrainingProgress
+from mae.training.run_folder.folder import RunFolder
+from mae.training.settings import TrainSettings
+from mae.training.state import TrainingState
+from mae.training.task import LossOf, Task
+
+# Ranks that wait for this one give up after the timeout; a stuck worker is reported before that.
+_WORKER_SHARE_OF_TIMEOUT = 0.8
+
+
+@dataclass(frozen=True)
+class Job:
+    """One start of a run. Only weights, optimiser state and notes change while it lasts."""
+
+    task: Task
+    settings: TrainSettings
+    """Settings of the task, with the micro-batch that was found by search."""
+    accelerator: Accelerator
+    model: nn.Module
+    """Model as Accelerate prepared it."""
+    state: TrainingState
+    """Weights, optimiser state and average, which checkpoints hold."""
+    optimizer: Optimizer
+    schedule: CosineSchedule
+    batches: TrainingBatches
+    loss_of: LossOf
+    folder: RunFolder
+    writer: CheckpointWriter | None
+    """None on ranks that write no checkpoints."""
+    progress: TrainingProgress
+    start: Standing
+    """Position at which this start begins."""
+    total: int
+    """Number of optimiser steps of the whole run."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """JSON values that the pipeline finds again after a resume."""
+
+    @property
+    def plan(self) -> BatchPlan:
+        """Division of the global batch."""
+        return self.batches.plan
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in an epoch."""
+        return self.batches.samples
+
+    def epoch_after(self, step: int) -> float:
+        """Return the number of epochs that `step` optimiser steps make."""
+        return step * self.plan.global_batch / self.samples
+
+    def micro_batches(self, position: int, steps: int) -> Iterator[Batch]:
+        """Return this rank's micro-batches of `steps` steps, from the sample at `position` on."""
+        plan, data = self.plan, self.settings.data
+        first = position // plan.global_batch * plan.accumulation
+        numbers = range(first, first + steps * plan.accumulation)
+        return load(
+            self.batches.starting_at(first),
+            numbers,
+            data.workers if numbers else 0,
+            pin_memory=self.accelerator.device.type == "cuda",
+            timeout=_WORKER_SHARE_OF_TIMEOUT * self.settings.timeout,
+        )
+
+
+def total_steps(samples: int, epochs: float, batch_size: int) -> int:
+    """Return the number of steps in which every sample is seen at least `epochs` times."""
+    return math.ceil(samples * epochs / batch_size)
