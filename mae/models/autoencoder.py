@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor, nn
 
 from mae.models.decoder import DECODERS, CrossDecoder
@@ -64,8 +64,8 @@ class MaskedAutoencoder(nn.Module):
         mask = self.mask(noise)
         ids = mask.ids_hidden[:, : self.predicted]
         pixels = patchify(images, self.patch_size)
-        predicted = self._predict(pixels, mask.ids_keep, ids)
-        return Reconstruction(self.loss(take(pixels, ids), predicted), predicted, ids)
+        predicted = _not_a_view(self._predict(pixels, mask.ids_keep, ids))
+        return Reconstruction(self.loss(take(pixels, ids), predicted), predicted, _not_a_view(ids))
 
     def predict_all(
         self,
@@ -125,6 +125,14 @@ class MaskedAutoencoder(nn.Module):
             mean, deviation = _mean_and_deviation(patchify(images.float(), self.patch_size))
             pixels = pixels * deviation + mean
         return unpatchify(pixels, self.grid, self.patch_size)
+
+
+def _not_a_view(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The tensor itself, or a copy of a view: FSDP2 loses its hook where a view is changed in place, and warns.
+
+    Linear layers return a view up to torch 2.14, and do not from 2.15 on.
+    """
+    return tensor if tensor._base is None else tensor.clone()
 
 
 def _mean_and_deviation(

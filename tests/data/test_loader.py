@@ -1,5 +1,6 @@
 """Workers serve their trainer: they end with it, leave its signals alone, and what befalls them is named."""
 
+import faulthandler
 import os
 import re
 import shutil
@@ -100,8 +101,13 @@ def test_p09_a_worker_killed_while_the_trainer_computes_is_known_from_the_error_
     assert str(mistake).startswith(f"data worker {victim} on {HOST} was killed by signal 9 (SIGKILL)")
 
 
+def crash() -> None:
+    faulthandler.disable()  # pytest's would fill a page with tracebacks of a crash that is meant
+    os.kill(os.getpid(), signal.SIGILL)
+
+
 def test_p09_a_worker_that_crashes_is_no_lack_of_memory() -> None:
-    batches = load(Numbered(1, lambda: os.kill(os.getpid(), signal.SIGILL)), range(10), workers=1)
+    batches = load(Numbered(1, crash), range(10), workers=1)
     with pytest.raises(UserError, match=r"data worker \d+ on \S+ was killed by signal 4 \(SIGILL\): a library crashed"):
         list(batches)
 

@@ -84,6 +84,15 @@ def test_at_the_start_hidden_patches_of_an_image_are_predicted_differently(
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
+def test_nothing_that_is_returned_is_a_view(tiny_autoencoder: Build, draw: Draw, decoder: str) -> None:
+    model = tiny_autoencoder(decoder=decoder, predict_ratio=0.25)
+    result = model(*draw(model))
+    assert [tensor._base for tensor in result] == [None] * 3
+    result.predicted.sum().backward()
+    assert model.decoder.decoder_pred.bias.grad is not None
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_what_is_left_out_does_not_change_what_is_predicted(tiny_autoencoder: Build, draw: Draw, decoder: str) -> None:
     model = tiny_autoencoder(decoder=decoder, decoder_depth=3)
     images, noise = draw(model)
