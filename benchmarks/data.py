@@ -43,7 +43,7 @@ from torch import Tensor
 from mae import keyed
 from mae.data.batch import BatchRecipe, to_device
 from mae.data.images import turbojpeg
-from mae.data.images.augment import NUMBERS_PER_SAMPLE, AugmentSettings, TrainViews, crop_box
+from mae.data.images.augment import FLIP, NUMBERS_PER_SAMPLE, AugmentSettings, TrainViews, crop_box
 from mae.data.images.decode import decode_pixels
 from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
@@ -414,7 +414,7 @@ def pillow_view(data: bytes, original: bytes, numbers: Sequence[float]) -> NDArr
         view = image.crop(tuple(map(round, edges))).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     else:
         view = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=edges)
-    return np.asarray(ImageOps.mirror(view) if numbers[-1] < 0.5 else view, dtype=np.float64)
+    return np.asarray(ImageOps.mirror(view) if numbers[FLIP] < 0.5 else view, dtype=np.float64)
 
 
 def print_decode(root: Path, rounds: int, title: str) -> None:

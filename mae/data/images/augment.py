@@ -26,8 +26,13 @@ _TRIES = 10
 # Of the whole image. Far above it nothing is saved by resizing images together, only memory spent.
 _SMALL_BYTES = 1 << 16
 _MOST_TOGETHER = 512
+# Places among the uniform numbers of one view: area and ratio of each try in turn, then three single numbers.
+_AREAS, _RATIOS = slice(0, 2 * _TRIES, 2), slice(1, 2 * _TRIES, 2)
+_TOP, _LEFT, FLIP = range(2 * _TRIES, 2 * _TRIES + 3)
 NUMBERS_PER_SAMPLE = 2 * _TRIES + 3
-"""Uniform numbers that one training crop uses up: area and ratio of each try, top, left, flip."""
+"""Number of uniform numbers that one training view uses."""
+CROP_VERSION = 1
+"""Version of the crops and flips that a (seed, epoch, sample id) gets. A test pins them: raise it with any change."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,14 @@ def crop_box(height: int, width: int, numbers: Sequence[float], settings: Augmen
     """
     scale, ratio = settings.crop_scale, settings.crop_ratio
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
-    for trial in range(_TRIES):
-        area = height * width * (scale[0] + numbers[2 * trial] * (scale[1] - scale[0]))
+    for share, shape in zip(numbers[_AREAS], numbers[_RATIOS], strict=True):
+        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
         # numpy's, for `crop_boxes` has no other; the two libraries may differ in the last bit.
-        aspect = float(np.exp(log_ratio[0] + numbers[2 * trial + 1] * (log_ratio[1] - log_ratio[0])))
+        aspect = float(np.exp(log_ratio[0] + shape * (log_ratio[1] - log_ratio[0])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top = int(numbers[2 * _TRIES] * (height - h + 1))
-            left = int(numbers[2 * _TRIES + 1] * (width - w + 1))
+            top = int(numbers[_TOP] * (height - h + 1))
+            left = int(numbers[_LEFT] * (width - w + 1))
             return Box(top, left, h, w)
     w = min(width, max(1, round(height * ratio[1])))
     h = min(height, max(1, round(width / ratio[0])))
@@ -80,7 +85,7 @@ def crop_boxes(
     """`crop_box` of many images at once: int64 [images, 4] of top, left, height and width."""
     scale, ratio = settings.crop_scale, settings.crop_ratio
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
-    shares, shapes = numbers[:, 0 : 2 * _TRIES : 2], numbers[:, 1 : 2 * _TRIES : 2]
+    shares, shapes = numbers[:, _AREAS], numbers[:, _RATIOS]
     areas = (heights * widths)[:, None] * (scale[0] + shares * (scale[1] - scale[0]))
     aspects = np.exp(log_ratio[0] + shapes * (log_ratio[1] - log_ratio[0]))
     w, h = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
@@ -89,8 +94,8 @@ def crop_boxes(
     random = fits[chosen]
     w = np.where(random, w[chosen], np.minimum(widths, np.maximum(1, np.rint(heights * ratio[1]))))
     h = np.where(random, h[chosen], np.minimum(heights, np.maximum(1, np.rint(widths / ratio[0]))))
-    top = np.where(random, numbers[:, 2 * _TRIES] * (heights - h + 1), (heights - h) // 2)
-    left = np.where(random, numbers[:, 2 * _TRIES + 1] * (widths - w + 1), (widths - w) // 2)
+    top = np.where(random, numbers[:, _TOP] * (heights - h + 1), (heights - h) // 2)
+    left = np.where(random, numbers[:, _LEFT] * (widths - w + 1), (widths - w) // 2)
     return np.stack([top, left, h, w], axis=1).astype(np.int64)
 
 
@@ -111,7 +116,7 @@ class TrainViews:
         """`numbers` are float64 [rows, `NUMBERS_PER_SAMPLE`]; `words`, one for each row, key RandAugment."""
         self.out, self.numbers, self.settings, self.words = out, numbers, settings, words
         self.size = (out.shape[2], out.shape[3])
-        self._flips = settings.flip & (numbers[:, -1] < 0.5)
+        self._flips = settings.flip & (numbers[:, FLIP] < 0.5)
         self._pixels = out.permute(0, 2, 3, 1).numpy()
         self._small: list[tuple[int, NDArray[np.uint8]]] = []
 

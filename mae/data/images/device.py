@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from mae.data.images.augment import AugmentSettings, crop_box
+from mae.data.images.augment import FLIP, AugmentSettings, crop_box
 from mae.data.images.decode import jpeg_header
 from mae.errors import UserError
 
@@ -60,7 +60,7 @@ class EncodedImages:
         for row, of_view in zip(rows, numbers.tolist(), strict=True):
             self._rows.append(row)
             self._boxes.append(crop_box(header.height, header.width, of_view, self._augmentation))
-            self._flips.append(self._augmentation.flip and of_view[-1] < 0.5)
+            self._flips.append(self._augmentation.flip and of_view[FLIP] < 0.5)
         self._files.append(data)
         return True
 

@@ -19,6 +19,8 @@ from data.jpegs import encoded, photo, subsampled
 from mae import keyed
 from mae.data.images import augment
 from mae.data.images.augment import (
+    CROP_VERSION,
+    FLIP,
     NUMBERS_PER_SAMPLE,
     AugmentSettings,
     TrainViews,
@@ -198,15 +200,44 @@ def test_a_training_view_is_the_same_each_time_and_differs_from_sample_to_sample
 
 
 @SMALL_AND_LARGE
-def test_the_last_number_mirrors_half_of_the_views_unless_turned_off(image_size: tuple[int, int]) -> None:
+def test_the_flip_number_mirrors_half_of_the_views_unless_turned_off(image_size: tuple[int, int]) -> None:
     image = image_of(*image_size)
     mirrored = 0
     for numbers in numbers_of(200):
         plain = view_of(image, (8, 8), numbers, AugmentSettings(flip=False))
         view = view_of(image, (8, 8), numbers, AugmentSettings())
-        assert torch.equal(view, plain.flip(-1) if numbers[-1] < 0.5 else plain)
-        mirrored += numbers[-1] < 0.5
+        assert torch.equal(view, plain.flip(-1) if numbers[FLIP] < 0.5 else plain)
+        mirrored += numbers[FLIP] < 0.5
     assert 75 < mirrored < 125
+
+
+# Two views each of three samples: top, left, height and width of the crop, and whether the view is mirrored. The first
+# image fits most tries, the second few, the third none.
+GOLDEN = {
+    1: [
+        (9, 60, 129, 115, False),
+        (44, 79, 106, 107, False),
+        (7, 24, 53, 65, True),
+        (0, 88, 60, 60, True),
+        (0, 94, 9, 12, True),
+        (0, 94, 9, 12, True),
+    ]
+}
+
+
+def test_crops_and_flips_change_only_with_their_version() -> None:
+    """A resumed run must cut what the run before it would have cut: a change needs a new CROP_VERSION and line here."""
+    numbers = keyed.uniform(keyed.key(Purpose.CROP, 5, 2), np.array([0, 7, 10**9]), 2 * NUMBERS_PER_SAMPLE)
+    rising = torch.arange(200, dtype=torch.uint8).expand(1, 150, 200)
+    found = []
+    for height, row in zip((150, 60, 9), numbers.reshape(3, 2, -1).tolist(), strict=True):
+        image = rising[:, :height]
+        for of_view in row:
+            view = view_of(image, (8, 8), of_view, AugmentSettings())
+            found.append(
+                (*crop_box(*image.shape[1:], of_view, AugmentSettings()), bool(view[0, 0, 0] > view[0, 0, -1]))
+            )
+    assert found == GOLDEN[CROP_VERSION]
 
 
 @SMALL_AND_LARGE
