@@ -41,7 +41,12 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - asked for its size only
 # Exit code of a worker that could not put a batch there.
 _NO_SHARED_MEMORY = errno.ENOSPC
 
-_GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (?:is killed by signal|exited unexpectedly)")
+# Texts of torch's DataLoader and of the operating system; each has a test that fails if it changes.
+_WORKER_GONE = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (?:is killed by signal|exited unexpectedly)"
+)
+_TIMED_OUT = "DataLoader timed out"
+_NO_SPACE = os.strerror(errno.ENOSPC)
 
 _workers: WeakSet[BaseProcess] = WeakSet()
 os.register_at_fork(after_in_child=_workers.clear)
@@ -87,7 +92,7 @@ def worker_failure(error: BaseException) -> UserError | None:
 
     It comes between any two instructions of the main thread, wherever that stands.
     """
-    found = _GONE.search(str(error)) if isinstance(error, RuntimeError) else None
+    found = _WORKER_GONE.search(str(error)) if isinstance(error, RuntimeError) else None
     return _gone(int(found[1])) if found else None
 
 
@@ -119,7 +124,7 @@ def _explain_failures(made: Iterator[Batch], workers: Sequence[BaseProcess], tim
             except UserError as error:
                 raise _without_traceback(error) from None
             except (RuntimeError, EOFError, OSError) as error:
-                is_stuck = "DataLoader timed out" in str(error)
+                is_stuck = _TIMED_OUT in str(error)
                 mistake = _stuck(done, workers, timeout) if is_stuck else _failure_within(error, workers)
                 if mistake is None:
                     raise
@@ -205,7 +210,7 @@ def _serve_the_trainer(_: int) -> None:
 
 def _end_without_a_batch(error: Exception, _: object) -> None:
     """For a batch that cannot be sent: by itself the queue would drop it, and the trainer wait for it in vain."""
-    if "No space left" in str(error):
+    if _NO_SPACE in str(error):
         os._exit(_NO_SHARED_MEMORY)
     traceback.print_exception(error)
     os._exit(1)

@@ -112,6 +112,19 @@ def test_p09_a_worker_that_crashes_is_no_lack_of_memory() -> None:
         list(batches)
 
 
+def test_a_lost_worker_is_known_even_where_no_signal_reports_it() -> None:
+    """As where other code has taken torch's handler of SIGCHLD away: torch then finds the worker gone by itself."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = load(Numbered(1, lambda: os.kill(os.getpid(), signal.SIGKILL)), range(10), workers=1, timeout=2.0)
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with pytest.raises(UserError, match=r"data worker \d+ on \S+ was killed by signal 9 \(SIGKILL\)") as error:
+            list(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert re.search(r"worker \(pid\(s\) \d+\) exited unexpectedly", str(error.value.__context__))
+
+
 class Unsendable(Numbered):
     """Its batch 1 cannot leave the worker."""
 
