@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and survive a power cut once they have appeared."""
+"""Atomic, durable file writes: a file appears complete or not at all, and then survives a power cut."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside `path`, flush to the disk, rename over it."""
+    """Write a file beside `path`, flush it to disk and rename it to `path`."""
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(data)
     sync(part)
@@ -15,13 +15,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def flush(file: BinaryIO) -> None:
-    """Bring what was written to an open file to the disk."""
+    """Flush an open file to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:
-    """fsync a file or a folder."""
+    """Flush a file or a folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""The index: where every sample of a set of shards lies, known before training starts.
+"""Index of a set of shards: the position of every sample, known before training starts.
 
-Its *sample id* is a sample's place in the list of all samples of all shards, in order. An index is a folder:
-`samples.bin`, one record of `scan.RECORD` a sample, mapped into memory, never read whole; and `manifest.json`,
-which tells what each shard was when it was read. Nothing in it is ever unpickled.
+The *sample id* is the number of a sample in the list of all samples of all shards, in order. An index is a folder
+with two files. `samples.bin` has one `scan.RECORD` for each sample and is mapped into memory. `manifest.json`
+describes each shard as it was when it was read. Nothing in an index is unpickled.
 """
 
 import json
@@ -26,30 +26,30 @@ from mae.errors import UserError
 from mae.files import flush, write_atomically
 
 FORMAT = 1
-"""Raised when a file's meaning changes; indexes of another format are made anew."""
+"""Version of the files; increase it when their meaning changes. An index of another version is built again."""
 _MANIFEST, _RECORDS = "manifest.json", "samples.bin"
-_PIECE = 1 << 24
-# Bytes: 178 million samples, half a second on one core or so for each gigabyte.
-_VERIFIED_AT_MOST = 4 << 30
+_BLOCK_BYTES = 1 << 24
+# 178 million samples; each GiB takes about half a second on one core.
+_MAX_VERIFIED_BYTES = 4 << 30
 
 
 class StaleIndexError(Exception):
-    """Why an index on disk does not describe the shards: it is cut, damaged, of another format, or they changed."""
+    """Reason why an index on disk cannot be used: missing, damaged, of another format, or the shards have changed."""
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard as it was when it was read."""
+    """Description of a shard as it was when it was read."""
 
     url: str
-    """Path or URL; without its secrets in a stored index."""
+    """Path or URL; a stored index has it without secrets."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     version: str
-    """Of the content: time of modification or ETag."""
+    """Version of the content: modification time or ETag."""
     samples: int
     digest: str
-    """sha256 over the names, places, contents and labels of its samples."""
+    """sha256 of the names, positions, contents and labels of its samples."""
     extensions: dict[str, int]
     ignored: int
     bad: tuple[str, ...]
@@ -57,7 +57,7 @@ class ShardEntry:
 
     @classmethod
     def of(cls, shard: Shard, found: ShardScan) -> "ShardEntry":
-        """The entry of a shard that has just been read."""
+        """Return the entry of a shard that has just been scanned."""
         return cls(
             url=str(shard),
             size=shard.size,
@@ -72,29 +72,29 @@ class ShardEntry:
 
     @property
     def shard(self) -> Shard:
-        """What the shard must still be."""
+        """Shard with the size and version that it had when it was read."""
         return Shard(self.url, self.size, self.version)
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """All samples of a list of shards; `len(index)` samples with the ids 0 ... len - 1."""
+    """Samples of a list of shards, with the ids 0 to `len(index) - 1`."""
 
     folder: Path
-    """Where it is stored."""
+    """Folder that holds the index."""
     entries: tuple[ShardEntry, ...]
-    """The shards, in order."""
+    """Shards in order."""
     records: Records = field(repr=False)
-    """[samples] of `RECORD`, mapped from disk."""
+    """Array [samples] of `RECORD`, mapped from disk."""
     pixels: PixelStatistics | None
-    """Mean and standard deviation of the decoded images; None if they have different numbers of channels."""
+    """Mean and standard deviation of the decoded images; None if their numbers of channels differ."""
     pixels_of: int
-    """Images that `pixels` was measured on."""
+    """Number of images that `pixels` was measured on."""
     fingerprint: str
-    """sha256 over the names, places, contents and labels of all samples, wherever the shards lie."""
+    """sha256 of the names, positions, contents and labels of all samples; independent of the shards' location."""
 
     starts: NDArray[np.int64] = field(init=False, repr=False)
-    """[shards + 1] sample id with which each shard begins."""
+    """First sample id of each shard, and the number of samples: int64 [shards + 1]."""
 
     def __post_init__(self) -> None:
         starts = np.cumsum([0, *(entry.samples for entry in self.entries)])
@@ -104,47 +104,47 @@ class ShardIndex:
         return len(self.records)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Other processes map the same file."""
+        """Pickle an index without its records; the other process maps the same file."""
         return _mapped_again, (self.folder, self.entries, len(self), self.pixels, self.pixels_of, self.fingerprint)
 
     @property
     def label(self) -> NDArray[np.int64]:
-        """[samples] class, or `NO_LABEL`."""
+        """Label of each sample, or `NO_LABEL`: int64 [samples]."""
         labels: NDArray[np.int64] = self.records["label"]
         return labels
 
     def shard_of(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The numbers of the shards that hold these samples."""
+        """Return the number of the shard of each sample: int64 [ids]."""
         shards: NDArray[np.int64] = np.searchsorted(self.starts, sample_ids, side="right") - 1
         return shards
 
     def class_count(self) -> int:
-        """One more than the greatest label.
+        """Return the greatest label plus one.
 
         Raises:
-            UserError: naming the first sample without a label.
+            UserError: if samples have no label; it names the first.
         """
         unlabelled = np.flatnonzero(self.label == NO_LABEL)
         if len(unlabelled):
             (shard,) = self.shard_of(unlabelled[:1])
             number = int(unlabelled[0] - self.starts[shard])
             raise UserError(
-                f"{len(unlabelled)} of {len(self)} samples have no .{LABEL_EXTENSION} label, the first is image number "
-                f"{number} of {self.entries[shard].shard}; fine-tuning needs one for each image"
+                f"{len(unlabelled)} of {len(self)} samples have no .{LABEL_EXTENSION} label; the first is image number "
+                f"{number} of {self.entries[shard].shard}; fine-tuning needs a label for each image"
             )
         return int(self.label.max()) + 1
 
     def bad(self) -> list[str]:
-        """Images whose first bytes show that they cannot be decoded: `shard: key.jpg (reason)`."""
+        """Return the images whose first bytes show that they cannot be decoded: `shard: key.jpg (reason)`."""
         return [f"{entry.shard}: {name}" for entry in self.entries for name in entry.bad]
 
     def without_image(self) -> list[str]:
-        """Keys that have files but no image: `shard: key`."""
+        """Return the keys that have files but no image: `shard: key`."""
         return [f"{entry.shard}: {key}" for entry in self.entries for key in entry.without_image]
 
 
 def save(folder: Path, entries: Sequence[ShardEntry], parts: Sequence[Path]) -> None:
-    """Join the records of the shards, one file of `parts` each, into an index; the manifest appears last."""
+    """Join the records of the shards, one file of `parts` for each, into an index; write the manifest last."""
     joined, crc32 = folder / f".{_RECORDS}.part", 0
     with joined.open("wb") as file:
         for block in chain.from_iterable(map(_blocks, parts)):
@@ -162,13 +162,13 @@ def save(folder: Path, entries: Sequence[ShardEntry], parts: Sequence[Path]) -> 
         "made_by": {"mae": __version__, "numpy": np.__version__, "python": platform.python_version()},
         "shards": [asdict(entry) for entry in entries],
     }
-    # A crash between the renames leaves records that the manifest's checksum refuses.
+    # After a crash between the two renames, the checksum in the old manifest refuses the new records.
     joined.rename(folder / _RECORDS)
     _write_manifest(folder, manifest)
 
 
 def save_pixels(index: ShardIndex, pixels: PixelStatistics | None, images: int) -> ShardIndex:
-    """Store mean and standard deviation, measured on so many images, with the index."""
+    """Store the mean and standard deviation, measured on `images` images, in the index; return the new index."""
     manifest, _ = _read_manifest(index.folder)
     found = {"mean": pixels and pixels.mean, "std": pixels and pixels.std, "pixels_of": images}
     _write_manifest(index.folder, manifest | found)
@@ -176,10 +176,10 @@ def save_pixels(index: ShardIndex, pixels: PixelStatistics | None, images: int) 
 
 
 def load(folder: Path, shards: Sequence[Shard]) -> ShardIndex:
-    """The index in `folder`, if it is whole and describes `shards` as they are now.
+    """Load the index in `folder`, which must be intact and describe `shards` as they are now.
 
     Raises:
-        StaleIndexError: if it does not.
+        StaleIndexError: if the index is missing or damaged, or if the shards have changed.
     """
     manifest, stored = _read_manifest(folder)
     _require_same_shards(stored, shards)
@@ -197,29 +197,30 @@ def load(folder: Path, shards: Sequence[Shard]) -> ShardIndex:
 
 
 def fingerprint(entries: Sequence[ShardEntry]) -> str:
-    """A hash of what the samples are and how they are ordered, not of where the shards lie."""
+    """Return a hash of the samples and their order; it does not depend on the location of the shards."""
     return sha256("".join(entry.digest for entry in entries).encode()).hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file that is there whole or not at all."""
+    """Write a JSON file atomically."""
     write_atomically(path, json.dumps(value, indent=1).encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping.
+    """Read a JSON mapping.
 
     Raises:
-        OSError, ValueError: if it is not there, or is no JSON mapping.
+        OSError: if the file cannot be read.
+        ValueError: if it is not a JSON mapping.
     """
     value = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON mapping")
+        raise ValueError("it is not a JSON mapping")
     return value
 
 
 def parse_entry(value: dict[str, Any]) -> ShardEntry:
-    """A shard's entry from JSON."""
+    """Build a shard's entry from its JSON mapping."""
     return ShardEntry(**value | {"bad": tuple(value["bad"]), "without_image": tuple(value["without_image"])})
 
 
@@ -235,12 +236,12 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], tuple[ShardEntry, ...]
     try:
         manifest = read_json(folder / _MANIFEST)
         if manifest["format"] != FORMAT:
-            raise StaleIndexError(f"it has format {manifest['format']}, this version writes {FORMAT}")
+            raise StaleIndexError(f"it has format {manifest['format']}, but this version needs format {FORMAT}")
         if manifest.pop("sha256") != _seal(manifest):
-            raise StaleIndexError(f"{_MANIFEST} is damaged: it has another sha256 than when it was written")
+            raise StaleIndexError(f"{_MANIFEST} is damaged: its sha256 has changed since it was written")
         entries = tuple(parse_entry(value) for value in manifest["shards"])
     except FileNotFoundError:
-        raise StaleIndexError("there is none") from None
+        raise StaleIndexError("there is no index") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StaleIndexError(f"{_MANIFEST} is damaged: {error}") from None
     return manifest, entries
@@ -248,7 +249,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], tuple[ShardEntry, ...]
 
 def _require_same_shards(entries: Sequence[ShardEntry], shards: Sequence[Shard]) -> None:
     if len(entries) != len(shards):
-        raise StaleIndexError(f"it lists {len(entries)} shards, there are {len(shards)}")
+        raise StaleIndexError(f"it lists {len(entries)} shards, but there are {len(shards)}")
     for entry, shard in zip(entries, shards, strict=True):
         for what, old, new in (
             ("name", entry.shard.name, shard.name),
@@ -256,7 +257,7 @@ def _require_same_shards(entries: Sequence[ShardEntry], shards: Sequence[Shard])
             ("version", entry.version, shard.version),
         ):
             if old != new:
-                raise StaleIndexError(f"{shard} has changed: {what} was {old}, is {new}")
+                raise StaleIndexError(f"{shard} has changed: its {what} was {old} and is now {new}")
 
 
 def _mapped_again(folder: Path, entries: tuple[ShardEntry, ...], samples: int, *rest: Any) -> ShardIndex:
@@ -264,15 +265,15 @@ def _mapped_again(folder: Path, entries: tuple[ShardEntry, ...], samples: int, *
 
 
 def _map_records(path: Path, samples: int, crc32: int | None = None) -> Records:
-    """Map the records; held against `crc32` where that is given and they are not too many.
+    """Map the records into memory; compare them with `crc32` if it is given and the file is not too large.
 
-    What is wrong in a record of a larger set shows when its image is read, and is held against its own checksum.
+    In a larger file a damaged record is found when its image is read and compared with the image's own crc32.
     """
     try:
         present = path.stat().st_size
         if present != samples * RECORD.itemsize:
-            raise StaleIndexError(f"{path.name} has {present} bytes of {samples * RECORD.itemsize}")
-        if crc32 is not None and present <= _VERIFIED_AT_MOST:
+            raise StaleIndexError(f"{path.name} has {present} bytes instead of {samples * RECORD.itemsize}")
+        if crc32 is not None and present <= _MAX_VERIFIED_BYTES:
             found = 0
             for block in _blocks(path):
                 found = zlib.crc32(block, found)
@@ -285,5 +286,5 @@ def _map_records(path: Path, samples: int, crc32: int | None = None) -> Records:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while block := file.read(_PIECE):
+        while block := file.read(_BLOCK_BYTES):
             yield block

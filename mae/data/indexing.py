@@ -1,4 +1,4 @@
-"""Find the index of a set of shards, or make it: shard by shard, over processes, resumable after any crash."""
+"""Lookup or construction of the index of a set of shards: parallel, and resumable after any crash."""
 
 import math
 import shutil
@@ -40,10 +40,10 @@ from mae.files import flush
 from mae.processes import end_with_parent
 
 FOLDER = ".mae-index"
-"""Beside the shards; each set of shards has an index of its own in it."""
+"""Folder beside the shards, with one index for each set of shards."""
 _PARTS = "parts"
-_MEASURED_AT_MOST = 2000
-_BLOCK = 256
+_MAX_MEASURED = 2000
+_BLOCK_IMAGES = 256
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -60,7 +60,7 @@ def open_index(
     say: Say = lambda text: None,
     advance: Advance = lambda size: None,
 ) -> ShardIndex:
-    """The index of the shards that `patterns` name; `expand`, then `index_of`."""
+    """Return the index of the shards that `patterns` name: `expand`, then `index_of`."""
     return index_of(expand(patterns), cache_dir, folder, workers, say, advance)
 
 
@@ -72,15 +72,15 @@ def index_of(
     say: Say = lambda text: None,
     advance: Advance = lambda size: None,
 ) -> ShardIndex:
-    """The index of some shards, made if there is none that describes them as they are.
+    """Return the index of some shards; build it if no valid one exists.
 
-    It lies in `folder`. Without one it is looked for beside the shards, where `mae pack` and `mae index` put it, then
-    in `cache_dir`, where a missing one is made: nobody's data folder is written to unasked. `advance` is told the
-    bytes of each shard that is done.
+    The index is in `folder` if that is given. Otherwise look beside the shards, where `mae pack` and `mae index` put
+    it, then in `cache_dir`. A missing index is built in `cache_dir`, so that a data folder is not changed unasked.
+    `advance` receives the bytes of each finished shard.
 
     Raises:
-        UserError: for a damaged or empty shard, a key that occurs twice in a shard, a label that is no integer >= 0,
-            or if the index cannot be written.
+        UserError: for a damaged or empty shard, a key that occurs twice in a shard, a label that is not an integer
+            >= 0, or if the index cannot be written.
     """
     in_cache = cache_dir / "index" / _key("\0".join(map(_absolute, shards)))
     stale = ""
@@ -94,29 +94,29 @@ def index_of(
     say(f"indexing {len(shards)} shards{stale}")
     with _locked(folder or in_cache) as place:
         try:
-            return load(place, shards)  # another process was faster
+            return load(place, shards)  # another process has built it meanwhile
         except StaleIndexError:
             return _build(place, shards, cache_dir, workers, advance)
 
 
 def beside(shards: Sequence[Shard]) -> Path | None:
-    """Where the index of these shards lies beside them; None if they are remote or in several folders."""
+    """Return the folder of an index beside its shards; None if they are remote or in several folders."""
     folders = {None if shard.is_remote else Path(shard.url).parent for shard in shards}
     folder = folders.pop() if len(folders) == 1 else None
     return folder and folder / FOLDER / _key("\0".join(shard.name for shard in shards))
 
 
 def check_images(index: ShardIndex, cache_dir: Path, workers: int, advance: Advance) -> tuple[SetPixels, list[str]]:
-    """Verify the crc32 of every image and decode it: the pixels of all good ones, and the bad ones with reasons.
+    """Verify and decode every image; return the pixel sums of the good images, and the bad images with reasons.
 
-    `advance` is told how many images are done.
+    `advance` receives the number of images that have just been checked.
     """
     pixels, bad = SetPixels(), list[str]()
     for found, wrong in DataLoader(
-        _Looks(ImageReader(index, cache_dir)),
+        _ImageChecks(ImageReader(index, cache_dir)),
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        collate_fn=_unchanged,  # type: ignore[arg-type]
     ):
         pixels.merge(found)
         bad += wrong
@@ -124,22 +124,22 @@ def check_images(index: ShardIndex, cache_dir: Path, workers: int, advance: Adva
     return pixels, bad
 
 
-class _Looks(Dataset[tuple[SetPixels, list[str]]]):
-    """Block number -> the pixels of its images, and the bad ones."""
+class _ImageChecks(Dataset[tuple[SetPixels, list[str]]]):
+    """Data set of checked blocks of images: the pixel sums of a block, and its bad images."""
 
     def __init__(self, reader: ImageReader) -> None:
         self._reader = reader
 
     def __len__(self) -> int:
-        return math.ceil(len(self._reader.index) / _BLOCK)
+        return math.ceil(len(self._reader.index) / _BLOCK_IMAGES)
 
     def __getitem__(self, number: int) -> tuple[SetPixels, list[str]]:
-        start = number * _BLOCK
-        ids = np.arange(start, min(start + _BLOCK, len(self._reader.index)))
-        return _look_at(self._reader, ids, tolerated=UserError)
+        start = number * _BLOCK_IMAGES
+        ids = np.arange(start, min(start + _BLOCK_IMAGES, len(self._reader.index)))
+        return _decode_images(self._reader, ids, tolerated=UserError)
 
 
-def _as_it_is(item: tuple[SetPixels, list[str]]) -> tuple[SetPixels, list[str]]:
+def _unchanged(item: tuple[SetPixels, list[str]]) -> tuple[SetPixels, list[str]]:
     return item
 
 
@@ -153,7 +153,7 @@ def _key(text: str) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[Path]:
-    """Hold the folder of an index against other processes."""
+    """Lock the folder of an index against other processes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder / "lock"):
@@ -167,14 +167,14 @@ def _build(folder: Path, shards: Sequence[Shard], cache_dir: Path, workers: int,
     parts.mkdir(exist_ok=True)
     entries, errors = [], []
     read = partial(_read_shard, parts, cache_dir)
-    for shard, (entry, error) in zip(shards, _each(read, shards, workers), strict=True):
+    for shard, (entry, error) in zip(shards, _map_parallel(read, shards, workers), strict=True):
         advance(shard.size)
         if entry:
             entries.append(entry)
         else:
             errors.append(error)
     if errors:
-        more = f"; {len(errors)} of {len(shards)} shards are at fault" if len(errors) > 1 else ""
+        more = f"; {len(errors)} of {len(shards)} shards have errors" if len(errors) > 1 else ""
         raise UserError(first_of(errors) + more)
     save(folder, entries, [_part(parts, shard) for shard in shards])
     index = load(folder, shards)
@@ -184,26 +184,26 @@ def _build(folder: Path, shards: Sequence[Shard], cache_dir: Path, workers: int,
 
 
 def measure(index: ShardIndex, cache_dir: Path, channels: int | None = None) -> tuple[PixelStatistics | None, int]:
-    """Mean and deviation of at most 2,000 images spread evenly, and how many those were.
+    """Measure mean and standard deviation on at most 2,000 evenly spaced images; also return their number.
 
-    Decoded into `channels` planes, or, without a number, as `SetPixels` counts them. Bad images stay out: who reads
-    them next tells.
+    Decode into `channels` planes or, if that is None, into the native number. Skip bad images; a later read reports
+    them.
     """
-    some = np.unique(np.linspace(0, len(index) - 1, _MEASURED_AT_MOST).astype(np.int64))
-    # Of remote shards these images alone are fetched, not the chunks that they lie in.
-    pixels, _ = _look_at(ImageReader(index, cache_dir, chunk_samples=1), some, channels)
+    some = np.unique(np.linspace(0, len(index) - 1, _MAX_MEASURED).astype(np.int64))
+    # With chunks of one sample, only these images of a remote shard are fetched, not their neighbours.
+    pixels, _ = _decode_images(ImageReader(index, cache_dir, chunk_samples=1), some, channels)
     return pixels.statistics(), pixels.images
 
 
 def _read_shard(parts: Path, cache_dir: Path, shard: Shard) -> tuple[ShardEntry | None, str]:
-    """The entry of one shard, from the part that an interrupted build has left, or from the shard; or an error."""
+    """Return the entry of one shard, from the part that an interrupted build left or from the shard; or an error."""
     part = _part(parts, shard)
     try:
         entry = parse_entry(read_json(part.with_suffix(".json")))
         if part.stat().st_size == entry.samples * RECORD.itemsize:
             return entry, ""
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or cut short by the crash: read the shard
+        pass  # missing, or cut off by the crash: read the shard
     try:
         with local_copy(shard, cache_dir) as source:
             found = scan(source, str(shard))
@@ -223,8 +223,7 @@ def _part(parts: Path, shard: Shard) -> Path:
 
 @contextmanager
 def local_copy(shard: Shard, cache_dir: Path) -> Iterator[Path | int]:
-    """A plain tar on this machine: the shard itself, its unpacked copy, or a download that has no name and so
-    vanishes with the process."""
+    """Give a plain tar on this machine: the shard itself, its unpacked copy, or an unnamed temporary download."""
     if not shard.is_remote or is_gzipped(shard):
         yield plain_tar(shard, cache_dir)
         return
@@ -236,10 +235,10 @@ def local_copy(shard: Shard, cache_dir: Path) -> Iterator[Path | int]:
         yield file.fileno()
 
 
-def _look_at(
+def _decode_images(
     reader: ImageReader, ids: NDArray[np.int64], channels: int | None = None, tolerated: type[Exception] = BadImageError
 ) -> tuple[SetPixels, list[str]]:
-    """The pixels of the good images, and the bad ones: those that raise what is `tolerated`."""
+    """Return the pixel sums of the good images, and the bad ones, which raise `BadImageError` or `tolerated`."""
     pixels, bad = SetPixels(), list[str]()
     reader.will_need(ids)
     for place in reader.locate(ids):
@@ -253,8 +252,8 @@ def _look_at(
     return pixels, bad
 
 
-def _each(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """The results in order, made by as many processes as there is work for."""
+def _map_parallel(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+    """Yield the results of `work` in the order of `tasks`, computed by at most `workers` processes."""
     if min(workers, len(tasks)) <= 1:
         yield from map(work, tasks)
         return
@@ -263,5 +262,6 @@ def _each(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -
             yield from pool.map(work, tasks)
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, probably for want of memory; run the same command again: what is done stays"
+            "a worker process was killed, probably because memory ran out; run the same command again: it keeps the "
+            "finished shards"
         ) from None

@@ -1,4 +1,4 @@
-"""Workers that make batches ahead, and what is done to a batch on the device."""
+"""Worker processes that prepare batches ahead, and normalization of a batch on the device."""
 
 import atexit
 import errno
@@ -28,17 +28,14 @@ from mae.data.statistics import PixelStatistics
 from mae.errors import UserError, first_of
 from mae.processes import end_with_parent
 
-# What a scheduler or a person sends to the whole process group; only the trainer decides what follows.
-_TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# A scheduler or a person sends these to the whole process group; only the trainer handles them.
+_TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-_GO_ON = "the same command goes on from the last checkpoint"
-
-# Between the end of a process, which breaks its connections, and the moment at which its exit code can be had.
-_SECONDS_TO_DIE = 1.0
-
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - asked for its size only
-
-# Exit code of a worker that could not put a batch there.
+_RESUME = "run the same command again to resume from the last checkpoint"
+# A process that ends breaks its connections some time before its exit code can be read.
+_EXIT_TIMEOUT = 1.0
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only its size is read
+# Exit code of a worker that found no shared memory for a batch.
 _NO_SHARED_MEMORY = errno.ENOSPC
 
 # Texts of torch's DataLoader and of the operating system; each has a test that fails if it changes.
@@ -59,13 +56,13 @@ def load(
     pin_memory: bool = False,
     timeout: float = 600.0,
 ) -> Iterator[Batch]:
-    """The batches of the given numbers, in that order, made ahead by `workers` processes; a stream knows no numbers.
+    """Return an iterator over the batches with the given numbers, in order, prepared ahead by `workers` processes.
 
-    The iterator raises a `UserError` if a worker is killed, takes more than `timeout` seconds for a batch, or finds no
-    shared memory for it.
+    An iterable data set ignores `numbers`. The iterator raises `UserError` if a worker is killed, needs more than
+    `timeout` seconds for a batch, or finds no shared memory for it.
     """
-    # A signal to the process group that comes before a new worker ignores it would end that worker.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
+    # A signal to the process group would end a new worker that does not ignore it yet.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS)
     others = multiprocessing.active_children()
     try:
         made = iter(
@@ -75,8 +72,8 @@ def load(
                 sampler=None if isinstance(batches, IterableDataset) else numbers,
                 num_workers=workers,
                 pin_memory=pin_memory,
-                collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batch_size it is given one item
-                worker_init_fn=_serve_the_trainer,
+                collate_fn=_unchanged,  # type: ignore[arg-type]  # without batch_size it gets one item
+                worker_init_fn=_prepare_worker,
                 timeout=timeout if workers else 0,
             )
         )
@@ -88,27 +85,27 @@ def load(
 
 
 def worker_failure(error: BaseException) -> UserError | None:
-    """What to tell the user if `error` is torch's report of a data worker that is gone, else None.
+    """Return the error for the user if `error` is torch's report of a lost data worker, else None.
 
-    It comes between any two instructions of the main thread, wherever that stands.
+    torch raises it in a signal handler, so it can interrupt the main thread anywhere.
     """
     found = _WORKER_GONE.search(str(error)) if isinstance(error, RuntimeError) else None
     return _gone(int(found[1])) if found else None
 
 
 def kill_workers() -> None:
-    """End all workers that are left, even stuck ones; for a trainer that is about to end."""
+    """Kill all workers that are still alive, even stuck ones; for a trainer that is about to exit."""
     _kill(list(_workers))
 
 
-# Before multiprocessing's own end, which waits without limit for workers that ignore its SIGTERM.
+# Runs before multiprocessing's exit handler, which waits without limit for workers that ignore its SIGTERM.
 atexit.register(kill_workers)
 
 
 def normalize(
     images: UInt8[Tensor, "batch channels height width"], statistics: PixelStatistics
 ) -> Float32[Tensor, "batch channels height width"]:
-    """uint8 pixels -> float32 with the data's own mean and standard deviation, on the images' device."""
+    """Subtract the mean of the data set and divide by its standard deviation; on the device of `images`."""
     mean = torch.tensor(statistics.mean, device=images.device).view(1, -1, 1, 1) * 255
     std = torch.tensor(statistics.std, device=images.device).view(1, -1, 1, 1) * 255
     return (images.float() - mean) / std
@@ -124,42 +121,44 @@ def _explain_failures(made: Iterator[Batch], workers: Sequence[BaseProcess], tim
             except UserError as error:
                 raise _without_traceback(error) from None
             except (RuntimeError, EOFError, OSError) as error:
-                is_stuck = _TIMED_OUT in str(error)
-                mistake = _stuck(done, workers, timeout) if is_stuck else _failure_within(error, workers)
+                timed_out = _TIMED_OUT in str(error)
+                mistake = _stuck(done, workers, timeout) if timed_out else _failure_within(error, workers)
                 if mistake is None:
                     raise
                 _kill(workers)
                 raise mistake from None
             yield batch
     finally:
-        # One that was killed may have held a lock that the others wait for; torch would give each of them ten seconds.
+        # A killed worker may have held a lock that the others wait for; torch would wait ten seconds for each of them.
         if any(worker.exitcode for worker in workers):
             _kill(workers)
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
     is_main = threading.current_thread() is threading.main_thread()
-    # torch's handler would raise an error for each of them.
+    # torch's handler would raise an error for each killed worker.
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
     for worker in workers:
         worker.kill()
     for worker in workers:
-        worker.join(_SECONDS_TO_DIE)
+        worker.join(_EXIT_TIMEOUT)
     if handler is not None:
         signal.signal(signal.SIGCHLD, handler)
 
 
 def _failure_within(error: Exception, workers: Sequence[BaseProcess]) -> UserError | None:
-    """As `worker_failure`, for an error that came out of the loader: a worker that ends in the middle of a message
-    shows as any error of connections."""
-    until = time.monotonic() + _SECONDS_TO_DIE
+    """Return the error for the user if the loader's `error` was caused by a lost worker, else None.
+
+    A worker that ends while it sends a batch appears as a connection error, so wait a moment for its exit code.
+    """
+    until = time.monotonic() + _EXIT_TIMEOUT
     try:
         while isinstance(error, EOFError | OSError) and time.monotonic() < until:
             for worker in workers:
                 if worker.pid and worker.exitcode:
                     return _gone(worker.pid)
             time.sleep(0.02)
-    except RuntimeError as report:  # torch's, of that worker
+    except RuntimeError as report:  # torch reports that worker
         return worker_failure(report)
     return worker_failure(error)
 
@@ -169,47 +168,47 @@ def _gone(pid: int) -> UserError:
     if exit_code in (_NO_SHARED_MEMORY, -signal.SIGBUS):
         total = shutil.disk_usage(_SHARED_MEMORY).total
         return UserError(
-            f"{_SHARED_MEMORY} on {gethostname()} holds {total:,} bytes, too few for the batches that the data workers "
-            "make ahead: lower data.workers, or enlarge it (docker run --shm-size 16g)"
+            f"{_SHARED_MEMORY} on {gethostname()} has {total:,} bytes, too few for the batches that the data workers "
+            "prepare ahead: lower data.workers, or enlarge it (docker run --shm-size 16g)"
         )
     who = f"data worker {pid} on {gethostname()}"
     if exit_code is None or exit_code >= 0:
-        return UserError(f"{who} ended with exit code {exit_code}; its own message stands above")
+        return UserError(f"{who} ended with exit code {exit_code}; see its message above")
     how = f"was killed by signal {-exit_code} ({signal.Signals(-exit_code).name})"
     if -exit_code == signal.SIGKILL:
-        return UserError(f"{who} {how}, likely for lack of memory (see dmesg): lower data.workers; {_GO_ON}")
-    return UserError(f"{who} {how}: a library crashed, see its message above; {_GO_ON}")
+        return UserError(f"{who} {how}, probably because memory ran out (see dmesg): lower data.workers; {_RESUME}")
+    return UserError(f"{who} {how}: a library crashed, see its message above; {_RESUME}")
 
 
 def _stuck(done: int, workers: Sequence[BaseProcess], timeout: float) -> UserError:
     pids = [str(worker.pid) for worker in workers]
     return UserError(
-        f"the data workers on {gethostname()} (pids {first_of(pids, separator=', ')}) have not made batch {done} since "
-        f"this start within {timeout:g} s: look whether the storage of the shards answers, and where they wait "
-        f"(py-spy dump --pid PID); {_GO_ON}"
+        f"the data workers on {gethostname()} (pids {first_of(pids, separator=', ')}) did not finish batch {done} of "
+        f"this start within {timeout:g} s: check that the storage of the shards responds, and where the workers wait "
+        f"(py-spy dump --pid PID); {_RESUME}"
     )
 
 
 def _without_traceback(error: UserError) -> UserError:
-    """An error of a worker comes with its traceback as text; of one for the user only the last line is meant."""
+    """Return a worker's `UserError` without the traceback that torch puts into its message."""
     return type(error)(str(error).rstrip().rpartition(f"{type(error).__qualname__}: ")[2])
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _unchanged(batch: Batch) -> Batch:
     return batch
 
 
-def _serve_the_trainer(_: int) -> None:
-    """For the begin of a worker."""
-    for number in _TRAINERS_SIGNALS:
+def _prepare_worker(_: int) -> None:
+    """Make a new worker ignore the trainer's signals, report unsendable batches, and end with the trainer."""
+    for number in _TRAINER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TRAINERS_SIGNALS)
-    Queue._on_queue_feeder_error = staticmethod(_end_without_a_batch)  # type: ignore[attr-defined]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TRAINER_SIGNALS)
+    Queue._on_queue_feeder_error = staticmethod(_exit_for_unsent_batch)  # type: ignore[attr-defined]
     end_with_parent()
 
 
-def _end_without_a_batch(error: Exception, _: object) -> None:
-    """For a batch that cannot be sent: by itself the queue would drop it, and the trainer wait for it in vain."""
+def _exit_for_unsent_batch(error: Exception, _: object) -> None:
+    """End a worker whose batch cannot be sent; the queue would drop the batch, and the trainer would wait for it."""
     if _NO_SPACE in str(error):
         os._exit(_NO_SHARED_MEMORY)
     traceback.print_exception(error)

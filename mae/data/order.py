@@ -1,13 +1,13 @@
-"""The order of training: a pure function of (seed, epoch, position).
+"""Order of the training samples: a pure function of (seed, epoch, position).
 
 The only state of the data is one integer, the number of samples consumed. Nothing has to be stored, replayed or
-agreed upon between processes, and any position is reached in O(1), without a table, for any number of samples.
+exchanged between processes. Any position is computed in O(1), without a table, for any number of samples.
 
-Large sets are shuffled in two stages, so that they can be read in large pieces. All samples are cut into *chunks*
-of consecutive ids, and each epoch permutes the chunks. The permuted stream is dealt to *lanes*: fixed rows of every
-global batch, each with a consecutive part of the stream. Within a lane the samples of a *window* of chunks are
-permuted. A batch thus draws from `lanes * window` chunks from all over the set, while a process, which takes the rows
-of a few lanes only, reads no more than its lanes' chunks. Sets that fit into the windows of all lanes are permuted
+Large sets are shuffled in two stages, so that they can be read in large pieces. First, all samples are divided into
+*chunks* of consecutive ids, and each epoch permutes the chunks. The permuted stream is divided among *lanes*: a lane
+is a fixed set of rows in every global batch and has a consecutive part of the stream. Second, within a lane the
+samples of each *window* of chunks are permuted. A batch thus draws from `lanes * window` chunks from the whole set,
+while a process reads only the chunks of its own few lanes. A set that fits into the windows of all lanes is permuted
 as a whole.
 """
 
@@ -21,10 +21,10 @@ from mae import keyed
 from mae.keyed import Purpose
 
 ORDER_VERSION = 2
-"""Part of every checkpoint: a run may only be resumed under the order it was started with."""
+"""Version of the order; every checkpoint stores it, and a run can only resume with the order it started with."""
 
 _ROUNDS = 6
-# Window numbers within a lane stay below this: 2**40 windows of one chunk of one sample.
+# Upper bound of the window numbers within a lane; reached only by windows of one chunk of one sample.
 _WINDOWS_PER_LANE = np.int64(1 << 40)
 
 Integers = NDArray[np.int64]
@@ -34,25 +34,25 @@ _Network = Callable[[Words, Words, Words], Words]
 
 @dataclass(frozen=True)
 class Order:
-    """The endless stream of sample ids of a run; position p belongs to epoch p // count."""
+    """Endless stream of the sample ids of a run; position p belongs to epoch p // count."""
 
     seed: int
     count: int
-    """Samples in an epoch."""
+    """Number of samples in an epoch."""
     batch: int
-    """Samples of a global batch."""
+    """Number of samples in a global batch."""
     chunk: int = 64
-    """Consecutive samples that are moved as one."""
+    """Number of consecutive samples that are permuted as one."""
     window: int = 16
-    """Chunks of a lane whose samples are mixed."""
+    """Number of chunks of a lane whose samples are mixed."""
     lanes: int = 64
-    """Parts of a global batch that are read from different parts of the stream."""
+    """Number of parts of a global batch; each reads from its own part of the stream."""
 
     def at(self, start: int, stop: int) -> tuple[Integers, Integers]:
-        """The ids and epochs of the positions start ... stop - 1.
+        """Return the sample ids and epochs of the positions start ... stop - 1.
 
-        Within an epoch every sample occurs exactly once. A batch that reaches over the end of an epoch goes on with
-        the next one: nothing is dropped or repeated.
+        Within an epoch every sample occurs exactly once. A batch at the end of an epoch continues with the next
+        epoch: no sample is dropped or repeated.
 
         Returns:
             (sample ids, epochs), both int64 [stop - start].
@@ -67,13 +67,13 @@ class Order:
 
     @property
     def horizon(self) -> int:
-        """Positions after which a batch draws from other windows: how far ahead it pays to read."""
+        """Number of positions after which all windows have changed: how far ahead it pays to read."""
         chunk, window, lanes = self._shape
         return chunk * window * lanes
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        """Samples of a chunk, chunks of a window, lanes; one of each for a set that is permuted as a whole."""
+        """Samples per chunk, chunks per window, lanes; (count, 1, 1) for a set that is permuted as a whole."""
         if self.count <= self.chunk * self.window * self.lanes:
             return self.count, 1, 1
         return self.chunk, self.window, min(self.lanes, self.batch)
@@ -94,7 +94,7 @@ class Order:
         return self._through_chunks(begin[lane] + number * chunk * window + mixed, epoch)
 
     def _rows_before(self, lane: Integers, positions: Integers) -> Integers:
-        """How many positions before `positions` belong to `lane`, counted from the beginning of the run."""
+        """Count the positions before `positions` that belong to `lane`, from the start of the run."""
         lanes = self._shape[2]
         first = -(-lane * self.batch // lanes)
         rows = -(-(lane + 1) * self.batch // lanes) - first
@@ -103,7 +103,7 @@ class Order:
         return counted
 
     def _through_chunks(self, places: Integers, epoch: int) -> Integers:
-        """Places in the stream of permuted chunks -> sample ids. The last chunk of the set may be a short one."""
+        """Map places in the stream of permuted chunks to sample ids. The last chunk of the set may be short."""
         chunk = self._shape[0]
         full, rest = divmod(self.count, chunk)
         chunks = full + (rest > 0)
@@ -118,22 +118,22 @@ class Order:
 
 
 def permute(places: Integers, count: Integers, base: Words) -> Integers:
-    """Map `places`, each in 0 ... count - 1, by the bijection of that range which `base` selects.
+    """Map `places`, each in 0 ... count - 1, by the bijection of that range which the key `base` selects.
 
-    `count` and `base` are one for all places, or one for each. A balanced Feistel network permutes the smallest range
-    4**k >= count; a value that falls outside is sent through again until it comes back inside ("cycle walking", Black
-    and Rogaway 2002, doi:10.1007/3-540-45760-7_9).
+    `count` and `base` each have one element, or one for each place. A balanced Feistel network permutes the smallest
+    range 4**k >= count. A value outside `count` passes through the network again until it is inside ("cycle walking",
+    Black and Rogaway 2002, doi:10.1007/3-540-45760-7_9).
     """
     return _walk(places, count, base, _feistel)
 
 
 def invert(places: Integers, count: int, base: np.uint64) -> Integers:
-    """The inverse of `permute`, with one `count` and one `base` for all."""
-    return _walk(places, np.array(count), np.array(base), _feistel_back)
+    """Invert `permute`, with one `count` and one `base` for all places."""
+    return _walk(places, np.array(count), np.array(base), _feistel_inverse)
 
 
 def _walk(places: Integers, count: Integers, base: Words, network: _Network) -> Integers:
-    # One column for all places, or one for each.
+    # Each has one column for all places, or one for each place.
     limit, bases = count.reshape(-1).astype(np.uint64), base.reshape(-1)
     half = _half_bits(count.reshape(-1))
     keys = keyed.mix(bases + np.arange(_ROUNDS, dtype=np.uint64)[:, None])
@@ -147,12 +147,12 @@ def _walk(places: Integers, count: Integers, base: Words, network: _Network) -> 
 
 
 def _columns(array: Words, places: NDArray[np.intp]) -> Words:
-    """What belongs to some places, of an array with one column for each place or one for all."""
+    """Select the columns of some places; an array with a single column serves all places."""
     return array if array.shape[-1] == 1 else array[..., places]
 
 
 def _half_bits(count: Integers) -> Words:
-    """Half the bits, rounded up, of the greatest place; at least one."""
+    """Return half the number of bits of the greatest place, rounded up; at least one."""
     # frexp is exact below 2**53: the exponent of n - 1 is its bit length.
     bits = np.frexp(np.maximum(count - 1, 1).astype(np.float64))[1]
     half: Words = np.maximum((bits + 1) // 2, 1).astype(np.uint64)
@@ -160,7 +160,7 @@ def _half_bits(count: Integers) -> Words:
 
 
 def _feistel(values: Words, half: Words, keys: Words) -> Words:
-    """Permute the integers of 2 * half bits; one row of `keys` for each round."""
+    """Permute the integers of 2 * half bits, with one row of `keys` for each round."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for key in keys:
@@ -168,7 +168,7 @@ def _feistel(values: Words, half: Words, keys: Words) -> Words:
     return (left << half) | right
 
 
-def _feistel_back(values: Words, half: Words, keys: Words) -> Words:
+def _feistel_inverse(values: Words, half: Words, keys: Words) -> Words:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for key in keys[::-1]:

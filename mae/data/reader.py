@@ -1,4 +1,4 @@
-"""Bytes of images by sample id, each checked against the crc32 of the index."""
+"""Reader of images by sample id; it compares each image with the crc32 of the index."""
 
 import os
 import threading
@@ -20,14 +20,14 @@ from mae.data.tar import BLOCK, BadTarError, member_name
 from mae.errors import UserError
 
 # A process may often open only 1,024 files, and a set may have more shards than that.
-_OPEN_AT_MOST = 256
+_MAX_OPEN = 256
 _STEPS_AHEAD = 8
-# Network file systems lose a file for a moment now and then.
+# A network file system may lose a file for a moment.
 _SECONDS_BEFORE_RETRIES = (0.1, 1.0, 5.0)
 
 
 class Location(NamedTuple):
-    """Where one image lies."""
+    """Position of one image."""
 
     sample_id: int
     shard: int
@@ -37,21 +37,21 @@ class Location(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """Bytes of a shard that are opened as one: all of a local shard, the samples of a chunk of a remote one."""
+    """Range of bytes of a shard that is opened at once: all of a local shard, or one chunk of a remote shard."""
 
     shard: int
     start: int
-    """First byte."""
+    """Offset of the first byte."""
     stop: int
-    """Byte after the last; 0 for all of a local file."""
+    """Offset after the last byte; 0 for a whole local file."""
     samples: tuple[int, int]
-    """First sample id and the one after the last; nothing for a local file."""
+    """First sample id, and the id after the last; (0, 0) for a local file."""
 
 
 class ImageReader:
-    """Reads the images of an index; any number of threads and forked processes may share one.
+    """Reader of the images of an index; threads and forked processes may share it.
 
-    Remote shards come in pieces of `chunk_samples` samples, through a cache of at most `cache_bytes` that the
+    Remote shards are fetched in chunks of `chunk_samples` samples, through a cache of at most `cache_bytes` that the
     processes of a node share.
     """
 
@@ -72,7 +72,7 @@ class ImageReader:
         self.__dict__ |= state | {"_lock": threading.Lock()}
 
     def locate(self, sample_ids: NDArray[np.int64]) -> list[Location]:
-        """Where the images of these samples lie."""
+        """Return the positions of the images of these samples."""
         records = self.index.records[sample_ids]
         columns = (
             sample_ids,
@@ -82,31 +82,31 @@ class ImageReader:
         return list(map(Location._make, zip(*(column.tolist() for column in columns), strict=True)))
 
     def read(self, place: Location) -> bytes:
-        """The bytes of one image, as they were when the index was made.
+        """Return the bytes of one image, unchanged since it was indexed.
 
         Raises:
-            UserError: if they cannot be read, or are others now; without the image's name.
+            UserError: if they cannot be read or have changed; the message does not name the image.
         """
-        data = self._with_patience(place)
+        data = self._read_with_retries(place)
         if len(data) != place.size:
             raise UserError("the shard has become shorter since it was indexed; restore it")
         if (found := zlib.crc32(data)) != place.crc32:
             raise UserError(
-                f"its crc32 is {found:08x}, {place.crc32:08x} when it was indexed: the shard is damaged or was "
+                f"its crc32 is {found:08x}, but was {place.crc32:08x} when it was indexed: the shard is damaged or has "
                 "changed; restore it, or index it again for a new run"
             )
         return data
 
     def steps_ahead(self, horizon: int) -> tuple[int, ...]:
-        """How many steps ahead `will_need` should be told of a batch.
+        """Return how many steps ahead of a batch to call `will_need` for it.
 
-        A disk needs some batches; remote shards are fetched a whole window, of `horizon` steps, before they are used,
-        and those of the first window, for which it is too late, as early as can be.
+        A few steps are enough for a disk. Remote shards are also fetched a whole window of `horizon` steps ahead; for
+        the first window it is too late for that.
         """
         return (_STEPS_AHEAD, horizon) if self.is_remote and horizon > _STEPS_AHEAD else (_STEPS_AHEAD,)
 
     def will_need(self, sample_ids: NDArray[np.int64]) -> None:
-        """Have these images brought near: into the memory of this machine, or from a remote store to its disk."""
+        """Prefetch these images: from disk into memory, or from a remote store to disk."""
         fetched: set[_Piece] = set()
         for place in self.locate(sample_ids):
             piece = self._piece(place)
@@ -118,7 +118,7 @@ class ImageReader:
                 self._cache.prefetch(shard, piece.start, piece.stop, self._verifier(piece))
 
     def name(self, sample_id: int) -> str:
-        """`shard.tar: key.jpg`, to tell a person which image is meant."""
+        """Return the name of an image for messages: `shard.tar: key.jpg`."""
         (place,) = self.locate(np.array([sample_id]))
         shard = self.index.entries[place.shard].shard
         try:
@@ -128,11 +128,11 @@ class ImageReader:
 
     def _bytes(self, place: Location, offset: int, size: int) -> bytes:
         piece = self._piece(place)
-        # Held by name until the bytes are there: another thread may push it out of the open ones.
+        # The local name keeps the file open while it is read; another thread may remove it from `_open`.
         descriptor = self._descriptor(piece)
         return os.pread(descriptor.number, size, offset - piece.start)
 
-    def _with_patience(self, place: Location) -> bytes:
+    def _read_with_retries(self, place: Location) -> bytes:
         for seconds in _SECONDS_BEFORE_RETRIES:
             try:
                 return self._bytes(place, place.offset, place.size)
@@ -146,7 +146,7 @@ class ImageReader:
             raise UserError(f"the shard cannot be read: {error.strerror}; restore it") from None
 
     def _piece(self, place: Location) -> _Piece:
-        """The piece of its shard that holds a sample."""
+        """Return the range of its shard that contains a sample."""
         whole = self._whole[place.shard]
         if whole is not None:
             return whole
@@ -155,27 +155,27 @@ class ImageReader:
         first = max(chunk * self._chunk, int(starts[place.shard]))
         stop = min((chunk + 1) * self._chunk, int(starts[place.shard + 1]))
         begin, last = records[first], records[stop - 1]
-        # With the header of the first image, for its name.
+        # It begins with the header of the first image, which has its name.
         return _Piece(place.shard, int(begin["offset"]) - BLOCK, int(last["offset"]) + int(last["size"]), (first, stop))
 
     def _verifier(self, piece: _Piece) -> Callable[[bytes], str | None]:
-        return partial(_wrong_image, self.index.records[slice(*piece.samples)], piece.start)
+        return partial(_find_damage, self.index.records[slice(*piece.samples)], piece.start)
 
     def _read_ahead(self, piece: _Piece, place: Location) -> None:
         try:
             descriptor = self._descriptor(piece)
             os.posix_fadvise(descriptor.number, place.offset, place.size, os.POSIX_FADV_WILLNEED)
         except OSError:
-            return  # `read` meets the same error, and tells
+            return  # `read` reports the same error
 
     def _descriptor(self, piece: _Piece) -> "_Descriptor":
-        """The open file of a piece; one that another thread still reads stays open until that is done."""
+        """Return the open file of a range; a file in use by another thread stays open until it is read."""
         found = self._open.get(piece)
         if found is None:
-            # Outside the lock: a download may take long, and other threads need other pieces.
+            # Outside the lock, because a download may take long and other threads need other ranges.
             found = _Descriptor(self._open_piece(piece))
             with self._lock:
-                while len(self._open) >= _OPEN_AT_MOST:
+                while len(self._open) >= _MAX_OPEN:
                     del self._open[next(iter(self._open))]
                 self._open[piece] = found
         return found
@@ -189,17 +189,17 @@ class ImageReader:
 
 
 def _local_file(shard: Shard, cache_dir: Path) -> Path | None:
-    """The plain tar to read; None for one that is read where it lies, piece by piece."""
+    """Return the path of the plain tar to read; None for a remote shard that is read in ranges."""
     return None if shard.is_remote and not is_gzipped(shard) else plain_tar(shard, cache_dir)
 
 
 def _on_one_line(name: str) -> str:
-    """A name from a tar may hold anything; surrogates stand for its bytes that are no UTF-8."""
+    """Escape the unprintable characters of a name from a tar; surrogates stand for bytes that are not UTF-8."""
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in name)
 
 
 class _Descriptor:
-    """A file descriptor that is closed when nobody holds it any more."""
+    """File descriptor that is closed with its last reference."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -208,9 +208,9 @@ class _Descriptor:
         os.close(self.number)
 
 
-def _wrong_image(records: Records, start: int, data: bytes) -> str | None:
-    """What is wrong with bytes from `start` that should hold the images of `records`."""
+def _find_damage(records: Records, start: int, data: bytes) -> str | None:
+    """Return why the bytes from offset `start` do not contain the images of `records`, or None if they do."""
     for offset, size, crc32, _ in records.tolist():
         if zlib.crc32(data[offset - start : offset - start + size]) != crc32:
-            return f"the image at byte {offset} has another crc32 than when it was indexed"
+            return f"the crc32 of the image at byte {offset} has changed since it was indexed"
     return None

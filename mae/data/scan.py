@@ -1,7 +1,7 @@
-"""Read one shard once, strictly, and write down its samples: where each image lies, its crc32, its label.
+"""Strict scan of one shard for its samples: the position, crc32 and label of each image.
 
-A *sample* is one image with its side files. Names follow WebDataset: in `a/b.seg.png` the key is `a/b`, the
-extension `seg.png`.
+A *sample* is one image with its side files. Names follow WebDataset: in `a/b.seg.png` the key is `a/b` and the
+extension is `seg.png`.
 """
 
 import hashlib
@@ -24,57 +24,56 @@ LABEL_EXTENSION = "cls"
 NO_LABEL = -1
 
 RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("label", "<i8")])
-"""What is known of a sample: the first byte of its image in the tar, its bytes, their crc32, its label."""
+"""Record of a sample: offset of its image in the tar [bytes], size of the image [bytes], crc32 of the image, label."""
 
 Records = NDArray[Any]
-"""An array of `RECORD`."""
+"""Array of `RECORD`."""
+Split = Callable[[str], tuple[str, str]]
+"""Function from a file name to key and extension."""
 
-# Bytes of a .cls file; 18 digits and some white space.
-_LONGEST_LABEL = 20
-_LARGEST_IMAGE = 2**32 - 1
-_LONGEST_MAGIC = 12
-# How the files begin that `decode` reads: JPEG, PNG, BMP, TIFF and BigTIFF of both byte orders, npy; and WebP.
+# Bytes of a .cls file: 18 digits and some white space.
+_MAX_LABEL = 20
+_MAX_IMAGE = 2**32 - 1
+_MAX_MAGIC = 12
+# First bytes of the files that `decode` reads: JPEG, PNG, BMP, TIFF and BigTIFF in both byte orders, npy; and WebP.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x93NUMPY")
 _WEBP = re.compile(rb"RIFF....WEBP", re.DOTALL)
 
 
-Split = Callable[[str], tuple[str, str]]
-
-
 class Sample(NamedTuple):
-    """The files of one key."""
+    """Files with the same key."""
 
     key: str
     files: dict[str, Member]
-    """Extension -> file."""
+    """File for each extension."""
     image: str
-    """Extension of the one image; empty if there is none."""
+    """Extension of the image; empty if there is none."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardScan:
-    """What one shard holds."""
+    """Contents of one shard."""
 
     records: Records
-    """[samples] of `RECORD`, in the order of the tar."""
+    """Array [samples] of `RECORD`, in the order of the tar."""
     digest: str
-    """sha256 over the names, places, contents and labels of all samples."""
+    """sha256 of the names, positions, contents and labels of all samples."""
     extensions: dict[str, int] = field(default_factory=dict)
-    """How many files of each extension belong to samples."""
+    """Number of files of samples, by extension."""
     ignored: int = 0
-    """Files that belong to no sample: hidden ones, and those without an extension."""
+    """Number of files that belong to no sample: hidden files and files without an extension."""
     bad: tuple[str, ...] = ()
-    """Images that cannot be decoded by what their first bytes say: `key.jpg (reason)`."""
+    """Images whose first bytes show that they cannot be decoded: `key.jpg (reason)`."""
     without_image: tuple[str, ...] = ()
-    """Keys that have files but no image; they are no samples."""
+    """Keys that have files but no image; they do not count as samples."""
 
 
 def scan(source: Path | int, name: str = "") -> ShardScan:
-    """Read a plain tar, given by path or open descriptor, once; messages call it `name` where that is given.
+    """Read a plain tar, given by path or open descriptor, once; messages use `name` if it is given.
 
     Raises:
-        UserError: for a damaged tar, a key with two images or that occurs twice, a label that is no integer >= 0,
-            or a shard without any image.
+        UserError: for a damaged tar, a key that has two images or occurs twice, a label that is not an integer >= 0,
+            or a shard without images.
     """
     shard = name or str(source)
     records: list[tuple[int, int, int, int]] = []
@@ -90,13 +89,13 @@ def scan(source: Path | int, name: str = "") -> ShardScan:
             extensions.update(sample.files.keys())
             member = sample.files[sample.image]
             with view[member.offset : member.offset + member.size] as content:
-                if reason := _unfit(content):
+                if reason := _image_problem(content):
                     bad.append(f"{sample.key}.{sample.image} ({reason})")
                 record = (member.offset, member.size, zlib.crc32(content), label_of(sample, view, shard))
             records.append(record)
             digest.update(f"{sample.key}.{sample.image}\0{record}\0".encode("utf-8", "surrogateescape"))
     if not records:
-        raise UserError(f"shard {shard} holds no image; an image is a file .{', .'.join(IMAGE_EXTENSIONS)}")
+        raise UserError(f"shard {shard} has no images; an image is a file .{', .'.join(IMAGE_EXTENSIONS)}")
     return ShardScan(
         records=np.array(records, dtype=RECORD),
         digest=digest.hexdigest(),
@@ -108,10 +107,10 @@ def scan(source: Path | int, name: str = "") -> ShardScan:
 
 
 def samples(listing: Iterable[Member], shard: str) -> Iterator[Sample]:
-    """The files of a tar grouped into samples, each complete, and the keys that have no image.
+    """Group the files of a tar into samples; a key without an image is a sample whose `image` is empty.
 
     Raises:
-        UserError: if a sample has two images, or files of one key are not side by side.
+        UserError: if a sample has two images or one of more than 4 GiB, or files of one key are not side by side.
     """
     seen: set[str] = set()
     for key, files in _grouped(listing):
@@ -123,26 +122,28 @@ def samples(listing: Iterable[Member], shard: str) -> Iterator[Sample]:
         images = [extension for extension in files if extension in IMAGE_EXTENSIONS]
         if len(images) > 1:
             raise UserError(
-                f"shard {shard}: sample {key!r} holds {len(images)} images ({', '.join(files)}); "
+                f"shard {shard}: sample {key!r} has {len(images)} images ({', '.join(files)}); "
                 f"a sample is one of .{', .'.join(IMAGE_EXTENSIONS)} and its side files"
             )
-        if images and files[images[0]].size > _LARGEST_IMAGE:
-            raise UserError(f"shard {shard}: image {files[images[0]].name!r} is larger than 4 GiB; pack it otherwise")
+        if images and files[images[0]].size > _MAX_IMAGE:
+            raise UserError(
+                f"shard {shard}: image {files[images[0]].name!r} is larger than 4 GiB; make it smaller or leave it out"
+            )
         yield Sample(key, files, images[0] if images else "")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`a.b/img.seg.PNG` -> (`a.b/img`, `seg.png`): the key, and the lower-cased extension."""
+    """Split a file name into key and lower-case extension: `a.b/img.seg.PNG` -> (`a.b/img`, `seg.png`)."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
 
 
 def _grouped(listing: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Neighbouring files of one key.
+    """Yield each key with its neighbouring files.
 
-    By WebDataset's rule the extension begins at the first dot. Where that leaves a whole shard without an image, as
-    with `photo.v2.000010.jpg`, it begins at the last one. Never both in one shard: `b.seg.png` whose `b.jpg` is
+    The extension begins at the first dot, as in WebDataset. If the whole shard then has no image, as with
+    `photo.v2.000010.jpg`, it begins at the last dot. One shard never uses both rules: a `b.seg.png` whose `b.jpg` is
     missing must not become an image.
     """
     members = list(listing)
@@ -153,7 +154,7 @@ def _grouped(listing: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]
 
 
 def _neighbours(listing: Iterable[Member], split: Split) -> Iterator[list[Member]]:
-    """Runs of one key; hidden files and files without an extension stay out."""
+    """Yield runs of files with the same key, without hidden files and files that have no extension."""
     current, group = "", list[Member]()
     for member in listing:
         key, extension = split(member.name)
@@ -173,7 +174,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _by_extension(group: Sequence[Member], split: Split) -> Iterator[tuple[str, dict[str, Member]]]:
-    """The files of one key; a second file of the same name begins the key anew, which `samples` refuses."""
+    """Map the files of one key by extension. A repeated extension yields the key again, which `samples` refuses."""
     files: dict[str, Member] = {}
     for member in group:
         key, extension = split(member.name)
@@ -189,27 +190,27 @@ def _split_at_last_dot(name: str) -> tuple[str, str]:
     return stem, extension.lower()
 
 
-def _unfit(image: memoryview) -> str:
-    """Why a file is no image, as far as its first bytes tell; empty if they do not."""
+def _image_problem(image: memoryview) -> str:
+    """Return why a file is not an image, judged by its first bytes; empty if they look right."""
     if not len(image):
         return "it is empty"
-    start = bytes(image[:_LONGEST_MAGIC])
+    start = bytes(image[:_MAX_MAGIC])
     if start.startswith(_MAGIC) or _WEBP.match(start):
         return ""
-    return f"it begins with {start!r}, as no image of an allowed format does"
+    return f"it begins with {start!r}, unlike any allowed image format"
 
 
 def label_of(sample: Sample, view: memoryview, shard: str) -> int:
-    """The label of a sample in the tar that `view` shows, or `NO_LABEL`.
+    """Return the label of a sample of the tar `view`, or `NO_LABEL`.
 
     Raises:
-        UserError: if it is no integer >= 0.
+        UserError: if the label is not an integer >= 0 of at most 18 digits.
     """
     member = sample.files.get(LABEL_EXTENSION)
     if member is None:
         return NO_LABEL
-    text = bytes(view[member.offset : member.offset + min(member.size, _LONGEST_LABEL)]).strip()
-    if member.size > _LONGEST_LABEL or not re.fullmatch(rb"[0-9]{1,18}", text):
+    text = bytes(view[member.offset : member.offset + min(member.size, _MAX_LABEL)]).strip()
+    if member.size > _MAX_LABEL or not re.fullmatch(rb"[0-9]{1,18}", text):
         raise UserError(
             f"shard {shard}: label {member.name!r} is {text!r}; allowed: an integer >= 0 of at most 18 digits"
         )

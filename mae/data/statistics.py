@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the pixels of a data set: exact sums, stored by `mae pack`."""
+"""Mean and standard deviation of the pixels of a data set, from exact sums; `mae pack` stores them."""
 
 import json
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from mae.data.store.shards import Shard
 from mae.errors import UserError
 
 INFO_FILE = "_info.json"
-# A set of constant images has no spread to divide by.
-_LEAST_STD = 1 / 255
+# Images of one constant value would have a standard deviation of 0, which cannot be divided by.
+_MIN_STD = 1 / 255
 
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """Per-channel mean and standard deviation of pixels scaled to 0..1."""
+    """Mean and standard deviation of each channel, for pixels scaled to 0..1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -33,7 +33,7 @@ class PixelStatistics:
 
 
 class PixelSums:
-    """Running integer sums, so that the result depends neither on the order nor on who added what."""
+    """Running integer sums of pixels. They are exact, so neither the order nor the grouping of images matters."""
 
     def __init__(self, channels: int) -> None:
         self.pixels = 0
@@ -48,23 +48,23 @@ class PixelSums:
         self.squares += np.array((wide * wide).sum(1).tolist(), dtype=object)
 
     def merge(self, other: "PixelSums") -> None:
-        """Add what another has counted."""
+        """Add the sums of `other`."""
         self.pixels += other.pixels
         self.total += other.total
         self.squares += other.squares
 
     def statistics(self) -> PixelStatistics:
-        """Mean and population standard deviation over all pixels of all images, in units of 255."""
+        """Return mean and population standard deviation of all pixels, scaled to 0..1."""
         mean = [int(t) / self.pixels / 255 for t in self.total]
         variance = [
             (int(s) * self.pixels - int(t) ** 2) / (self.pixels**2 * 255**2)
             for t, s in zip(self.total, self.squares, strict=True)
         ]
-        return PixelStatistics(tuple(mean), tuple(max(v**0.5, _LEAST_STD) for v in variance))
+        return PixelStatistics(tuple(mean), tuple(max(v**0.5, _MIN_STD) for v in variance))
 
 
 class SetPixels:
-    """Sums over the images of a set, each with the channels it has by nature."""
+    """Pixel sums of the images of a set, kept separately for each number of channels."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -78,14 +78,14 @@ class SetPixels:
         self._all_gray = self._all_gray and is_gray
 
     def merge(self, other: "SetPixels") -> None:
-        """Add what another has counted."""
+        """Add the sums of `other`."""
         self.images += other.images
         for channels, sums in other._sums.items():
             self._sums.setdefault(channels, PixelSums(channels)).merge(sums)
         self._all_gray = self._all_gray and other._all_gray
 
     def to_json(self) -> dict[str, Any]:
-        """Exact: JSON knows integers of any size."""
+        """Return the exact sums as a JSON mapping; JSON has integers of any size."""
         sums = {
             channels: {"pixels": found.pixels, "total": found.total.tolist(), "squares": found.squares.tolist()}
             for channels, found in self._sums.items()
@@ -94,7 +94,7 @@ class SetPixels:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "SetPixels":
-        """What `to_json` gave."""
+        """Restore the sums from the mapping of `to_json`."""
         pixels = SetPixels()
         pixels.images, pixels._all_gray = value["images"], value["all_gray"]
         for channels, found in value["sums"].items():
@@ -104,7 +104,7 @@ class SetPixels:
         return pixels
 
     def statistics(self) -> PixelStatistics | None:
-        """Mean and standard deviation: one value each if all images are gray, None if their channels differ."""
+        """Return mean and standard deviation: one value each if all images are gray, None if their channels differ."""
         if len(self._sums) != 1:
             return None
         ((channels, sums),) = self._sums.items()
@@ -113,7 +113,7 @@ class SetPixels:
 
 
 def stored_statistics(shards: Sequence[Shard], channels: int) -> PixelStatistics | None:
-    """What `mae pack` wrote beside these shards, or None if that does not cover all of them."""
+    """Return the statistics that `mae pack` stored beside these shards; None if they do not cover all shards."""
     if any(shard.is_remote for shard in shards):
         return None
     found: set[PixelStatistics] = set()
@@ -129,17 +129,17 @@ def stored_statistics(shards: Sequence[Shard], channels: int) -> PixelStatistics
 
 
 def for_channels(statistics: PixelStatistics, channels: int) -> PixelStatistics | None:
-    """The same for images decoded into `channels` planes, where that follows: gray fits any number."""
+    """Return the statistics of images decoded into `channels` planes, or None; those of gray images fit any number."""
     if len(statistics.mean) == 1:
         return PixelStatistics(statistics.mean * channels, statistics.std * channels)
     return statistics if len(statistics.mean) == channels else None
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """The `_info.json` of a folder of shards; empty if there is none.
+    """Read the `_info.json` of a folder of shards; return an empty mapping if there is none.
 
     Raises:
-        UserError: if the file is no JSON mapping.
+        UserError: if the file cannot be read or is not a JSON mapping.
     """
     path = folder / INFO_FILE
     try:

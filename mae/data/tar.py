@@ -1,8 +1,8 @@
-"""A strict reader of tar headers.
+"""Strict reader of tar headers.
 
-Python's `tarfile`, and with it every streaming reader, takes the first damaged header for the end of the
-archive: the samples behind it are lost without a word. Here a shard is either read to its proper end, two
-blocks of zeros and nothing but zeros after them, or refused with the byte at which it breaks.
+Python's `tarfile`, and every streaming reader built on it, treats the first damaged header as the end of the
+archive and silently loses the samples after it. This reader reads a shard to its proper end, two blocks of zeros
+followed only by zeros, or refuses it and names the byte where it is damaged.
 """
 
 import mmap
@@ -17,15 +17,15 @@ from typing import NamedTuple
 from mae.errors import UserError
 
 BLOCK = 512
-"""Bytes of a header; a tar consists of whole blocks."""
+"""Size of a header in bytes; a tar consists of whole blocks."""
 
 _ZEROS = bytes(BLOCK)
-# PAX and GNU long-name records are a few hundred bytes; a huge one is damage or an attack on memory.
-_LONGEST_RECORD = 1 << 20
-# Digits of the greatest 64-bit number; int() would try, and refuse, thousands of them.
-_LONGEST_NUMBER = 20
+# Bytes. PAX and GNU long-name records are a few hundred bytes; a huge one is damage or an attack on memory.
+_MAX_RECORD = 1 << 20
+# Digits of the largest 64-bit number. Without a limit, int() would refuse thousands of digits with its own error.
+_MAX_DIGITS = 20
 _EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
-# Nothing follows these headers, whatever size they state.
+# No data follow these headers, whatever size they give.
 _TYPES_WITHOUT_DATA = (
     tarfile.LNKTYPE,
     tarfile.SYMTYPE,
@@ -37,7 +37,7 @@ _TYPES_WITHOUT_DATA = (
 
 
 class Member(NamedTuple):
-    """One regular file of a tar: its bytes are `tar[offset : offset + size]`."""
+    """Regular file of a tar; its bytes are `tar[offset : offset + size]`."""
 
     name: str
     offset: int
@@ -45,15 +45,15 @@ class Member(NamedTuple):
 
 
 class BadTarError(Exception):
-    """Where and how a tar breaks."""
+    """Error that says where and how a tar is damaged."""
 
 
 @contextmanager
 def mapped(source: Path | int, name: str = "") -> Iterator[mmap.mmap]:
-    """The bytes of a tar, given by path or open descriptor, for `walk`; messages call it `name` where that is given.
+    """Map a tar, given by path or open descriptor, into memory for `walk`; messages use `name` if it is given.
 
     Raises:
-        UserError: if the file cannot be read, or if what is done inside finds that the tar is damaged.
+        UserError: if the file cannot be read, or if the body of the `with` statement raises `BadTarError`.
     """
     try:
         with open(source, "rb", closefd=isinstance(source, Path)) as file:
@@ -65,23 +65,23 @@ def mapped(source: Path | int, name: str = "") -> Iterator[mmap.mmap]:
     except OSError as error:
         raise UserError(f"shard {name or source} cannot be read: {error.strerror}") from None
     except BadTarError as error:
-        raise UserError(f"shard {name or source} is no intact tar: {error}; copy or pack it again") from None
+        raise UserError(f"shard {name or source} is not a valid tar file: {error}; copy or pack it again") from None
 
 
 def members(path: Path, name: str = "") -> list[Member]:
-    """The regular files of the tar at `path`, in order; errors as those of `mapped`."""
+    """Return the regular files of the tar at `path`, in order; raises the errors of `mapped`."""
     with mapped(path, name) as data:
         return list(walk(data))
 
 
 def walk(data: mmap.mmap) -> Iterator[Member]:
-    """The regular files of a tar, up to its proper end.
+    """Yield the regular files of a tar, up to its proper end.
 
     Raises:
-        BadTarError: at the first byte that is not as it should be.
+        BadTarError: at the first damaged byte.
     """
     if data[:2] == b"\x1f\x8b":
-        raise BadTarError("it is gzip data without the ending .gz")
+        raise BadTarError("it is gzip data, but its name does not end in .gz")
     offset = 0
     override: dict[str, str] = {}
     while True:
@@ -95,10 +95,10 @@ def walk(data: mmap.mmap) -> Iterator[Member]:
         offset = start + -(-size // BLOCK) * BLOCK
         if size < 0 or start + size > len(data):
             raise BadTarError(
-                f"member {header.name!r} at byte {start} needs {size} bytes, {len(data) - start} are present"
+                f"member {header.name!r} at byte {start} has {size} bytes, but only {len(data) - start} are present"
             )
         if header.type in _EXTENSION_TYPES:
-            if size > _LONGEST_RECORD:
+            if size > _MAX_RECORD:
                 raise BadTarError(f"extended header at byte {start} claims {size} bytes")
             if header.type != tarfile.XGLTYPE:
                 override |= _overrides(header.type, data[start : start + size], start)
@@ -109,16 +109,16 @@ def walk(data: mmap.mmap) -> Iterator[Member]:
 
 
 def member_name(block: bytes) -> str:
-    """The name in a header, as far as it fits there.
+    """Return the name in a header; a long name is cut to the length of the header's field.
 
     Raises:
-        BadTarError: if the block is no header.
+        BadTarError: if the block is not a header.
     """
     return _header(block, 0, len(block)).name
 
 
 class _Header(NamedTuple):
-    """What one block of 512 bytes says about the member behind it."""
+    """Fields of one header block of 512 bytes."""
 
     name: str
     type: bytes
@@ -131,14 +131,14 @@ def _header(block: bytes, offset: int, total: int) -> _Header:
     return _plain_header(block) or _any_header(block, offset)
 
 
-# The fields of a header that holds no surprise: size, time, checksum, type 0, then no name prefix.
+# A header with no special features: size, time, checksum, type 0, no name prefix.
 _PLAIN = re.compile(rb".{124}([0-7]{11})[\0 ].{12}([0-7]{6})..0.{188}\0", re.DOTALL)
 
 
 def _plain_header(block: bytes) -> _Header | None:
-    """Read the header that nearly every member has, four times as fast as tarfile; None if it is another."""
+    """Read the usual kind of header, four times as fast as tarfile; return None for any other kind."""
     found = _PLAIN.match(block)
-    # The eight bytes of the checksum itself count as blanks.
+    # The eight bytes of the checksum count as blanks.
     if not found or sum(block) - sum(block[148:156]) + 8 * ord(" ") != int(found[2], 8):
         return None
     name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
@@ -154,7 +154,7 @@ def _any_header(block: bytes, offset: int) -> _Header:
 
 
 def _size(header: _Header, override: dict[str, str]) -> int:
-    """Bytes that follow a header; the size in a PAX record is meant for the file, not for records between."""
+    """Return the bytes that follow a header. A size in a PAX record applies to the file, not to records in between."""
     if header.type in _TYPES_WITHOUT_DATA:
         return 0
     if header.type in _EXTENSION_TYPES:
@@ -164,20 +164,20 @@ def _size(header: _Header, override: dict[str, str]) -> int:
 
 def _check_end(data: mmap.mmap, offset: int) -> None:
     if data[offset + BLOCK : offset + 2 * BLOCK] != _ZEROS:
-        raise BadTarError(f"a single block of zeros at byte {offset} where a header or the end mark belongs")
+        raise BadTarError(f"a single block of zeros at byte {offset} instead of a header or the end-of-archive mark")
     rest = data[offset + 2 * BLOCK :]
     if rest.count(0) != len(rest):
         raise BadTarError(f"data follows the end-of-archive mark at byte {offset}")
 
 
 def _overrides(kind: bytes, record: bytes, offset: int) -> dict[str, str]:
-    """The name and size that a PAX or GNU long-name record gives to the member after it."""
+    """Return the name and size that a PAX or GNU long-name record gives to the next member."""
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": record.rstrip(b"\0").decode("utf-8", "surrogateescape")}
     found: dict[str, str] = {}
     position, end = 0, len(record.rstrip(b"\0"))
     while position < end:
-        digits = record[position : position + _LONGEST_NUMBER].partition(b" ")[0]
+        digits = record[position : position + _MAX_DIGITS].partition(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
         line = record[position : position + length]
         if not 0 < length == len(line) or not line.endswith(b"\n"):
@@ -185,6 +185,6 @@ def _overrides(kind: bytes, record: bytes, offset: int) -> dict[str, str]:
         keyword, _, value = line[len(digits) + 1 : -1].partition(b"=")
         found[keyword.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
         position += length
-    if not re.fullmatch(rf"[0-9]{{1,{_LONGEST_NUMBER}}}", found.get("size", "0")):
-        raise BadTarError(f"bad PAX size {found['size'][:_LONGEST_NUMBER]!r} at byte {offset}")
+    if not re.fullmatch(rf"[0-9]{{1,{_MAX_DIGITS}}}", found.get("size", "0")):
+        raise BadTarError(f"bad PAX size {found['size'][:_MAX_DIGITS]!r} at byte {offset}")
     return {name: found[name] for name in ("path", "size") if name in found}

@@ -116,7 +116,7 @@ def test_a_changed_shard_is_indexed_anew_and_both_values_are_said_d11(
     what = "size" if change == "size" else "version"
     assert said == [
         f"indexing 2 shards; the one in {before.folder} is not used: "
-        f"{path} has changed: {what} was {values[0]}, is {values[1]}"
+        f"{path} has changed: its {what} was {values[0]} and is now {values[1]}"
     ]
     assert (after.fingerprint == before.fingerprint) == (change == "time")
     assert len(after) == (12 if change == "size" else 5)
@@ -283,11 +283,11 @@ def test_all_faulty_shards_are_counted_and_the_first_named(
     with pytest.raises(UserError) as caught:
         open_index([str(folder)], tmp_path / "cache", None, workers)
     text = str(caught.value)
-    assert text.startswith(f"shard {folder}/train-000001.tar is no intact tar: it ends at byte 700 ")
-    assert text.endswith("and 1 more; 6 of 9 shards are at fault")
+    assert text.startswith(f"shard {folder}/train-000001.tar is not a valid tar file: it ends at byte 700 ")
+    assert text.endswith("and 1 more; 6 of 9 shards have errors")
     assert "train-000008" not in text
     assert "\n" not in text
-    with pytest.raises(UserError, match=r"000001\.tar is no intact tar[^;]*; copy or pack it again$"):
+    with pytest.raises(UserError, match=r"000001\.tar is not a valid tar file[^;]*; copy or pack it again$"):
         open_index([str(folder / "train-00000[0-2].tar")], tmp_path / "cache", None, workers)
 
 

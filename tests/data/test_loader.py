@@ -82,8 +82,8 @@ def test_p09_a_killed_worker_is_named_with_its_signal_and_the_remedy() -> None:
     with pytest.raises(UserError) as error:
         list(batches)
     assert re.fullmatch(
-        r"data worker \d+ on \S+ was killed by signal 9 \(SIGKILL\), likely for lack of memory \(see dmesg\): "
-        "lower data.workers; the same command goes on from the last checkpoint",
+        r"data worker \d+ on \S+ was killed by signal 9 \(SIGKILL\), probably because memory ran out \(see dmesg\): "
+        "lower data.workers; run the same command again to resume from the last checkpoint",
         str(error.value),
     )
 
@@ -134,7 +134,7 @@ class Unsendable(Numbered):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_batch_that_cannot_be_sent_is_not_lost_in_silence() -> None:
-    with pytest.raises(UserError, match=r"data worker \d+ on \S+ ended with exit code 1; its own message stands above"):
+    with pytest.raises(UserError, match=r"data worker \d+ on \S+ ended with exit code 1; see its message above"):
         list(load(Unsendable(), range(3), workers=1))
 
 
@@ -222,7 +222,7 @@ def test_p10_a_stuck_worker_is_named_and_does_not_outlive_its_trainer(
     _, errors = trainer.communicate(timeout=30)
     pids = ", ".join(map(str, sorted(workers)))
     assert errors.startswith(
-        f"error: the data workers on {HOST} (pids {pids}) have not made batch 3 since this start within 1 s: look"
+        f"error: the data workers on {HOST} (pids {pids}) did not finish batch 3 of this start within 1 s: check"
     )
     assert errors.count("\n") == 1
     assert trainer.returncode == 2
@@ -265,7 +265,7 @@ def test_p11_too_little_shared_memory_is_named(
     _, errors = trainer.communicate(timeout=60)
     # Where the memory ends within a page, torch's handler of bus errors has a line of its own before ours.
     assert errors.splitlines(keepends=True)[-1] == (
-        f"error: /dev/shm on {HOST} holds 2,097,152 bytes, too few for the batches that the data workers make ahead: "
+        f"error: /dev/shm on {HOST} has 2,097,152 bytes, too few for the batches that the data workers prepare ahead: "
         "lower data.workers, or enlarge it (docker run --shm-size 16g)\n"
     )
     assert trainer.returncode == 2

@@ -83,7 +83,7 @@ def test_a_damaged_tar_stops_the_stream_before_any_of_it_is_used_d03(make_shards
     damaged[-3000] ^= 1  # in the last samples
     shard.write_bytes(damaged)
     batches = taken(stream(folder), 3)
-    assert all("no intact tar" in batch.lost for batch in batches)
+    assert all("is not a valid tar file" in batch.lost for batch in batches)
     assert not any(batch.images.any() for batch in batches)
 
 

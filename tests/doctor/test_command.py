@@ -129,7 +129,7 @@ def test_a_damaged_shard_is_named_d01(doctor: Doctor, flags: list[str], tmp_path
     code, found = doctor(*flags)
     assert code == 2
     assert found["shards"][0] == "problem"
-    assert f"{shard} is no intact tar" in found["shards"][1]
+    assert f"{shard} is not a valid tar file" in found["shards"][1]
     assert found["images"] == ("unknown", "not examined, see shards")
     assert found["run dir"][0] == "ok"
 

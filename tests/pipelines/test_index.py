@@ -77,7 +77,7 @@ def test_a_damaged_shard_is_one_line_and_exit_code_2_d01(
         main([str(folder), "--out", str(tmp_path / "index"), "--workers", "0"])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: shard {shard} is no intact tar: ")
+    assert line.startswith(f"error: shard {shard} is not a valid tar file: ")
 
 
 def test_no_shards_are_a_mistake() -> None:

@@ -1,1 +1,1 @@
-"""From the bytes of one image to its pixels and views."""
+"""Decoding and augmentation of single images."""

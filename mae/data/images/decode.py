@@ -1,7 +1,7 @@
-"""Bytes of an image -> uint8 pixels, by an allow-list of formats.
+"""Decoding of images into uint8 pixels, for an allow-list of formats.
 
-JPEGs are decoded by libjpeg-turbo directly (`mae.data.images.jpeg`), all others, and JPEGs that are in any way
-unusual, by Pillow. Both give the same pixels; which one does it changes speed only.
+libjpeg-turbo decodes ordinary JPEGs directly (`mae.data.images.jpeg`); Pillow decodes unusual JPEGs and all other
+formats. Both give the same pixels and differ only in speed.
 """
 
 import io
@@ -18,36 +18,35 @@ from torch import Tensor
 from mae.data.images import jpeg
 from mae.errors import BadImageError
 
-# Without the list Pillow would also try its EPS, FITS and other parsers on whatever a shard holds.
+# Without this list Pillow would also try its EPS, FITS and other parsers on the files of a shard.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CHANNELS = tuple(_MODES)
-"""Numbers of planes that any image can be decoded into; a `.npy` array has its own."""
+"""Numbers of channels that any image except a `.npy` array can be decoded into."""
 _NPY_MAGIC = b"\x93NUMPY"
-_PILLOWS_MODULES = re.compile(r"PIL\.")
+_PILLOW_MODULES = re.compile(r"PIL\.")
 
 
 def decode(data: bytes, channels: int) -> UInt8[Tensor, "channels height width"]:
-    """Decode an image, turned upright by its EXIF orientation, into `channels` planes: see `decode_pixels`."""
+    """Decode an image into `channels` planes, turned upright by its EXIF orientation; see `decode_pixels`."""
     return torch.from_numpy(np.ascontiguousarray(decode_pixels(data, channels))).permute(2, 0, 1)
 
 
 def decode_pixels(data: bytes, channels: int, header: jpeg.Header | None = None) -> NDArray[np.uint8]:
-    """Decode an image, turned upright by its EXIF orientation, into pixels [height width channels].
+    """Decode an image into pixels [height width channels], turned upright by its EXIF orientation.
 
-    Gray becomes equal planes and colour becomes luma (ITU-R 601-2) as Pillow converts them; alpha is dropped
-    unless 4 channels are asked for; a palette becomes its colours and CMYK RGB; of 16 bits the upper eight
-    are kept. A `.npy` array must be uint8 [height width] or [height width channels]. `header` is what
-    `jpeg_header` gave, where that is known already.
+    As in Pillow, gray becomes equal planes and colour becomes luma (ITU-R 601-2). Alpha is dropped unless `channels`
+    is 4. A palette becomes its colours, and CMYK becomes RGB. Of 16 bits the upper eight are kept. A `.npy` array
+    must be uint8 [height width] or [height width channels]. `header` is the result of `jpeg_header`, if known.
 
     Raises:
-        BadImageError: for a format that is not in `FORMATS`, a damaged or cut file, more than
-            `PIL.Image.MAX_IMAGE_PIXELS` pixels, or a number of channels that cannot be had.
+        BadImageError: for a format that is not in `FORMATS`, a damaged or truncated file, more than
+            `PIL.Image.MAX_IMAGE_PIXELS` pixels, or an impossible number of channels.
     """
     if data.startswith(_NPY_MAGIC):
         pixels = _load_npy(data)
         if pixels.shape[2] != channels:
-            raise BadImageError(f"it has {pixels.shape[2]} channels, {channels} are asked for (data.channels)")
+            raise BadImageError(f"it has {pixels.shape[2]} channels, but data.channels is {channels}")
         return pixels
     header = header or jpeg_header(data, channels)
     found = None if header is None else jpeg.decode_region(data, header, channels)
@@ -55,10 +54,10 @@ def decode_pixels(data: bytes, channels: int, header: jpeg.Header | None = None)
 
 
 def jpeg_header(data: bytes, channels: int) -> jpeg.Header | None:
-    """The header of a JPEG that can be decoded by region; None for any other image.
+    """Read the header of a JPEG that can be decoded by region; return None for any other image.
 
     Raises:
-        BadImageError: for too many pixels or a number of channels that cannot be had.
+        BadImageError: for too many pixels or an impossible number of channels.
     """
     header = jpeg.read_header(data)
     if header is not None:
@@ -68,7 +67,7 @@ def jpeg_header(data: bytes, channels: int) -> jpeg.Header | None:
 
 
 def is_gray(data: bytes) -> bool:
-    """Whether the file itself stores a single plane of gray."""
+    """Return whether the file stores a single gray plane."""
     if data.startswith(_NPY_MAGIC):
         return int(_load_npy(data).shape[2]) == 1
     _silence_pillow()
@@ -78,12 +77,12 @@ def is_gray(data: bytes) -> bool:
 
 
 def native_channels(data: bytes) -> int:
-    """Planes to decode this file into when nobody has asked for a number: 3, or those of a `.npy` array."""
+    """Return the default number of channels to decode this file into: 3, or that of a `.npy` array."""
     return _load_npy(data).shape[2] if data.startswith(_NPY_MAGIC) else 3
 
 
 def possible_channels(data: bytes) -> tuple[int, ...]:
-    """Numbers of planes that this file can be decoded into; raises as `decode` for a damaged `.npy` array."""
+    """Return the numbers of channels that this file can be decoded into; raise as `decode` for a damaged `.npy`."""
     return (native_channels(data),) if data.startswith(_NPY_MAGIC) else CHANNELS
 
 
@@ -94,7 +93,7 @@ def _load_with_pillow(data: bytes, channels: int) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.height, image.width)
             image.load()
-            if image.info or image.format == "TIFF":  # else there is no EXIF block, and looking for it takes a while
+            if image.info or image.format == "TIFF":  # others have no EXIF block, and the search is slow
                 ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "F":
                 raise BadImageError("floating-point pixels have no defined range")
@@ -103,8 +102,8 @@ def _load_with_pillow(data: bytes, channels: int) -> NDArray[np.uint8]:
     except BadImageError:
         raise
     except UnidentifiedImageError:
-        raise BadImageError(f"it is no intact file of {', '.join(FORMATS)}") from None
-    except Exception as error:  # whatever a decoder makes of hostile bytes: the image is bad, and is named
+        raise BadImageError(f"it is not a valid image; allowed formats: {', '.join(FORMATS)}") from None
+    except Exception as error:  # hostile bytes can raise any error in a decoder; the image is bad
         raise BadImageError(f"{type(error).__name__}: {error}") from None
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
@@ -115,33 +114,33 @@ def _check_channels(channels: int) -> None:
 
 
 def _check_size(height: int, width: int) -> None:
-    """By the header alone, before any memory is taken for the pixels."""
+    """Refuse an image that is too large before memory for its pixels is allocated."""
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and height * width > most:
         raise BadImageError(
-            f"its header says {width}x{height} pixels; allowed: {most} in all (PIL.Image.MAX_IMAGE_PIXELS)"
+            f"its header gives {width}x{height} pixels; allowed: {most} in total (PIL.Image.MAX_IMAGE_PIXELS)"
         )
 
 
 def _silence_pillow() -> None:
-    """Its warnings, of broken EXIF blocks or odd palettes, say nothing against the pixels.
+    """Silence Pillow's warnings for the whole process; broken EXIF blocks or odd palettes do not affect the pixels.
 
-    For good and for the whole process: `warnings.catch_warnings` is not for threads, of which several decode.
+    `warnings.catch_warnings` is not safe here because several threads decode.
     """
-    if not warnings.filters or warnings.filters[0][3] != _PILLOWS_MODULES:
-        warnings.filterwarnings("ignore", module=_PILLOWS_MODULES.pattern)
+    if not warnings.filters or warnings.filters[0][3] != _PILLOW_MODULES:
+        warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
 
 
 def _upper_byte(image: Image.Image) -> Image.Image:
-    """16-bit gray -> 8-bit gray; Pillow's own conversion would clip everything above 255 to white."""
+    """Convert 16-bit gray to 8-bit gray; Pillow's own conversion would clip values above 255 to white."""
     return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
 
 
 def _load_npy(data: bytes) -> NDArray[np.uint8]:
     try:
         array: NDArray[np.uint8] = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # hostile headers also end in memory, overflow and tokenizer errors
-        raise BadImageError(f"no readable .npy array: {error}") from None
+    except Exception as error:  # hostile headers also raise memory, overflow and tokenizer errors
+        raise BadImageError(f"it is not a valid .npy array: {error}") from None
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise BadImageError(
             f".npy array is {array.dtype} {list(array.shape)}; allowed: uint8 [height width] or [height width channels]"

@@ -1,8 +1,8 @@
-"""JPEGs decoded, cut and resized on the device, where processors are too few to keep it busy.
+"""Decoding, cropping and resizing of JPEGs on the device, for machines with too few CPU cores to keep it busy.
 
-A worker then only reads the bytes and draws the boxes. On a GPU nvJPEG decodes, and the resizing is done in
-floating point, so the pixels differ by a level or so from those of the processor, which are the reference. nvJPEG is
-also less strict about damaged files: `mae index --check` first.
+A worker then only reads the bytes and draws the crop boxes. A GPU decodes with nvJPEG and resizes in floating point,
+so its pixels differ by about one level from those of the CPU, which are the reference. nvJPEG is also less strict
+about damaged files, so run `mae index --check` first.
 """
 
 import warnings
@@ -26,20 +26,20 @@ _UPRIGHT = 1
 
 
 class Encoded(NamedTuple):
-    """The JPEGs of a micro-batch, one after another, and the views to cut out of each."""
+    """JPEGs of a micro-batch, one after another, and the views to make from each."""
 
     files: UInt8[Tensor, " bytes"]
     sizes: list[int]
-    """Bytes of each."""
+    """Size of each JPEG in bytes."""
     rows: Int64[Tensor, " views"]
-    """Rows of the batch that the views are; as many for each file."""
+    """Row of the batch for each view; each file has the same number of views."""
     boxes: Int64[Tensor, "views 4"]
     """Top, left, height, width [pixels]."""
     flips: Bool[Tensor, " views"]
 
 
 class EncodedImages:
-    """Collects what the device is to decode."""
+    """Collection of the images that the device will decode."""
 
     def __init__(self, channels: int, augmentation: AugmentSettings) -> None:
         self._channels, self._augmentation = channels, augmentation
@@ -47,9 +47,9 @@ class EncodedImages:
         self._rows, self._boxes, self._flips = list[int](), list[Sequence[int]](), list[bool]()
 
     def add(self, data: bytes, rows: Sequence[int], numbers: NDArray[np.float64]) -> bool:
-        """Take a plain JPEG whose views, drawn by `numbers` [views, `NUMBERS_PER_SAMPLE`], are these rows.
+        """Add an upright JPEG; `numbers`, [views, `NUMBERS_PER_SAMPLE`], give the crops and flips of these rows.
 
-        False for any other image: the processor decodes it.
+        Return False for any other image, which the CPU must decode.
 
         Raises:
             BadImageError: for too many pixels.
@@ -65,7 +65,7 @@ class EncodedImages:
         return True
 
     def collected(self) -> Encoded:
-        """All of them, as few tensors: each costs time on its way out of a worker."""
+        """Return all images as a few tensors, because each tensor takes time to leave a worker."""
         return Encoded(
             files=torch.frombuffer(bytearray(b"".join(self._files)), dtype=torch.uint8)
             if self._files
@@ -80,10 +80,10 @@ class EncodedImages:
 def decode_into(
     images: UInt8[Tensor, "batch channels height width"], encoded: Encoded, ids: Int64[Tensor, " batch"]
 ) -> None:
-    """Decode on the device of `images`, and fill the rows; `ids` name the samples in messages.
+    """Decode on the device of `images` and fill the rows of the views; messages name samples by `ids`.
 
     Raises:
-        UserError: naming the samples that the device cannot decode.
+        UserError: if the device cannot decode some samples; it names them.
     """
     if not encoded.sizes:
         return
@@ -103,7 +103,7 @@ def decode_into(
 
 
 def _decoded(files: list[Tensor], mode: ImageReadMode, device: torch.device) -> list[Tensor]:
-    # Since torchvision 0.29 it says that torchcodec will take its place; that is not among the fixed packages.
+    # torchvision 0.29 and later warn that torchcodec will replace it; torchcodec is not among the pinned packages.
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         found: list[Tensor] = decode_jpeg(files, mode=mode, device=device)
     return found
@@ -112,7 +112,7 @@ def _decoded(files: list[Tensor], mode: ImageReadMode, device: torch.device) -> 
 def _undecodable(
     files: Sequence[Tensor], mode: ImageReadMode, device: torch.device, encoded: Encoded, ids: Tensor
 ) -> str:
-    """Which of the files the device refuses, one by one."""
+    """Return a message that names the files that the device cannot decode; try them one by one."""
     wrong = []
     for number, file in enumerate(files):
         try:
@@ -122,5 +122,5 @@ def _undecodable(
             wrong.append(f"number {sample} ({str(error).splitlines()[0]})")
     return (
         f"the device cannot decode {len(wrong)} samples of a batch, {'; '.join(wrong[:5])}; "
-        "set data.decode_on to cpu, or look for them with mae index --check"
+        "set data.decode_on to cpu, or find damaged images with mae index --check"
     )

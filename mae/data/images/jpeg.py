@@ -1,6 +1,6 @@
-"""JPEGs by libjpeg-turbo: the header, and the pixels of a region, whole or reduced.
+"""JPEG header and pixels of a region, at full or reduced size, by libjpeg-turbo.
 
-All of it gives the pixels that Pillow gives, or leaves the file to Pillow.
+The pixels equal those of Pillow; a file for which that is not certain is left to Pillow.
 """
 
 import re
@@ -16,41 +16,41 @@ from mae.data.images import turbojpeg
 from mae.errors import BadImageError
 
 SCALES = (8, 4, 2, 1)
-"""How many times libjpeg can reduce an image while it decodes it, at the price of a few decibels."""
+"""Factors by which libjpeg can reduce an image while it decodes, at the cost of a few decibels."""
 
 _COLOUR_SPACE = {1: "GRAY", 3: "RGB", 4: "RGBA"}
-# libjpeg's words for a damaged scan; Pillow, which does not listen to them, gives half-gray or shifted images.
-_DAMAGE = ("premature end", "bad huffman code", "bad arithmetic code", "found marker")
+# Words of libjpeg's warnings about a damaged scan. Pillow ignores these warnings and gives half-gray or shifted images.
+_DAMAGE_WARNINGS = ("premature end", "bad huffman code", "bad arithmetic code", "found marker")
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 _END_OF_IMAGE = b"\xff\xd9"
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _ORIENTATION_TAG, _SHORT = 274, 3
-_TURNED = range(5, 9)
+_SIDEWAYS = range(5, 9)
 
 
 class _OddError(Exception):
-    """The markers or the EXIF block want a parser that knows more."""
+    """Signal that the markers or the EXIF block need a fuller parser."""
 
 
 class Header(NamedTuple):
-    """What a JPEG says of itself."""
+    """Header of a JPEG."""
 
     height: int
     width: int
     gray: bool
-    """Whether it stores a single plane; otherwise it is RGB or YCbCr."""
+    """Whether the file stores a single plane; otherwise it is RGB or YCbCr."""
     orientation: int
-    """EXIF's orientation, 1 to 8: how the stored image has to be turned."""
+    """EXIF orientation, 1 to 8: how to turn the stored image upright."""
 
     @property
     def upright(self) -> tuple[int, int]:
         """Height and width of the upright image."""
-        return (self.width, self.height) if self.orientation in _TURNED else (self.height, self.width)
+        return (self.width, self.height) if self.orientation in _SIDEWAYS else (self.height, self.width)
 
 
 class Box(NamedTuple):
-    """A rectangle of pixels."""
+    """Rectangle of pixels."""
 
     top: int
     left: int
@@ -59,7 +59,7 @@ class Box(NamedTuple):
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of an 8-bit gray or colour JPEG; None for anything else or anything odd."""
+    """Read the header of an 8-bit gray or colour JPEG; return None for any other or unusual file."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     try:
@@ -75,18 +75,18 @@ def read_header(data: bytes) -> Header | None:
 def decode_region(
     data: bytes, header: Header, channels: int, region: Box | None = None, scale: int = 1
 ) -> NDArray[np.uint8] | None:
-    """Pixels [height width channels] of a region, in the coordinates of the upright image reduced `scale` times.
+    """Decode a region, given in pixels of the upright image reduced `scale` times: [height width channels].
 
-    Colour becomes gray by Pillow's luma (ITU-R 601-2) and gray becomes three equal planes. None where
-    libjpeg-turbo objects to something that Pillow may know better.
+    Colour becomes gray by Pillow's luma (ITU-R 601-2) and gray becomes three equal planes. Return None if
+    libjpeg-turbo refuses something that Pillow may accept.
 
     Raises:
-        BadImageError: if the file is cut or its scan is damaged.
+        BadImageError: if the file is truncated or its scan is damaged.
     """
     planes = 3 if channels == 1 and not header.gray else channels
     pixels = None
     library = turbojpeg.find()
-    # That library stops below the region, and so would not see that the rest of a file is cut off.
+    # TurboJPEG stops below the region, so it would not notice a truncated file.
     if library is not None and region is not None and header.orientation == 1 and data.endswith(_END_OF_IMAGE):
         pixels = library.decode_region(data, *region, planes, scale)
     if pixels is None:
@@ -100,13 +100,13 @@ def decode_region(
 
 
 def cut(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
-    """The part of an image [height width channels] that lies in a box, as a view."""
+    """Return the part of an image [height width channels] inside a box, as a view."""
     return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """A view of a stored image [height width channels] as it stands upright."""
-    if orientation in _TURNED:
+    """Return an upright view of a stored image [height width channels]."""
+    if orientation in _SIDEWAYS:
         pixels = pixels.swapaxes(0, 1)
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1
@@ -118,24 +118,24 @@ def _luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _decode(data: bytes, header: Header, channels: int, scale: int) -> NDArray[np.uint8] | None:
-    """The whole stored image; libjpeg rounds the size of a reduced one up."""
+    """Decode the whole stored image; libjpeg rounds the size of a reduced image up."""
     height, width = -(-header.height // scale), -(-header.width // scale)
     buffer = np.empty((height, width, channels), dtype=np.uint8)
     reduced = {} if scale == 1 else {"min_height": height, "min_width": width, "min_factor": scale}
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, _COLOUR_SPACE[channels], buffer=buffer, **reduced)
     except ValueError as error:
-        if any(word in str(error).lower() for word in _DAMAGE):
+        if any(word in str(error).lower() for word in _DAMAGE_WARNINGS):
             raise BadImageError(str(error)) from None
         return None
     return pixels
 
 
 def _orientation(data: bytes) -> int:
-    """The orientation that Pillow would find: EXIF's, else XMP's, else 1.
+    """Return the orientation that Pillow would find: that of EXIF, else of XMP, else 1.
 
     Raises:
-        _OddError: where it is not that simple.
+        _OddError: if the metadata are unusual.
     """
     exif, xmp = b"", b""
     position = 2
@@ -159,10 +159,10 @@ def _orientation(data: bytes) -> int:
 
 
 def _exif_orientation(tiff: bytes) -> int | None:
-    """The number in the first directory of an EXIF block; None without one.
+    """Return the orientation in the first directory of an EXIF block, or None.
 
     Raises:
-        _OddError: if it is not that simple.
+        _OddError: if the block is unusual.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:

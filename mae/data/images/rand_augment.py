@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) of one image, as a function of a 64-bit word.
 
-The operations, their strengths and the order of the draws are those of torchvision's `v2.RandAugment` with
-two operations of 31 magnitudes. That one draws from torch's global generator, which threads would share.
+The operations, their strengths and the order of the draws are those of torchvision's `v2.RandAugment` with two
+operations and 31 magnitudes. torchvision draws from torch's global generator, which threads would share.
 """
 
 import math
@@ -35,7 +35,7 @@ def _even(start: float, end: float) -> Tensor:
 
 
 def _affine(image: Tensor, translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    # torchvision shears about the corner, and moves as the image is.
+    # As in torchvision, shear about the corner; a translation needs no centre.
     corner = [0.0, 0.0] if any(shear) else None
     moved: Tensor = vision.affine(image, 0.0, list(translate), 1.0, list(shear), center=corner)
     return moved
@@ -50,7 +50,7 @@ _NONE: _Strengths = lambda height, width: torch.zeros(GREATEST_MAGNITUDE + 1)  #
 _BITS = (8 - torch.arange(GREATEST_MAGNITUDE + 1) / (GREATEST_MAGNITUDE / 4)).round()
 _FARTHEST = 150 / 331  # of the image's side; the paper moved images of 331 pixels by up to 150
 
-# Operation, its strength at each magnitude (by height and width), and whether half of them go the other way.
+# Operation, its strength at each magnitude (by height and width), and whether the sign is random.
 _SPACE: tuple[tuple[Callable[[Tensor, float], Tensor], _Strengths, bool], ...] = (
     (lambda image, _: image, _NONE, False),
     (lambda image, s: _affine(image, shear=(_tilt(s), 0.0)), lambda h, w: _even(0.0, 0.3), True),

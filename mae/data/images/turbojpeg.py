@@ -1,8 +1,8 @@
-"""Optional: decode only a region of a JPEG with TurboJPEG 3, where the machine has it.
+"""Optional decoding of only a region of a JPEG, on machines that have TurboJPEG 3.
 
-Decoding the region that a crop needs is about a sixth faster than decoding the whole image, and gives the
-same pixels. No wheel brings this part of libjpeg-turbo, so it is looked for where systems keep it;
-`MAE_TURBOJPEG=/path/to/libturbojpeg.so` names it, and an empty `MAE_TURBOJPEG` turns it off.
+Decoding only the region of a crop is about a sixth faster than decoding the whole image, and gives the same pixels.
+No Python package contains this part of libjpeg-turbo, so the system's library is used.
+`MAE_TURBOJPEG=/path/to/libturbojpeg.so` selects another one, and an empty `MAE_TURBOJPEG` turns it off.
 """
 
 import ctypes
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from mae.errors import UserError
 
-# Of turbojpeg.h.
+# Constants of turbojpeg.h.
 _DECOMPRESS = 1
 _SUBSAMPLING, _WIDTH, _HEIGHT = 4, 5, 6  # TJPARAM_SUBSAMP, _JPEGWIDTH, _JPEGHEIGHT
 _PIXEL_FORMAT = {1: 6, 3: 0, 4: 7}  # channels -> TJPF_GRAY, TJPF_RGB, TJPF_RGBA
-# Width of the blocks that are decoded together, by TJSAMP_444, 422, 420, GRAY, 440, 411, 441.
+# Width in pixels of the blocks that are decoded together, for TJSAMP_444, 422, 420, GRAY, 440, 411, 441.
 _BLOCK_WIDTHS = (8, 16, 16, 8, 8, 32, 8)
 
 
@@ -45,7 +45,7 @@ _SIGNATURES = {
 
 
 class TurboJpeg:
-    """The library; each thread decodes with a handle of its own, and none holds Python's lock meanwhile."""
+    """TurboJPEG library; each thread has its own decoder and releases Python's global lock while it decodes."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, (result, arguments) in _SIGNATURES.items():
@@ -56,10 +56,10 @@ class TurboJpeg:
     def decode_region(
         self, data: bytes, top: int, left: int, height: int, width: int, channels: int, scale: int = 1
     ) -> NDArray[np.uint8] | None:
-        """Pixels [height width channels] of a region of the image reduced `scale` (1, 2, 4, 8) times.
+        """Decode a region of the image reduced `scale` (1, 2, 4, 8) times: pixels [height width channels].
 
-        The region is given in pixels of the reduced image. Equal to that part of the whole image, bit by bit.
-        None where the library has anything to complain about; what lies below the region it does not look at.
+        The region is given in pixels of the reduced image; its pixels equal those of the whole image bit by bit.
+        Return None if the library reports any problem; it does not read the file below the region.
         """
         library, handle = self._library, self._handle()
         if library.tj3DecompressHeader(handle, data, len(data)) or library.tj3SetScalingFactor(
@@ -71,14 +71,14 @@ class TurboJpeg:
             return None
         whole_width = -(-library.tj3Get(handle, _WIDTH) // scale)
         whole_height = -(-library.tj3Get(handle, _HEIGHT) // scale)
-        # The library starts at whole blocks; and chroma is interpolated between neighbours, so that the
-        # columns at both borders come out as in the whole image only with a block more to each side.
+        # The library starts at whole blocks and interpolates chroma between neighbours. One more block on each side
+        # is needed for the border columns to equal those of the whole image.
         block = max(1, _BLOCK_WIDTHS[subsampling] // scale)
         start = max(0, left // block - 1) * block
         stop = min(whole_width, left + width + block)
         region = _Region(start, top, stop - start, height)
         if (stop - start, height) == (whole_width, whole_height):
-            region = _Region()  # all of it
+            region = _Region()  # the whole image
         if library.tj3SetCroppingRegion(handle, region):
             return None
         pixels = np.empty((height, stop - start, channels), dtype=np.uint8)
@@ -94,7 +94,7 @@ class TurboJpeg:
 
 
 class _Handle:
-    """A decompressor, freed when its thread ends."""
+    """TurboJPEG decompressor, freed when its thread ends."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._destroy = library.tj3Destroy
@@ -108,10 +108,10 @@ class _Handle:
 
 @cache
 def find() -> TurboJpeg | None:
-    """The library, or None if there is none of version 3 or newer.
+    """Return the library, or None if the machine has none of version 3 or newer.
 
     Raises:
-        UserError: if `MAE_TURBOJPEG` names a file that is no such library.
+        UserError: if `MAE_TURBOJPEG` names a file that is not such a library.
     """
     named = os.environ.get("MAE_TURBOJPEG")
     path = ctypes.util.find_library("turbojpeg") if named is None else named
@@ -119,9 +119,9 @@ def find() -> TurboJpeg | None:
         return None
     try:
         return TurboJpeg(ctypes.CDLL(path))
-    except (OSError, AttributeError) as error:  # no library, or one of version 2 without these functions
+    except (OSError, AttributeError) as error:  # not a library, or version 2, which lacks these functions
         if named is None:
             return None
         raise UserError(
-            f"MAE_TURBOJPEG={named} is no TurboJPEG library of version 3 or newer ({error}); unset it or name one"
+            f"MAE_TURBOJPEG={named} is not a TurboJPEG library of version 3 or newer ({error}); unset it or change it"
         ) from None

@@ -282,7 +282,7 @@ def batch_of(
 def test_o10_a_view_does_not_depend_on_what_else_is_in_the_batch(
     channels: int, most_together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment, "_MOST_TOGETHER", most_together)
+    monkeypatch.setattr(augment, "_MAX_TOGETHER", most_together)
     images, numbers = mixture(), np.array(numbers_of(20))
     whole = batch_of(images, range(20), numbers, channels)
     assert torch.equal(batch_of(images, [*range(19, -1, -1)], numbers, channels), whole)

@@ -183,7 +183,7 @@ class Canary:
 def test_x01_objects_in_an_npy_file_are_refused_and_not_unpickled(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     data = npy(np.array([[Canary(canary)]], dtype=object), allow_pickle=True)
-    refused(data, r"no readable \.npy array: Object arrays cannot be loaded")
+    refused(data, r"it is not a valid \.npy array: Object arrays cannot be loaded")
     assert not canary.exists()
     np.load(io.BytesIO(data), allow_pickle=True)
     assert canary.exists()
@@ -196,7 +196,7 @@ def test_x01_what_python_could_unpickle_is_no_image(tmp_path: Path) -> None:
     torch.save(Canary(canary), legacy)
     for data in (archive.getvalue(), pickle.dumps(Canary(canary)), legacy.getvalue()):
         for channels in (1, 3):
-            refused(data, "it is no intact file of JPEG, PNG", channels)
+            refused(data, "it is not a valid image; allowed formats: JPEG, PNG", channels)
     assert not canary.exists()
 
 
@@ -218,7 +218,7 @@ def npy_claiming(shape: tuple[int, ...]) -> bytes:
     ids=["cut", "cut header", "magic only", "version 9", "1e5", "1e9", "2**40", "1e40", "negative"],
 )
 def test_damaged_npy_files_are_refused(data: bytes) -> None:
-    refused(data, r"no readable \.npy array")
+    refused(data, r"it is not a valid \.npy array")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_npy_arrays_of_another_type_or_shape_are_refused(array: np.ndarray) -> N
 
 @pytest.mark.parametrize(("data", "has"), [(npy(RGB), 3), (npy(GRAY), 1), (npy(np.zeros((2, 2, 5), np.uint8)), 5)])
 def test_another_number_of_npy_channels_is_refused(data: bytes, has: int) -> None:
-    refused(data, rf"it has {has} channels, 4 are asked for \(data\.channels\)", channels=4)
+    refused(data, rf"it has {has} channels, but data\.channels is 4", channels=4)
 
 
 @pytest.mark.parametrize("channels", [2, 5])
@@ -244,7 +244,7 @@ def test_picture_files_have_one_three_or_four_channels(channels: int) -> None:
 def test_s01_truncated_files_are_refused(file_format: str) -> None:
     data = encoded(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), file_format)
     for length in (0, 1, 10, len(data) // 2, len(data) - 50):
-        refused(data[:length], "it is no intact file of JPEG, PNG|Error: |Premature end")
+        refused(data[:length], "it is not a valid image; allowed formats: JPEG, PNG|Error: |Premature end")
 
 
 @pytest.mark.parametrize("data", [encoded(GRAY), npy(GRAY)], ids=["png", "npy"])
@@ -284,14 +284,14 @@ def test_s10_a_transparent_colour_is_transparent_for_four_channels_only() -> Non
 @pytest.mark.parametrize("file_format", ["EPS", "GIF", "PDF", "PPM", "ICO", "TGA"])
 def test_s13_formats_that_are_not_listed_are_refused_whatever_their_name(file_format: str) -> None:
     assert file_format not in FORMATS
-    refused(encoded(RGB, file_format), "it is no intact file of JPEG, PNG, WEBP, BMP, TIFF")
+    refused(encoded(RGB, file_format), "it is not a valid image; allowed formats: JPEG, PNG, WEBP, BMP, TIFF")
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"<html></html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", b"<svg/>"]
 )
 def test_s13_what_is_no_image_is_refused(data: bytes) -> None:
-    refused(data, "it is no intact file of JPEG, PNG, WEBP, BMP, TIFF")
+    refused(data, "it is not a valid image; allowed formats: JPEG, PNG, WEBP, BMP, TIFF")
 
 
 def png_of(header: bytes, rows: bytes) -> bytes:
@@ -329,7 +329,7 @@ def test_s12_the_limit_is_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
     for data in (encoded(photo(8, 8)), jpeg_of(photo(8, 8))):
         assert decode(data, 3).shape == (3, 8, 8)
     for data in (encoded(photo(8, 9)), jpeg_of(photo(8, 9))):
-        refused(data, r"its header says 9x8 pixels; allowed: 64 in all \(PIL\.Image\.MAX_IMAGE_PIXELS\)")
+        refused(data, r"its header gives 9x8 pixels; allowed: 64 in total \(PIL\.Image\.MAX_IMAGE_PIXELS\)")
 
 
 def text_bomb() -> bytes:

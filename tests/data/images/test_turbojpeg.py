@@ -48,7 +48,7 @@ def test_a_named_library_that_is_none_is_the_users_mistake(search: pytest.Monkey
     for path in (tmp_path / "missing.so", tmp_path / "empty.so", Path("libc.so.6")):
         search.setenv("MAE_TURBOJPEG", str(path))
         turbojpeg.find.cache_clear()
-        with pytest.raises(UserError, match=r"MAE_TURBOJPEG=.* is no TurboJPEG library of version 3"):
+        with pytest.raises(UserError, match=r"MAE_TURBOJPEG=.* is not a TurboJPEG library of version 3"):
             turbojpeg.find()
 
 

@@ -145,7 +145,7 @@ def test_s03_keys_without_an_image_are_counted(write_tar: Callable[..., Path]) -
     [
         pytest.param(["a.png", "b.png", "a.png"], "'a' occurs twice", id="S06"),
         pytest.param(["a.png", "b.png", "a.txt"], "not side by side", id="S07"),
-        pytest.param(["a.png", "a.jpg"], "holds 2 images", id="two images"),
+        pytest.param(["a.png", "a.jpg"], "has 2 images", id="two images"),
     ],
 )
 def test_s06_s07_a_source_shard_that_is_in_disorder_is_refused(
@@ -159,7 +159,7 @@ def test_s06_s07_a_source_shard_that_is_in_disorder_is_refused(
 def test_d01_a_source_shard_that_is_cut_is_refused(write_tar: Callable[..., Path]) -> None:
     tar = write_tar("in.tar", {"a.png": png(0)})
     tar.write_bytes(tar.read_bytes()[:700])
-    with pytest.raises(UserError, match=r"in\.tar is no intact tar"):
+    with pytest.raises(UserError, match=r"in\.tar is not a valid tar file"):
         listed(tar)
 
 
