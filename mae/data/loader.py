@@ -50,11 +50,7 @@ os.register_at_fork(after_in_child=_workers.clear)
 
 
 def load(
-    batches: Dataset[Batch],
-    numbers: Sequence[int],
-    workers: int,
-    pin_memory: bool = False,
-    timeout: float = 600.0,
+    batches: Dataset[Batch], numbers: Sequence[int], workers: int, pin_memory: bool = False, timeout: float = 600.0
 ) -> Iterator[Batch]:
     """Return an iterator over the batches with the given numbers, in order, prepared ahead by `workers` processes.
 

@@ -36,7 +36,7 @@ class Location(NamedTuple):
     crc32: int
 
 
-class _Piece(NamedTuple):
+class _ByteRange(NamedTuple):
     """Range of bytes of a shard that is opened at once: all of a local shard, or one chunk of a remote shard."""
 
     shard: int
@@ -59,10 +59,10 @@ class ImageReader:
         self.index = index
         self.is_remote = any(entry.shard.is_remote for entry in index.entries)
         self._files = [_local_file(entry.shard, cache_dir) for entry in index.entries]
-        self._whole = [None if file is None else _Piece(n, 0, 0, (0, 0)) for n, file in enumerate(self._files)]
+        self._whole = [None if file is None else _ByteRange(n, 0, 0, (0, 0)) for n, file in enumerate(self._files)]
         self._cache = RangeCache(cache_dir / "ranges", int(cache_bytes))
         self._chunk = chunk_samples
-        self._open: dict[_Piece, _Descriptor] = {}
+        self._open: dict[_ByteRange, _Descriptor] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
@@ -74,11 +74,7 @@ class ImageReader:
     def locate(self, sample_ids: NDArray[np.int64]) -> list[Location]:
         """Return the positions of the images of these samples."""
         records = self.index.records[sample_ids]
-        columns = (
-            sample_ids,
-            self.index.shard_of(sample_ids),
-            *(records[name] for name in ("offset", "size", "crc32")),
-        )
+        columns = sample_ids, self.index.shard_of(sample_ids), *(records[name] for name in ("offset", "size", "crc32"))
         return list(map(Location._make, zip(*(column.tolist() for column in columns), strict=True)))
 
     def read(self, place: Location) -> bytes:
@@ -107,15 +103,15 @@ class ImageReader:
 
     def will_need(self, sample_ids: NDArray[np.int64]) -> None:
         """Prefetch these images: from disk into memory, or from a remote store to disk."""
-        fetched: set[_Piece] = set()
+        fetched: set[_ByteRange] = set()
         for place in self.locate(sample_ids):
-            piece = self._piece(place)
-            if not piece.stop:
-                self._read_ahead(piece, place)
-            elif piece not in fetched:
-                fetched.add(piece)
-                shard = self.index.entries[piece.shard].shard
-                self._cache.prefetch(shard, piece.start, piece.stop, self._verifier(piece))
+            byte_range = self._range_of(place)
+            if not byte_range.stop:
+                self._read_ahead(byte_range, place)
+            elif byte_range not in fetched:
+                fetched.add(byte_range)
+                shard = self.index.entries[byte_range.shard].shard
+                self._cache.prefetch(shard, byte_range.start, byte_range.stop, self._verifier(byte_range))
 
     def name(self, sample_id: int) -> str:
         """Return the name of an image for messages: `shard.tar: key.jpg`."""
@@ -127,10 +123,10 @@ class ImageReader:
             return f"{shard}: the image at byte {place.offset}"
 
     def _bytes(self, place: Location, offset: int, size: int) -> bytes:
-        piece = self._piece(place)
+        byte_range = self._range_of(place)
         # The local name keeps the file open while it is read; another thread may remove it from `_open`.
-        descriptor = self._descriptor(piece)
-        return os.pread(descriptor.number, size, offset - piece.start)
+        descriptor = self._descriptor(byte_range)
+        return os.pread(descriptor.number, size, offset - byte_range.start)
 
     def _read_with_retries(self, place: Location) -> bytes:
         for seconds in _SECONDS_BEFORE_RETRIES:
@@ -138,14 +134,14 @@ class ImageReader:
                 return self._bytes(place, place.offset, place.size)
             except OSError:
                 with self._lock:
-                    self._open.pop(self._piece(place), None)
+                    self._open.pop(self._range_of(place), None)
                 time.sleep(seconds)
         try:
             return self._bytes(place, place.offset, place.size)
         except OSError as error:
             raise UserError(f"the shard cannot be read: {error.strerror}; restore it") from None
 
-    def _piece(self, place: Location) -> _Piece:
+    def _range_of(self, place: Location) -> _ByteRange:
         """Return the range of its shard that contains a sample."""
         whole = self._whole[place.shard]
         if whole is not None:
@@ -156,36 +152,37 @@ class ImageReader:
         stop = min((chunk + 1) * self._chunk, int(starts[place.shard + 1]))
         begin, last = records[first], records[stop - 1]
         # It begins with the header of the first image, which has its name.
-        return _Piece(place.shard, int(begin["offset"]) - BLOCK, int(last["offset"]) + int(last["size"]), (first, stop))
+        end = int(last["offset"]) + int(last["size"])
+        return _ByteRange(place.shard, int(begin["offset"]) - BLOCK, end, (first, stop))
 
-    def _verifier(self, piece: _Piece) -> Callable[[bytes], str | None]:
-        return partial(_find_damage, self.index.records[slice(*piece.samples)], piece.start)
+    def _verifier(self, byte_range: _ByteRange) -> Callable[[bytes], str | None]:
+        return partial(_find_damage, self.index.records[slice(*byte_range.samples)], byte_range.start)
 
-    def _read_ahead(self, piece: _Piece, place: Location) -> None:
+    def _read_ahead(self, byte_range: _ByteRange, place: Location) -> None:
         try:
-            descriptor = self._descriptor(piece)
+            descriptor = self._descriptor(byte_range)
             os.posix_fadvise(descriptor.number, place.offset, place.size, os.POSIX_FADV_WILLNEED)
         except OSError:
             return  # `read` reports the same error
 
-    def _descriptor(self, piece: _Piece) -> "_Descriptor":
+    def _descriptor(self, byte_range: _ByteRange) -> "_Descriptor":
         """Return the open file of a range; a file in use by another thread stays open until it is read."""
-        found = self._open.get(piece)
+        found = self._open.get(byte_range)
         if found is None:
             # Outside the lock, because a download may take long and other threads need other ranges.
-            found = _Descriptor(self._open_piece(piece))
+            found = _Descriptor(self._open_range(byte_range))
             with self._lock:
                 while len(self._open) >= _MAX_OPEN:
                     del self._open[next(iter(self._open))]
-                self._open[piece] = found
+                self._open[byte_range] = found
         return found
 
-    def _open_piece(self, piece: _Piece) -> int:
-        path = self._files[piece.shard]
+    def _open_range(self, byte_range: _ByteRange) -> int:
+        path = self._files[byte_range.shard]
         if path is not None:
             return os.open(path, os.O_RDONLY)
-        shard = self.index.entries[piece.shard].shard
-        return self._cache.fetch(shard, piece.start, piece.stop, self._verifier(piece))
+        shard = self.index.entries[byte_range.shard].shard
+        return self._cache.fetch(shard, byte_range.start, byte_range.stop, self._verifier(byte_range))
 
 
 def _local_file(shard: Shard, cache_dir: Path) -> Path | None:
