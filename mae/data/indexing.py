@@ -32,8 +32,8 @@ from mae.data.index import (
 from mae.data.reader import ImageReader
 from mae.data.scan import RECORD, scan
 from mae.data.statistics import PixelStatistics, SetPixels
+from mae.data.store.download import download
 from mae.data.store.lock import lock
-from mae.data.store.remote import download
 from mae.data.store.shards import Shard, expand, is_gzipped, plain_tar
 from mae.errors import BadImageError, UserError, first_of
 from mae.files import flush

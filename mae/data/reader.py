@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mae.data.index import ShardIndex
 from mae.data.scan import Records
-from mae.data.store.remote import RangeCache
+from mae.data.store.range_cache import RangeCache
 from mae.data.store.shards import Shard, is_gzipped, plain_tar
 from mae.data.tar import BLOCK, BadTarError, member_name
 from mae.errors import UserError

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mae.data.scan import IMAGE_EXTENSIONS, NO_LABEL, samples
-from mae.data.store.connection import scheme_of, shown
 from mae.data.store.shards import SUFFIXES, Shard, expand, plain_tar
+from mae.data.store.urls import redacted, scheme_of
 from mae.data.tar import Member, members
 from mae.errors import UserError, first_of
 
@@ -97,7 +97,7 @@ def find_images(source: str, cache_dir: Path, known: Sequence[str] = ()) -> Sour
         UserError: if there is nothing to pack, a tree mixes both layouts, or a class is not known; some of it only
             while the items are listed.
     """
-    found = Source(shown(source) if scheme_of(source) else os.path.realpath(source), iter(()))
+    found = Source(redacted(source) if scheme_of(source) else os.path.realpath(source), iter(()))
     if _is_tree(source):
         found.items = _list_tree(found, known)
     else:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 import fsspec.asyn
@@ -23,10 +22,9 @@ from tenacity import (
     wait_random,
 )
 
+from mae.data.store.errors import DeniedError, MissingError, OutOfRangeError, RangesIgnoredError, TransientError
+from mae.data.store.urls import PACKAGES, is_web, redacted, scheme_of
 from mae.errors import UserError
-
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
-"""The schemes of remote stores, and the package that reads each."""
 
 ATTEMPTS = 8
 FIRST_WAIT_SECONDS = 0.5
@@ -48,47 +46,6 @@ os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 _filesystems: dict[tuple[int, str], Any] = {}
 
 T = TypeVar("T")
-
-
-class TransientError(Exception):
-    """A failure that may pass; its text is fit for messages."""
-
-
-class OutOfRangeError(TransientError):
-    """The object has another length, or another version, than was asked for."""
-
-
-class RangesIgnoredError(Exception):
-    """The server answers a request for a range with the whole object."""
-
-
-class MissingError(UserError):
-    """There is no object of this name."""
-
-
-class DeniedError(UserError):
-    """The object, or the listing, may not be read."""
-
-
-def scheme_of(name: str) -> str:
-    """`s3` of `s3://...`, in lower case; "" of a path."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", name)
-    return match[1].lower() if match else ""
-
-
-def is_web(url: str) -> bool:
-    """Whether a web server is asked, which has no listings and no folders of its own."""
-    return scheme_of(url) in ("http", "https")
-
-
-def shown(url: str) -> str:
-    """`url` fit for messages: without user, password, query and fragment, any of which may hold a secret."""
-    if is_web(url):
-        parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    if scheme_of(url) == "hf":  # an @ stands before a revision there
-        return url
-    return re.sub(r"(?<=://)[^/@]*@", "", url, count=1)
 
 
 def request(url: str, method: str, *, seconds: float, **options: Any) -> Any:
@@ -122,7 +79,7 @@ def retried(url: str, attempt: Callable[[], T]) -> T:
         return retrying(attempt)
     except TransientError as error:
         raise UserError(
-            f"{shown(url)} cannot be read, {retrying.statistics['attempt_number']} attempts failed: {error}; "
+            f"{redacted(url)} cannot be read, {retrying.statistics['attempt_number']} attempts failed: {error}; "
             "check the network and the server, or copy the shards to this machine"
         ) from None
 
@@ -192,16 +149,16 @@ def _translated(url: str) -> Iterator[None]:
 def _translation(url: str, error: Exception) -> Exception:
     status, reason = _status(error), _reason(error)
     if status in (404, 410) or isinstance(error, FileNotFoundError):
-        return MissingError(f"{shown(url)} does not exist; check the name")
+        return MissingError(f"{redacted(url)} does not exist; check the name")
     is_denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__  # the latter of botocore
     if is_denied or status in (401, 403) or str(error).startswith("Forbidden"):  # the latter of gcsfs
-        return DeniedError(f"{shown(url)} may not be read ({reason}); check the credentials and what they permit")
+        return DeniedError(f"{redacted(url)} may not be read ({reason}); check the credentials and what they permit")
     if status in _NO_SUCH_RANGE_OR_VERSION:
         return OutOfRangeError(reason)
     if isinstance(error, TimeoutError) or status in _TOO_SLOW_OR_TOO_MANY:
         return TransientError(reason)
     if isinstance(error, ValueError) or (status and 300 <= status < 500):
-        return UserError(f"{shown(url)} cannot be read ({reason}); check the URL")
+        return UserError(f"{redacted(url)} cannot be read ({reason}); check the URL")
     return TransientError(reason)
 
 
@@ -222,7 +179,7 @@ def _reason(error: BaseException) -> str:
     """An error in a few words, without what may be secret in the URLs that it mentions."""
     status = _status(error)
     text = str(getattr(error, "message", "") or error).partition("\n")[0]
-    text = re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda url: shown(url[0]), text)
+    text = re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda url: redacted(url[0]), text)
     text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "", text)[:_LONGEST_REASON]
     name = f"HTTP {status}" if status else type(error).__name__
     return f"{name}: {text}" if text else name

@@ -15,9 +15,9 @@ from urllib.parse import unquote
 from braceexpand import braceexpand
 
 from mae.data.store import storage
-from mae.data.store.connection import PACKAGES, is_web, scheme_of, shown
-from mae.data.store.remote import download
-from mae.data.store.storage import Shard, is_remote
+from mae.data.store.download import download
+from mae.data.store.storage import Shard
+from mae.data.store.urls import PACKAGES, is_remote, is_web, redacted, scheme_of
 from mae.errors import UserError, first_of
 from mae.files import sync
 
@@ -50,7 +50,7 @@ def expand(patterns: Sequence[str]) -> list[Shard]:
     found = [match for pattern in patterns for name in _names(pattern) for match in _matches(name)]
     known = _look_up([match for match in found if isinstance(match, str)])
     shards = [known[match] if isinstance(match, str) else match for match in found]
-    missing = [shown(str(match)) for match, shard in zip(found, shards, strict=True) if shard is None]
+    missing = [redacted(str(match)) for match, shard in zip(found, shards, strict=True) if shard is None]
     if missing:
         raise UserError(f"{len(missing)} of {len(found)} shards do not exist: {first_of(missing, separator=', ')}")
     present = [shard for shard in shards if shard is not None]
@@ -121,7 +121,7 @@ def _names(pattern: str) -> list[str]:
     try:
         names = list(braceexpand(pattern))
     except ValueError as error:
-        raise UserError(f"data.shards pattern {shown(pattern)!r} cannot be expanded: {error}") from None
+        raise UserError(f"data.shards pattern {redacted(pattern)!r} cannot be expanded: {error}") from None
     return [_path_of(name) if _scheme(name) == "file" else name for name in names]
 
 
@@ -162,7 +162,7 @@ def _matches(name: str) -> list[str | Shard]:
 
 
 def _remote_matches(url: str) -> list[str | Shard]:
-    path = shown(url)
+    path = redacted(url)
     has_magic = any(sign in path for sign in ("*[" if is_web(url) else "*[?"))
     if has_magic:
         found = storage.glob(url)

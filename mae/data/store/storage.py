@@ -6,18 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from mae.data.store import connection
-from mae.data.store.connection import (
-    PACKAGES,
-    DeniedError,
-    MissingError,
-    OutOfRangeError,
-    TransientError,
-    is_web,
-    request,
-    retried,
-    scheme_of,
-    shown,
-)
+from mae.data.store.connection import request, retried
+from mae.data.store.errors import DeniedError, MissingError, OutOfRangeError, TransientError
+from mae.data.store.urls import is_remote, is_web, redacted, scheme_of
 from mae.errors import UserError
 
 # A request may take this long, and longer by the time its bytes need on the slowest line that is of use.
@@ -50,18 +41,13 @@ class Shard(NamedTuple):
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return shown(self.url).rstrip("/").rpartition("/")[2]
+        return redacted(self.url).rstrip("/").rpartition("/")[2]
 
     def __str__(self) -> str:
-        return shown(self.url)
+        return redacted(self.url)
 
     def __repr__(self) -> str:
-        return f"Shard({shown(self.url)!r}, {self.size}, {self.version!r})"
-
-
-def is_remote(name: str) -> bool:
-    """Whether `name` is the URL of a remote store, and no path."""
-    return scheme_of(name) in PACKAGES
+        return f"Shard({redacted(self.url)!r}, {self.size}, {self.version!r})"
 
 
 def find(urls: Sequence[str]) -> list[Shard | None]:
@@ -185,5 +171,5 @@ def _files(url: str, method: str, suffixes: tuple[str, ...] = ("",)) -> list[Sha
 
 def _shard(url: str, entry: dict[str, Any]) -> Shard:
     if entry["size"] is None:
-        raise UserError(f"the server does not tell the size of {shown(url)}; copy the shard to this machine")
+        raise UserError(f"the server does not tell the size of {redacted(url)}; copy the shard to this machine")
     return Shard(url, int(entry["size"]), next((str(entry[key]) for key in _VERSION_KEYS if entry.get(key)), ""))

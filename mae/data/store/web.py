@@ -10,7 +10,8 @@ import aiohttp
 import yarl
 from fsspec.implementations.http import HTTPFileSystem
 
-from mae.data.store.connection import RangesIgnoredError, TransientError, shown
+from mae.data.store.errors import RangesIgnoredError, TransientError
+from mae.data.store.urls import redacted
 from mae.errors import UserError
 
 _CHUNK = 1 << 20
@@ -106,7 +107,7 @@ async def _refuse_dangerous_redirect(
     is_web = target.scheme in ("http", "https") and target.host
     if not is_web or (redirect.url.scheme, target.scheme) == ("https", "http") or await _is_metadata(target):
         raise UserError(
-            f"{shown(str(redirect.url))} redirects to {target.scheme}://{target.host or ''}, which is refused; "
+            f"{redacted(str(redirect.url))} redirects to {target.scheme}://{target.host or ''}, which is refused; "
             "allowed: http and https, not from https to http, not to a link-local address"
         )
 

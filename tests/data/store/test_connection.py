@@ -5,32 +5,13 @@ import pytest
 from data import servers
 from data.servers import WebServer
 from mae.data.store import connection
-from mae.data.store.connection import PACKAGES, MissingError, filesystem_of, request, scheme_of, shown
+from mae.data.store.connection import filesystem_of, request
+from mae.data.store.errors import MissingError
 from mae.data.store.storage import Shard, read_range
+from mae.data.store.urls import PACKAGES, scheme_of
 from mae.errors import UserError
 
 web, impatient = servers.web, servers.impatient
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("https://user:password@host.org:81/a/b.tar?X-Amz-Signature=secret#part", "https://host.org:81/a/b.tar"),
-        ("HTTP://host/a.tar?token=secret", "http://host/a.tar"),
-        ("s3://key:secret@bucket/a-??.tar", "s3://bucket/a-??.tar"),
-        ("hf://datasets/name/set@main/a.tar", "hf://datasets/name/set@main/a.tar"),
-        ("/folder/a?b@c.tar", "/folder/a?b@c.tar"),
-    ],
-)
-def test_x10_what_may_be_secret_is_not_shown(url: str, expected: str) -> None:
-    assert shown(url) == expected
-    assert str(Shard(url, 1, "")) == expected
-    assert "secret" not in repr(Shard(url, 1, ""))
-
-
-@pytest.mark.parametrize(("name", "scheme"), [("S3://b/k", "s3"), ("a/b.tar", ""), ("a:b", ""), ("x+y://z", "x+y")])
-def test_a_scheme_stands_before_colon_and_slashes(name: str, scheme: str) -> None:
-    assert scheme_of(name) == scheme
 
 
 @pytest.mark.parametrize("fault", ["404", "403", "503", "cut", "flip", "redirect file:///etc/passwd", "closed"])

@@ -6,7 +6,7 @@ import pytest
 from data import servers
 from data.servers import WebServer
 from mae.data.store import connection, storage
-from mae.data.store.storage import Shard, find, glob, is_folder, is_remote, list_folder, read_range
+from mae.data.store.storage import Shard, find, glob, is_folder, list_folder, read_range
 from mae.errors import UserError
 
 web, s3, impatient, short_stalls = servers.web, servers.s3, servers.impatient, servers.short_stalls
@@ -45,11 +45,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(storage, "request", request)
     return methods
-
-
-def test_urls_of_the_five_schemes_are_remote() -> None:
-    assert all(map(is_remote, ("s3://a/b", "gs://a/b", "hf://a/b", "http://a/b", "HTTPS://a/b")))
-    assert not any(map(is_remote, ("a/b", "/a/b", "file:///a", "ftp://a/b", "s3:/a/b")))
 
 
 def test_an_object_on_the_web_is_found_with_size_and_etag(web: WebServer) -> None:

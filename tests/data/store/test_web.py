@@ -7,7 +7,7 @@ import yarl
 
 from data import servers
 from data.servers import WebServer
-from mae.data.store.connection import RangesIgnoredError
+from mae.data.store.errors import RangesIgnoredError
 from mae.data.store.storage import Shard, find, read_range
 from mae.data.store.web import _refuse_dangerous_redirect
 from mae.errors import UserError

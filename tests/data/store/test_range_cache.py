@@ -4,7 +4,6 @@ import os
 import pickle
 import shutil
 import signal
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -16,12 +15,11 @@ import pytest
 
 from data import servers
 from data.servers import WebServer
-from mae.data.store import remote
-from mae.data.store.remote import RangeCache, Verify, download
-from mae.data.store.storage import Shard, find, read_range
+from mae.data.store.range_cache import RangeCache, Verify
+from mae.data.store.storage import Shard, find
 from mae.errors import UserError
 
-web, s3, impatient, short_stalls = servers.web, servers.s3, servers.impatient, servers.short_stalls
+web, s3, impatient = servers.web, servers.s3, servers.impatient
 # Python warns of a fork beside other threads, here those of the servers and of fsspec; that it works is the test.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -123,7 +121,6 @@ def test_ranges_of_s3_objects_are_cached(s3: Any, cache: RangeCache) -> None:
     (shard,) = find(["s3://bucket/a.tar"])
     assert shard is not None
     assert [read(cache, shard, number) for number in (0, 9, 0)] == [piece(0), piece(9), piece(0)]
-    assert downloaded(shard) == DATA
 
 
 def test_another_version_of_an_object_has_ranges_of_its_own(web: WebServer, cache: RangeCache, shard: Shard) -> None:
@@ -351,58 +348,3 @@ def test_a_cache_goes_to_another_process_by_pickle(web: WebServer, cache: RangeC
     assert (copy.folder, copy.budget) == (cache.folder, cache.budget)
     assert read(copy, shard, 0) == piece(0)
     assert len(web.requests) == 1
-
-
-def downloaded(shard: Shard) -> bytes:
-    with tempfile.TemporaryFile() as file:
-        download(shard, file)
-        file.seek(0)
-        return file.read()
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "DOWNLOAD_BLOCK", PIECE)
-
-
-@pytest.mark.parametrize("faults", [[], ["503", "cut", "reset", "429"], ["", "", "", "cut", "", "endless"]])
-def test_r08_a_download_goes_on_after_a_break_where_it_was(
-    web: WebServer, small_blocks: None, shard: Shard, faults: list[str]
-) -> None:
-    web.faults = [*faults]
-    assert downloaded(shard) == DATA
-    blocks = -(-len(DATA) // PIECE)
-    asks_what_is_there = 1 + faults.count("endless")
-    assert len(web.requests) == blocks + sum(map(bool, faults)) + asks_what_is_there
-
-
-@pytest.mark.parametrize("faults", [[], ["", "", "", "", "cut"], ["", "", "", "", "503", "reset"]])
-def test_r08_a_download_without_ranges_begins_again(
-    web: WebServer, small_blocks: None, shard: Shard, faults: list[str]
-) -> None:
-    web.has_ranges, web.faults = False, [*faults]
-    assert downloaded(shard) == DATA
-
-
-def test_r09_a_download_without_ranges_does_not_wait_for_ever(
-    web: WebServer, small_blocks: None, short_stalls: None, shard: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    web.has_ranges, web.faults = False, ["", "", "", "", "stall"]
-    assert downloaded(shard) == DATA
-
-
-@pytest.mark.parametrize("has_ranges", [True, False])
-def test_r10_an_object_replaced_during_its_download_is_told(
-    web: WebServer, small_blocks: None, shard: Shard, has_ranges: bool
-) -> None:
-    web.has_ranges, web.files["/a.tar"] = has_ranges, DATA[::-1]
-    with pytest.raises(UserError, match=r"/a\.tar was replaced while"):
-        downloaded(shard)
-
-
-def test_an_empty_object_is_downloaded(web: WebServer) -> None:
-    web.files["/e.tar"] = b""
-    (shard,) = find([f"{web.url}/e.tar"])
-    assert shard is not None
-    assert downloaded(shard) == b""
-    assert read_range(shard, 0, 0) == b""
