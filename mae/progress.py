@@ -1,8 +1,10 @@
-"""A progress bar on a terminal; silence elsewhere."""
+"""Progress bar on a terminal; elsewhere nothing is shown."""
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -16,12 +18,27 @@ from rich.progress import (
 )
 
 
+class Advance(Protocol):
+    """Function that moves a progress bar."""
+
+    def __call__(self, amount: int, size: int = 0, /) -> None:
+        """Count `amount` more as done; `size` is how many bytes they had, if the bar counts something else."""
+
+
 @contextmanager
-def progress_bar(title: str, total: int, is_bytes: bool = False) -> Iterator[Callable[[int], None]]:
-    """A function that is told how much more of `total` is done; bytes are shown with their speed."""
+def progress_bar(title: str, total: int, is_bytes: bool = False) -> Iterator[Advance]:
+    """Show how much of `total` is done, with the speed in bytes per second where sizes are known."""
     console = Console(file=sys.stderr)
-    figures = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
+    average_speed = TextColumn("{task.fields[speed]}")
+    figures = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(), average_speed)
     columns = (TextColumn("{task.description}"), BarColumn(), *figures, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda amount: bar.advance(task, amount)
+        task, began, read = bar.add_task(title, total=total, speed=""), time.monotonic(), 0
+
+        def advance(amount: int, size: int = 0, /) -> None:
+            nonlocal read
+            read += size
+            speed = f"{read / 1e6 / max(time.monotonic() - began, 1e-3):,.0f} MB/s" if read else ""
+            bar.update(task, advance=amount, speed=speed)
+
+        yield advance

@@ -4,24 +4,23 @@ mae pack images/train --out shards
 """
 
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
-from mae.data.packing.engines import Advance, Engine, process_engine, ray_engine
-from mae.data.packing.pack import BAD_FILE, Packed, pack_shards, publish
-from mae.data.packing.plan import PackRules, Plan, plan_split
-from mae.data.packing.sources import Source, find_images, known_classes
+from mae.data.packing.engines import Engine, process_engine, ray_engine
+from mae.data.packing.pack import pack_shards
+from mae.data.packing.plan import PackRules, plan_split
+from mae.data.packing.publish import Packed, publish
+from mae.data.packing.sources import find_images, known_classes
+from mae.data.packing.summary import describe, describe_part
 from mae.data.store.shards import default_cache_dir
 from mae.errors import one_line_errors
 from mae.processes import default_workers
+from mae.progress import progress_bar
 from mae.settings import check, parse
 
 DIGITS = "digits"
@@ -82,40 +81,36 @@ class PackSettings:
 def run(settings: PackSettings) -> dict[str, Packed]:
     """Pack every split of the source; returns what was published."""
     if settings.source == DIGITS:
-        from mae.data.packing.digits import CLASSES, digit_splits  # noqa: PLC0415 (scikit-learn is slow to import)
+        from mae.data.packing.digits import digit_sources  # noqa: PLC0415 (scikit-learn is slow to import)
 
-        sources = {name: Source(DIGITS, iter(items), list(CLASSES)) for name, items in digit_splits().items()}
-        order = None  # they are shuffled, and then split
+        sources = digit_sources()
     else:
-        known = known_classes(settings.out)
-        sources = {settings.split: find_images(settings.source, default_cache_dir(), known)}
-        order = 0 if settings.shuffle else None
-    packed = {split: _pack(source, split, order, settings) for split, source in sources.items()}
-    return {split: found for split, found in packed.items() if found is not None}
+        sources = {settings.split: find_images(settings.source, default_cache_dir(), known_classes(settings.out))}
+    published = {}
+    for split, source in sources.items():
+        plan = plan_split(source, settings.out, split, _rules(settings), is_trusted=settings.shard_range is not None)
+        if source.ignored:
+            _say(f"{source.ignored:,} files are no images and stay out, the first: {source.first_ignored[0]}")
+        shards = range(*(min(number, plan.shards) for number in settings.shard_range or (0, plan.shards)))
+        with progress_bar(f"packing {split}", plan.starts[shards.stop] - plan.starts[shards.start]) as advance:
+            pack_shards(plan, shards, _engine(settings), advance)
+        if settings.shard_range is not None:
+            _say(describe_part(plan, shards))
+            continue
+        published[split] = publish(plan, settings.skip_bad)
+        _say(describe(plan, published[split]))
+    return published
 
 
-def _pack(source: Source, split: str, order: int | None, settings: PackSettings) -> Packed | None:
-    rules = PackRules(
+def _rules(settings: PackSettings) -> PackRules:
+    return PackRules(
         shard_samples=settings.shard_samples,
         shard_bytes=settings.shard_bytes,
-        seed=order,
+        seed=0 if settings.shuffle and settings.source != DIGITS else None,  # digits are shuffled, and then split
         provenance=settings.provenance,
         short_side=settings.short_side,
         quality=settings.quality,
     )
-    plan = plan_split(source, settings.out, split, rules, is_trusted=settings.shard_range is not None)
-    if source.ignored:
-        _say(f"{source.ignored:,} files are no images and stay out, the first: {source.first_ignored[0]}")
-    shards = range(*(min(number, plan.shards) for number in settings.shard_range or (0, plan.shards)))
-    images = plan.starts[shards.stop] - plan.starts[shards.start]
-    with _progress(f"packing {split}", images) as advance:
-        pack_shards(plan, shards, _engine(settings), advance)
-    if settings.shard_range is not None:
-        _say(_describe_part(plan, shards))
-        return None
-    packed = publish(plan, settings.skip_bad)
-    _say(_describe(plan, packed, settings.short_side))
-    return packed
 
 
 def _engine(settings: PackSettings) -> Engine:
@@ -123,48 +118,8 @@ def _engine(settings: PackSettings) -> Engine:
     return ray_engine(workers) if settings.engine == "ray" else process_engine(workers)
 
 
-def _describe(plan: Plan, packed: Packed, short_side: int | None) -> str:
-    parts = [f"{plan.split}: {packed.samples:,} images in {len(packed.filenames)} shards at {plan.out}"]
-    if plan.classes:
-        parts.append(f"{len(plan.classes)} classes")
-    if packed.statistics:
-        parts.append(str(packed.statistics))
-    if short_side:
-        parts.append(f"{packed.shrunk:,} images made smaller (short side {short_side})")
-    if packed.unsuited:
-        parts.append(f"{packed.unsuited:,} larger ones left as they are: no 8-bit gray or RGB")
-    if packed.bad:
-        parts.append(f"{len(packed.bad)} bad images left out, listed in {plan.split}-{BAD_FILE}")
-    return ", ".join(parts)
-
-
-def _describe_part(plan: Plan, shards: range) -> str:
-    which = f"shards {shards.start} to {shards.stop - 1}" if shards else "none"
-    return (
-        f"{plan.split}: {plan.images:,} images make {plan.shards} shards, of which {which} are packed; "
-        "when all are, the same command without --shard_range publishes them"
-    )
-
-
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
-
-
-@contextmanager
-def _progress(title: str, images: int) -> Iterator[Advance]:
-    """A bar of images and the speed in MB/s on a terminal; silence elsewhere."""
-    console = Console(file=sys.stderr)
-    speed = TextColumn("{task.fields[speed]:,.0f} MB/s")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task, began, total = bar.add_task(title, total=images, speed=0.0), time.monotonic(), 0
-
-        def advance(count: int, size: int) -> None:
-            nonlocal total
-            total += size
-            bar.update(task, advance=count, speed=total / 1e6 / max(time.monotonic() - began, 1e-3))
-
-        yield advance
 
 
 def main(argv: Sequence[str] | None = None) -> None:

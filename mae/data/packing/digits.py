@@ -12,13 +12,18 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mae.data.packing.plan import shuffled
-from mae.data.packing.sources import Item
+from mae.data.packing.sources import Item, Source
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS: Mapping[str, int] = {"train": 1097, "val": 200, "test": 500}
 """Images of each split. The settings of the demo were chosen on val; test is looked at only at the end."""
 _GREATEST_VALUE = 16
 _SHUFFLE_SEED = 0
+
+
+def digit_sources() -> dict[str, Source]:
+    """Each split as a source that is shuffled already."""
+    return {split: Source("digits", iter(items), list(CLASSES)) for split, items in digit_splits().items()}
 
 
 def digit_splits() -> dict[str, list[Item]]:

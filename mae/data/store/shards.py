@@ -182,15 +182,8 @@ def _remote_matches(url: str) -> list[str | Shard]:
 def _look_up(names: Sequence[str]) -> dict[str, Shard | None]:
     """Size and version of each name, None where there is no such file."""
     remote = [name for name in names if is_remote(name)]
-    local = {name: _local(Path(name)) for name in names if not is_remote(name)}
+    local = {name: Shard.of_file(Path(name)) if Path(name).is_file() else None for name in names if not is_remote(name)}
     return local | dict(zip(remote, storage.find(remote), strict=True))
-
-
-def _local(path: Path) -> Shard | None:
-    if not path.is_file():
-        return None
-    stat = path.stat()
-    return Shard(str(path), stat.st_size, str(stat.st_mtime_ns))
 
 
 def _refuse_repeats(shards: Sequence[Shard]) -> None:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mae.data.store import connection
@@ -32,6 +33,12 @@ class Shard(NamedTuple):
     """Bytes."""
     version: str
     """Modification time [ns] of a local file; ETag, else time of modification, else "" of a remote object."""
+
+    @staticmethod
+    def of_file(path: Path) -> "Shard":
+        """Describe the file at `path` as it is now."""
+        found = path.stat()
+        return Shard(str(path), found.st_size, str(found.st_mtime_ns))
 
     @property
     def is_remote(self) -> bool:

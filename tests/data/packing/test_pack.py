@@ -1,122 +1,44 @@
 import errno
-import gc
 import io
 import json
 import multiprocessing
 import os
 import resource
-import shutil
-import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import png
 from PIL import Image
 
-from mae.data.images.decode import decode
-from mae.data.index import ShardIndex, load
-from mae.data.indexing import beside, open_index
+from data.packing.packs import (
+    NOWHERE,
+    RULES,
+    contents,
+    images_of,
+    index_of,
+    jpeg,
+    keys_of,
+    pack,
+    packed_files,
+    planned,
+    statistics_of,
+)
 from mae.data.packing import pack as module
 from mae.data.packing.engines import process_engine
-from mae.data.packing.pack import Packed, pack_shard, pack_shards, publish
-from mae.data.packing.plan import PackRules, Plan, plan_split
-from mae.data.packing.sources import Item, Source, find_images, known_classes
-from mae.data.reader import ImageReader
+from mae.data.packing.pack import pack_shard, pack_shards
+from mae.data.packing.plan import PackRules, plan_split
+from mae.data.packing.publish import publish
+from mae.data.packing.record import ShardRecord
+from mae.data.packing.sources import Item, find_images
 from mae.data.scan import NO_LABEL
-from mae.data.statistics import PixelStatistics, PixelSums, stored_statistics
 from mae.data.store.lock import lock
-from mae.data.store.shards import expand
 from mae.errors import UserError
 
-NOWHERE = Path("/nowhere")
-CLASSES = ("ant", "bee", "cat")
-RULES = PackRules(shard_samples=5, seed=None)
 AS_LISTED = [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
-
-
-def jpeg(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(png(number, mode="RGB"))).save(buffer, format="JPEG")
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """ant/ 0 3 6 9, bee/ 1 4 7 10 and cat/ 2 5 8 11: colour PNG files."""
-    root = tmp_path / "tree"
-    for number in range(12):
-        path = root / CLASSES[number % 3] / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number, mode="RGB"))
-    return root
-
-
-@pytest.fixture
-def flat(tmp_path: Path) -> Path:
-    """Nine gray PNG files in one folder."""
-    root = tmp_path / "flat"
-    root.mkdir()
-    for number in range(9):
-        (root / f"{number}.png").write_bytes(png(number))
-    return root
-
-
-def planned(source: Path | Source, out: Path, split: str = "train", rules: PackRules = RULES, **other: Any) -> Plan:
-    found = source if isinstance(source, Source) else find_images(str(source), NOWHERE, known_classes(out))
-    return plan_split(found, out, split, rules, **other)
-
-
-def pack(
-    source: Path | Source,
-    out: Path,
-    split: str = "train",
-    rules: PackRules = RULES,
-    skip_bad: bool = False,
-    workers: int = 0,
-    advance: Callable[[int, int], None] = lambda images, size: None,
-) -> Packed:
-    plan = planned(source, out, split, rules)
-    pack_shards(plan, range(plan.shards), process_engine(workers), advance)
-    return publish(plan, skip_bad)
-
-
-def index_of(out: Path) -> ShardIndex:
-    """The index that `mae pack` left beside the shards; it is not made here."""
-    shards = expand([str(out)])
-    folder = beside(shards)
-    assert folder is not None
-    return load(folder, shards)
-
-
-def images_of(out: Path) -> list[bytes]:
-    index = index_of(out)
-    reader = ImageReader(index, NOWHERE)
-    return [reader.read(place) for place in reader.locate(np.arange(len(index)))]
-
-
-def contents(tar: Path) -> dict[str, bytes]:
-    with tarfile.open(tar) as file:
-        return {m.name: file.extractfile(m).read() for m in file}  # type: ignore[union-attr]
-
-
-def keys_of(out: Path) -> list[str]:
-    return [name for tar in sorted(out.glob("*.tar")) for name in contents(tar) if not name.endswith(".cls")]
-
-
-def packed_files(out: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.is_file()}
-
-
-def statistics_of(images: list[bytes], channels: int) -> PixelStatistics:
-    sums = PixelSums(channels)
-    for image in images:
-        sums.add(decode(image, channels))
-    return sums.statistics()
 
 
 def test_a_labelled_tree_becomes_shards_with_labels_and_untouched_bytes(tree: Path, tmp_path: Path) -> None:
@@ -168,165 +90,6 @@ def test_s09_names_of_a_source_are_never_paths_of_the_output(write_tar: Callable
     assert sorted(contents(tmp_path / "out" / "train-000000.tar")) == ["000000000.png", "000000001.png"]
 
 
-def test_info_holds_counts_mean_and_deviation(tree: Path, tmp_path: Path) -> None:
-    packed = pack(tree, tmp_path / "out")
-    entry = json.loads((tmp_path / "out" / "_info.json").read_text())["splits"]["train"]
-    expected = statistics_of([png(n, mode="RGB") for n in range(12)], 3)
-    assert entry == {
-        "name": "train",
-        "num_samples": 12,
-        "filenames": packed.filenames,
-        "shard_lengths": [5, 5, 2],
-        "samples_per_class": [4, 4, 4],
-        "mean": list(expected.mean),
-        "std": list(expected.std),
-    }
-    assert packed.statistics == expected
-    assert stored_statistics(expand([str(tmp_path / "out")]), 3) == expected
-
-
-def test_a_gray_set_has_statistics_of_one_channel(flat: Path, tmp_path: Path) -> None:
-    assert pack(flat, tmp_path / "gray").statistics == statistics_of([png(n) for n in range(9)], 1)
-    (flat / "colour.png").write_bytes(png(9, mode="RGB"))
-    mixed = pack(flat, tmp_path / "mixed").statistics
-    assert mixed == statistics_of([*(png(n) for n in range(9)), png(9, mode="RGB")], 3)
-
-
-def test_npy_arrays_are_measured_in_all_their_channels(tmp_path: Path) -> None:
-    arrays = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 5), dtype=np.uint8)
-    (tmp_path / "in").mkdir()
-    for number, array in enumerate(arrays):
-        np.save(tmp_path / "in" / f"{number}.npy", array)
-    found = pack(tmp_path / "in", tmp_path / "out").statistics
-    assert found is not None
-    assert found.mean == pytest.approx(arrays.mean(axis=(0, 1, 2)) / 255)
-    assert found.std == pytest.approx(arrays.std(axis=(0, 1, 2)) / 255)
-
-
-def test_the_index_beside_the_shards_is_the_one_that_indexing_would_make(tree: Path, tmp_path: Path) -> None:
-    (tree / "bee" / "bad.png").write_bytes(b"<html>")
-    pack(tree, tmp_path / "out", skip_bad=True)
-    said: list[str] = []
-    found = open_index([str(tmp_path / "out")], tmp_path / "cache", say=said.append)
-    assert said == []
-    assert not (tmp_path / "cache").exists()
-    made = open_index([str(tmp_path / "out")], tmp_path / "cache", folder=tmp_path / "index")
-    assert found.entries == made.entries
-    assert np.array_equal(found.records, made.records)
-    assert (found.fingerprint, found.pixels, found.pixels_of) == (made.fingerprint, made.pixels, 12)
-
-
-# webdataset leaves the shards that it reads to the garbage collector.
-leaves_files_open = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
-
-@leaves_files_open
-def test_timm_reads_images_labels_and_lengths(tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Also of .JPEG files, as ImageNet has them: timm looks for jpg, png and webp alone."""
-    from timm.data import create_dataset
-
-    for number in range(12, 15):
-        (tree / CLASSES[number % 3] / f"{number}.JPEG").write_bytes(jpeg(number))
-    pack(tree, tmp_path / "out", "train")
-    pack(tree, tmp_path / "out", "val")
-    for split in ("train", "val"):
-        dataset = create_dataset("wds/any", root=str(tmp_path / "out"), split=split, is_training=False, batch_size=4)
-        assert len(dataset) == 15
-        found = [(np.asarray(image.convert("RGB")).tobytes(), label) for image, label in dataset]
-        assert found == [
-            (np.asarray(Image.open(path).convert("RGB")).tobytes(), label)
-            for label, name in enumerate(CLASSES)
-            for path in sorted((tree / name).glob("[0-9]*"))
-        ]
-    assert "error" not in capfd.readouterr().err
-    del dataset
-    gc.collect()
-
-
-@leaves_files_open
-def test_webdataset_reads_the_shards_back(tree: Path, tmp_path: Path) -> None:
-    import webdataset
-
-    packed = pack(tree, tmp_path / "out")
-    names = [str(tmp_path / "out" / name) for name in packed.filenames]
-    samples = list(webdataset.WebDataset(names, shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == [f"{n:09d}" for n in range(12)]
-    assert [int(sample["cls"]) for sample in samples] == [n % 3 for n in AS_LISTED]
-    assert samples[0]["png"] == png(0, mode="RGB")
-    gc.collect()
-
-
-def test_a_second_split_uses_the_class_list_of_the_first(tree: Path, tmp_path: Path) -> None:
-    pack(tree, tmp_path / "out")
-    shutil.rmtree(tree / "ant")
-    assert pack(tree, tmp_path / "out", "val").samples_per_class == [0, 4, 4]
-    assert (tmp_path / "out" / "classes.txt").read_text() == "ant\nbee\ncat\n"
-    splits = json.loads((tmp_path / "out" / "_info.json").read_text())["splits"]
-    assert [(name, entry["num_samples"]) for name, entry in splits.items()] == [("train", 12), ("val", 8)]
-
-
-def test_splits_of_other_classes_packed_at_once_are_refused(tree: Path, tmp_path: Path) -> None:
-    """Both were planned before either had written its class list."""
-    plan = planned(tree, tmp_path / "out")
-    shutil.copytree(tree / "cat", tmp_path / "other" / "cow")
-    pack(tmp_path / "other", tmp_path / "out", "val")
-    pack_shards(plan, range(plan.shards), process_engine(0), lambda images, size: None)
-    with pytest.raises(UserError, match=r"classes\.txt has changed since this pack was begun"):
-        publish(plan, skip_bad=False)
-    assert known_classes(tmp_path / "out") == ("cow",)
-
-
-def test_shards_of_another_class_list_are_refused(tree: Path, flat: Path, tmp_path: Path) -> None:
-    """Their labels mean other classes; writing their list would rename those of the first split."""
-    pack(tree, tmp_path / "one")
-    (tree / "ant").rename(tree / "dog")
-    pack(tree, tmp_path / "other")
-    before = packed_files(tmp_path / "one")
-    with pytest.raises(UserError, match=r"other/classes\.txt and the packed classes\.txt list different classes"):
-        pack(tmp_path / "other", tmp_path / "one", "val")
-    assert packed_files(tmp_path / "one") == before
-    pack(flat, tmp_path / "unnamed")
-    pack(tmp_path / "unnamed", tmp_path / "one", "val")
-    assert known_classes(tmp_path / "one") == CLASSES
-
-
-def test_the_same_split_twice_is_refused(flat: Path, tmp_path: Path) -> None:
-    pack(flat, tmp_path / "out")
-    before = packed_files(tmp_path / "out")
-    with pytest.raises(UserError, match="holds a split 'train' already; give another --split or another --out"):
-        pack(flat, tmp_path / "out")
-    (tmp_path / "out" / "_info.json").unlink()
-    with pytest.raises(UserError, match="holds a split 'train' already"):
-        pack(flat, tmp_path / "out")
-    del before["_info.json"]
-    assert packed_files(tmp_path / "out") == before
-
-
-def test_a_split_may_begin_with_the_name_of_another(flat: Path, tmp_path: Path) -> None:
-    pack(flat, tmp_path / "out", "train-extra")
-    assert pack(flat, tmp_path / "out", "train").samples == 9
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_s01_bad_images_are_named_and_nothing_is_published(flat: Path, tmp_path: Path, workers: int) -> None:
-    (flat / "3.png").write_bytes(png(3)[:60])
-    (flat / "5.png").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"2 of 9 images are bad: 3\.png \(.*; 5\.png \(.*no shard was published.*--skip_bad"
-    ):
-        pack(flat, tmp_path / "out", workers=workers)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".train.parts"]
-
-
-def test_s01_leaving_bad_images_out_after_all_repeats_no_work(flat: Path, tmp_path: Path) -> None:
-    (flat / "3.png").write_bytes(b"<html>")
-    with pytest.raises(UserError, match="1 of 9 images are bad"):
-        pack(flat, tmp_path / "out")
-    written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / ".train.parts").glob("*.tar")}
-    assert pack(flat, tmp_path / "out", skip_bad=True).samples == 8
-    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.tar")} == written
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_s01_bad_images_are_left_out_and_listed_if_asked_for(flat: Path, tmp_path: Path, workers: int) -> None:
     """Their keys stay unused: which images are bad in one shard changes nothing in another."""
@@ -338,31 +101,6 @@ def test_s01_bad_images_are_left_out_and_listed_if_asked_for(flat: Path, tmp_pat
     assert [line.split(b" ")[0] for line in listed] == [b"3.png", b"4\xff.png"]
     assert keys_of(tmp_path / "out") == [f"{n:09d}.png" for n in (0, 1, 2, 4, 6, 7, 8, 9)]
     assert packed.statistics == statistics_of([png(n) for n in range(9) if n != 3], 1)
-
-
-def test_s01_a_shard_of_nothing_but_bad_images_is_not_written(flat: Path, tmp_path: Path) -> None:
-    for number in range(5):
-        (flat / f"{number}.png").write_bytes(b"x")
-    assert pack(flat, tmp_path / "out", skip_bad=True).filenames == ["train-000001.tar"]
-    assert images_of(tmp_path / "out") == [png(n) for n in range(5, 9)]
-
-
-def test_s01_nothing_but_bad_images_is_refused_even_so(flat: Path, tmp_path: Path) -> None:
-    for path in flat.iterdir():
-        path.write_bytes(b"x")
-    with pytest.raises(UserError, match="no image could be packed: all are bad"):
-        pack(flat, tmp_path / "out", skip_bad=True)
-    assert list((tmp_path / "out").glob("*")) == [tmp_path / "out" / ".train.parts"]
-
-
-def test_classes_need_not_be_utf8(tmp_path: Path) -> None:
-    for name in (b"caf\xe9", b"tea"):
-        folder = tmp_path / "in" / os.fsdecode(name)
-        folder.mkdir(parents=True)
-        (folder / "0.png").write_bytes(png(0))
-    pack(tmp_path / "in", tmp_path / "out")
-    assert (tmp_path / "out" / "classes.txt").read_bytes() == b"caf\xe9\ntea\n"
-    assert pack(tmp_path / "in", tmp_path / "out", "val").samples_per_class == [1, 1]
 
 
 def test_shards_are_the_same_for_any_number_of_workers(tree: Path, tmp_path: Path) -> None:
@@ -390,7 +128,7 @@ TWO_EACH = PackRules(shard_samples=2, provenance=True)
 _read = module._read
 
 
-def _slow_read(item: Item, rules: PackRules, record: module.ShardRecord) -> dict[str, bytes]:
+def _slow_read(item: Item, rules: PackRules, record: ShardRecord) -> dict[str, bytes]:
     time.sleep(0.03)
     return _read(item, rules, record)
 
@@ -441,28 +179,6 @@ def test_a_shard_whose_files_are_not_whole_is_packed_again(flat: Path, tmp_path:
     path.unlink() if how == "no" else path.write_bytes(path.read_bytes()[:-1])
     pack(flat, tmp_path / "out")
     assert packed_files(tmp_path / "out") == packed_files(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("after", ["one tar", "all tars", "classes", "info"])
-def test_a_crash_while_publishing_is_mended_by_the_same_command(
-    tree: Path, tmp_path: Path, after: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def crash(*given: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
-    pack(tree, tmp_path / "whole")
-    plan = planned(tree, tmp_path / "out")
-    pack_shards(plan, range(plan.shards), process_engine(0), lambda images, size: None)
-    step = {"one tar": "_save_index", "all tars": "_save_index", "classes": "_write_info", "info": "remains_folder"}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, step[after], crash)
-        publish(plan, skip_bad=False)
-    if after == "one tar":
-        for path in list((tmp_path / "out").glob("*.tar"))[1:]:
-            path.rename(plan.parts / path.name)
-    pack(tree, tmp_path / "out")
-    assert packed_files(tmp_path / "out") == packed_files(tmp_path / "whole")
-    assert not plan.parts.exists()
 
 
 def test_ranges_of_shards_make_the_whole(tree: Path, tmp_path: Path) -> None:

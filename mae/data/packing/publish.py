@@ -1,0 +1,155 @@
+"""Publish a packed split: give its shards their names, and write its index, class list, counts and statistics."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae.data.index import load, save, save_pixels, write_json
+from mae.data.indexing import FOLDER, beside
+from mae.data.packing.plan import Plan, remains_folder
+from mae.data.packing.record import ShardRecord, part_path, read_record, tar_path
+from mae.data.packing.sources import CLASSES_FILE, NAMES, known_classes
+from mae.data.scan import NO_LABEL, RECORD
+from mae.data.statistics import INFO_FILE, PixelStatistics, SetPixels, read_info
+from mae.data.store.lock import lock
+from mae.data.store.storage import Shard
+from mae.errors import UserError, first_of
+from mae.files import write_atomically
+
+BAD_FILE = "bad-images.txt"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed."""
+
+    filenames: list[str]
+    shard_lengths: list[int]
+    samples_per_class: list[int]
+    """Empty if any image has no label."""
+    bad: list[str]
+    statistics: PixelStatistics | None
+    shrunk: int
+    unsuited: int
+
+    @property
+    def samples(self) -> int:
+        """Images written."""
+        return sum(self.shard_lengths)
+
+
+def publish(plan: Plan, skip_bad: bool) -> Packed:
+    """Give all shards of a split their names and write its index, class list and entry in `_info.json`.
+
+    It can be repeated after a crash. The index lies where training looks for it.
+
+    Raises:
+        UserError: if shards are missing, or images are bad and `skip_bad` is off, and nothing is published then;
+            or if `out` cannot be written.
+    """
+    found = [read_record(plan, number) for number in range(plan.shards)]
+    missing = [plan.filename(number) for number, record in enumerate(found) if record is None]
+    if missing:
+        raise UserError(f"{len(missing)} of {plan.shards} shards are not packed: {first_of(missing, separator=', ')}")
+    records = [record for record in found if record is not None]
+    bad = [name for record in records for name in record.bad]
+    if bad and not skip_bad:
+        raise UserError(
+            f"{len(bad)} of {plan.images} images are bad: {first_of(bad)}; no shard was published. Leave them out with "
+            f"--skip_bad True, which repeats no work; or repair them, delete {plan.parts} and pack again"
+        )
+    if not any(record.entry for record in records):
+        raise UserError("no image could be packed: all are bad")
+    try:
+        (plan.out / FOLDER).mkdir(exist_ok=True)
+        with lock(plan.out / FOLDER / "lock"):
+            return _publish(plan, records, bad)
+    except OSError as error:
+        raise UserError(
+            f"{plan.out} cannot be written: {error.strerror}; mend that, then run the same command again"
+        ) from None
+
+
+def _publish(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Packed:
+    classes = known_classes(plan.out)
+    if classes and plan.classes and classes != plan.classes:
+        raise UserError(
+            f"{plan.out / CLASSES_FILE} has changed since this pack was begun; pack splits of the same classes into "
+            f"one folder, or delete {plan.parts} and pack again"
+        )
+    shards = [number for number, record in enumerate(records) if record.entry]
+    packed = _packed(plan, records, bad)
+    for number in shards:
+        tar_path(plan, number).rename(plan.out / plan.filename(number))
+    _save_index(plan, shards, records, packed)
+    if bad:
+        _write_lines(plan.out / f"{plan.split}-{BAD_FILE}", bad)
+    if plan.classes:
+        _write_lines(plan.out / CLASSES_FILE, plan.classes)
+    _write_info(plan, packed)
+    # Gone in one step: what a crash leaves of it must not look like an unfinished pack.
+    remains = remains_folder(plan.out, plan.split)
+    shutil.rmtree(remains, ignore_errors=True)
+    plan.parts.rename(remains)
+    shutil.rmtree(remains, ignore_errors=True)
+    return packed
+
+
+def _packed(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Packed:
+    pixels, per_class = SetPixels(), np.zeros(len(plan.classes), np.int64)
+    filenames, lengths, unlabelled = [], [], 0
+    for number, record in enumerate(records):
+        pixels.merge(record.pixels)
+        if record.entry:
+            filenames.append(plan.filename(number))
+            lengths.append(record.entry.samples)
+            labels = np.fromfile(part_path(plan, number, ".bin"), RECORD)["label"]
+            unlabelled += int((labels == NO_LABEL).sum())
+            counts = np.bincount(labels[labels != NO_LABEL], minlength=len(per_class))
+            per_class = np.pad(per_class, (0, len(counts) - len(per_class))) + counts
+    return Packed(
+        filenames=filenames,
+        shard_lengths=lengths,
+        samples_per_class=[] if unlabelled else per_class.tolist(),
+        bad=bad,
+        statistics=pixels.statistics(),
+        shrunk=sum(record.shrunk for record in records),
+        unsuited=sum(record.unsuited for record in records),
+    )
+
+
+def _save_index(plan: Plan, numbers: Sequence[int], records: Sequence[ShardRecord], packed: Packed) -> None:
+    shards = [Shard.of_file(plan.out / plan.filename(number)) for number in numbers]
+    folder = beside(shards)
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [record.entry for record in records if record.entry]
+    # Of two processes that packed the same shard, one without knowing of the other, the later left its time.
+    entries = [replace(entry, version=shard.version) for entry, shard in zip(entries, shards, strict=True)]
+    save(folder, entries, [part_path(plan, number, ".bin") for number in numbers])
+    save_pixels(load(folder, shards), packed.statistics, packed.samples)
+
+
+def _write_info(plan: Plan, packed: Packed) -> None:
+    """timm reads `splits`; mean, std and counts stand beside what it looks for."""
+    entry: dict[str, Any] = {
+        "name": plan.split,
+        "num_samples": packed.samples,
+        "filenames": packed.filenames,
+        "shard_lengths": packed.shard_lengths,
+    }
+    if packed.samples_per_class:
+        entry["samples_per_class"] = packed.samples_per_class
+    if packed.statistics is not None:
+        entry |= {"mean": list(packed.statistics.mean), "std": list(packed.statistics.std)}
+    info = read_info(plan.out)
+    info.setdefault("splits", {})[plan.split] = entry
+    write_json(plan.out / INFO_FILE, info)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    write_atomically(path, ("\n".join(lines) + "\n").encode(**NAMES))
