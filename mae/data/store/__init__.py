@@ -1,1 +1,1 @@
-"""Where shards lie: paths, URLs, remote stores and the cache of this machine."""
+"""Shards and where to find them: paths, URLs, remote stores and the cache on this machine."""

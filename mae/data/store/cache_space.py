@@ -1,4 +1,4 @@
-"""Disk space of the range cache: a budget that all processes of a node share."""
+"""Disk space of the range cache: a budget in bytes that the processes of a node share."""
 
 import errno
 import fcntl
@@ -13,13 +13,13 @@ from typing import NamedTuple
 from mae.data.store.range_files import PART, remove_if_abandoned, unlock_and_close
 from mae.errors import UserError
 
-# Making room looks at every file of the cache, so it makes some more than is needed at once.
+# Eviction lists every file of the cache, so it frees more than the next range needs.
 _FILL_AFTER_EVICTION = 0.9
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class _Piece(NamedTuple):
-    """A whole range in the cache; the one used longest ago sorts first."""
+class _CachedRange(NamedTuple):
+    """Complete range in the cache; the least recently used sorts first."""
 
     used_ns: int
     size: int
@@ -27,54 +27,55 @@ class _Piece(NamedTuple):
 
 
 class CacheSpace:
-    """At most `budget` bytes of ranges in `folder`."""
+    """Budget of at most `budget` bytes of ranges in `folder`."""
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder, self.budget = folder, budget
 
     def write(self, descriptor: int, data: bytes) -> None:
-        """Write `data` into a part, and remove ranges to make room for it.
+        """Write `data` into an open part; evict the least recently used ranges to make room.
 
         Raises:
-            UserError: if the disk is full and there is no range left to remove.
+            UserError: if the disk is full and no range is left to evict.
+            OSError: if the part cannot be written for another reason.
         """
-        self._make_room(len(data))
+        self._reserve(len(data))
         while True:
             try:
                 os.ftruncate(descriptor, 0)
                 written = 0
                 while written < len(data):
                     written += os.pwrite(descriptor, memoryview(data)[written:], written)
-                os.fsync(descriptor)  # or a crash of the machine leaves a file of the right length without its bytes
+                os.fsync(descriptor)  # otherwise a crash could leave a file of the right length without its bytes
                 return
             except OSError as error:
-                if error.errno not in _NO_SPACE:
+                if error.errno not in _DISK_FULL:
                     raise
-            self._make_room_on_full_disk(len(data))
+            self._free_disk(len(data))
 
-    def _make_room(self, size: int) -> None:
-        """Book `size` bytes, and remove ranges if the budget would be exceeded."""
-        with self._bookkeeping() as books:
-            booked = _read_number(books)
-            if booked is None or booked + size > self.budget:
-                pieces, total = self._survey()  # the part for these bytes is among them
-                _write_number(books, _evict(pieces, total, self.budget, int(self.budget * _FILL_AFTER_EVICTION)))
+    def _reserve(self, size: int) -> None:
+        """Count `size` more bytes, and evict ranges if they would exceed the budget."""
+        with self._locked_count() as count:
+            reserved = _read_number(count)
+            if reserved is None or reserved + size > self.budget:
+                ranges, total = self._list()  # includes the part for these bytes
+                _write_number(count, _evict(ranges, total, self.budget, int(self.budget * _FILL_AFTER_EVICTION)))
             else:
-                _write_number(books, booked + size)
+                _write_number(count, reserved + size)
 
-    def _make_room_on_full_disk(self, size: int) -> None:
-        with self._bookkeeping() as books:
-            pieces, total = self._survey()
-            if not pieces:
+    def _free_disk(self, size: int) -> None:
+        with self._locked_count() as count:
+            ranges, total = self._list()
+            if not ranges:
                 raise UserError(
                     f"the disk of the cache of remote shards is full: {self.folder} needs {size} bytes, "
                     f"{shutil.disk_usage(self.folder).free} are free; set data.cache_dir to a larger disk"
                 )
-            _write_number(books, _evict(pieces, total, total - 1, total - 2 * size))
+            _write_number(count, _evict(ranges, total, total - 1, total - 2 * size))
 
     @contextmanager
-    def _bookkeeping(self) -> Iterator[int]:
-        """The file with the number of bytes booked, locked; kill -9 leaves too much in it, the next survey mends it."""
+    def _locked_count(self) -> Iterator[int]:
+        """Lock the file with the number of reserved bytes; eviction corrects it after a process was killed."""
         descriptor = os.open(self.folder / "bytes", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -82,9 +83,9 @@ class CacheSpace:
         finally:
             unlock_and_close(descriptor)
 
-    def _survey(self) -> tuple[list[_Piece], int]:
-        """The whole ranges in the cache, the one used longest ago first, and the bytes of all, whole or not."""
-        pieces, total = [], 0
+    def _list(self) -> tuple[list[_CachedRange], int]:
+        """Return the complete ranges, least recently used first, and the bytes of all ranges and parts."""
+        ranges, total = [], 0
         for entry in (entry for folder in os.scandir(self.folder) if folder.is_dir() for entry in os.scandir(folder)):
             match = re.fullmatch(rf"([0-9]+)-([0-9]+)({re.escape(PART)})?", entry.name)
             if not match or (match[3] and remove_if_abandoned(Path(entry.path))):
@@ -93,20 +94,20 @@ class CacheSpace:
             total += size
             if not match[3]:
                 with suppress(FileNotFoundError):
-                    pieces.append(_Piece(entry.stat().st_mtime_ns, size, Path(entry.path)))
-        return sorted(pieces), total
+                    ranges.append(_CachedRange(entry.stat().st_mtime_ns, size, Path(entry.path)))
+        return sorted(ranges), total
 
 
-def _evict(pieces: list[_Piece], total: int, limit: int, target: int) -> int:
-    """If `total` bytes are above `limit`, remove ranges until `target` is reached; return the bytes that are left."""
+def _evict(ranges: list[_CachedRange], total: int, limit: int, target: int) -> int:
+    """Remove ranges until at most `target` bytes are left, if `total` exceeds `limit`; return the bytes left."""
     if total > limit:
-        for piece in pieces:
+        for cached in ranges:
             if total <= target:
                 break
-            piece.path.unlink(missing_ok=True)
-            total -= piece.size
-            with suppress(OSError):  # it holds other ranges
-                piece.path.parent.rmdir()
+            cached.path.unlink(missing_ok=True)
+            total -= cached.size
+            with suppress(OSError):  # other ranges are in the folder
+                cached.path.parent.rmdir()
     return total
 
 

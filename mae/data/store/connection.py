@@ -1,7 +1,7 @@
 """Requests to remote stores through fsspec: each has a deadline, and is repeated after a failure that may pass.
 
-A server that is busy, a connection that breaks or stalls, a body that is short or damaged may pass. What
-cannot, such as a name that does not exist, is told at once. No message holds a query, a user or a password.
+A busy server, a broken or stalled connection, and a short or damaged body may pass. Any other failure, such as
+a missing object, is reported at once. No message contains a query, a user or a password.
 """
 
 import asyncio
@@ -29,33 +29,33 @@ from mae.errors import UserError
 ATTEMPTS = 8
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
-# With the longest single request this stays below the ten minutes after which the loader gives a worker up.
+# Even with the longest single request, less than the ten minutes after which the loader gives up on a worker.
 SECONDS_IN_ALL = 300.0
 
-_SECONDS_TO_CANCEL = 30.0
-_LONGEST_REASON = 200
+_CANCEL_SECONDS = 30.0
+_REASON_LENGTH = 200
 
-_TOO_SLOW_OR_TOO_MANY = (408, 425, 429)
-_NO_SUCH_RANGE_OR_VERSION = (412, 416)
+_RETRY_LATER = (408, 425, 429)
+_RANGE_OR_VERSION_MISMATCH = (412, 416)
 
-# fsspec leaves the lock of its event loop as it was at a fork, for ever closed if another thread held it.
+# A fork copies the lock of fsspec's event loop. If another thread held it, the child could never acquire it.
 os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 
-# By process: what a parent opened stays alive in its children but is never used or closed by them, because
-# closing would take the parent's sockets off the event queue that a fork shares.
+# Keyed by process and package. A child keeps its parent's file systems alive but neither uses nor closes them:
+# closing would remove the parent's sockets from the event queue that a fork shares.
 _filesystems: dict[tuple[int, str], Any] = {}
 
 T = TypeVar("T")
 
 
 def request(url: str, method: str, *, seconds: float, **options: Any) -> Any:
-    """One call of the file system's `method` for `url`.
+    """Call the file system's `method` for `url`, and return its result within `seconds`.
 
     Raises:
         TransientError: if another attempt may succeed.
-        UserError: if none will.
+        UserError: if no attempt can succeed.
     """
-    with _translated(url):
+    with _translate_errors(url):
         filesystem = filesystem_of(url)
         path = filesystem._strip_protocol(url)
         if filesystem.async_impl:
@@ -64,10 +64,10 @@ def request(url: str, method: str, *, seconds: float, **options: Any) -> Any:
 
 
 def retried(url: str, attempt: Callable[[], T]) -> T:
-    """What `attempt` returns, made again after each `TransientError` until the attempts or the time are used up.
+    """Call `attempt` until it raises no `TransientError`, and return its result.
 
     Raises:
-        UserError: naming the last failure.
+        UserError: if the attempts or the time are used up; the message gives the last failure.
     """
     retrying = Retrying(
         stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(SECONDS_IN_ALL),
@@ -85,12 +85,12 @@ def retried(url: str, attempt: Callable[[], T]) -> T:
 
 
 def forget_listings(url: str) -> None:
-    """Let the next request about `url` go to the store itself."""
+    """Drop cached listings, so that the next request about `url` reaches the store."""
     filesystem_of(url).invalidate_cache()
 
 
 def filesystem_of(url: str) -> Any:
-    """This process's file system for `url`; credentials and end points come from the environment, as for fsspec.
+    """Return this process's file system for `url`; fsspec reads credentials and endpoints from the environment.
 
     Raises:
         UserError: if the package that reads such URLs is not installed.
@@ -107,55 +107,57 @@ def filesystem_of(url: str) -> Any:
 
 def _filesystem_class(url: str) -> Any:
     if is_web(url):
-        from mae.data.store.web import WebFileSystem  # noqa: PLC0415 (aiohttp is large, and few need it)
+        from mae.data.store.web import WebFileSystem  # noqa: PLC0415 (aiohttp is large, and few runs need it)
 
         return WebFileSystem
     return fsspec.get_filesystem_class(scheme_of(url))
 
 
 def run(filesystem: Any, work: Awaitable[T], seconds: float) -> T:
-    """Run `work` in the thread of the file system's event loop; it is cancelled when its time is up."""
+    """Run `work` in the thread of the file system's event loop; cancel it after `seconds`."""
     future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, seconds), filesystem.loop)
-    return future.result(seconds + _SECONDS_TO_CANCEL)
+    return future.result(seconds + _CANCEL_SECONDS)
 
 
 def stream(url: str, seconds: float) -> Iterator[bytes]:
-    """A web object from front to back, a piece at a time, each within `seconds`.
+    """Yield a web object from front to back in chunks; each chunk must arrive within `seconds`.
 
     Raises:
-        TransientError, UserError: as `request`.
+        TransientError, UserError: see `request`.
     """
-    with _translated(url):
+    with _translate_errors(url):
         filesystem = filesystem_of(url)
-        pieces = filesystem.whole(url)
+        chunks = filesystem.read_chunks(url)
         try:
-            while piece := run(filesystem, anext(pieces, b""), seconds):
-                yield piece
+            while chunk := run(filesystem, anext(chunks, b""), seconds):
+                yield chunk
         finally:
-            run(filesystem, pieces.aclose(), seconds)
+            run(filesystem, chunks.aclose(), seconds)
 
 
 @contextmanager
-def _translated(url: str) -> Iterator[None]:
-    """Turn what a store's package raises into an error of ours; our own mistakes stay as they are."""
+def _translate_errors(url: str) -> Iterator[None]:
+    """Translate the errors of a store's package into ours; leave programming errors unchanged."""
     try:
         yield
     except (UserError, TransientError, RangesIgnoredError, TypeError, AttributeError):
         raise
     except Exception as error:
-        raise _translation(url, error) from None
+        raise _translate(url, error) from None
 
 
-def _translation(url: str, error: Exception) -> Exception:
+def _translate(url: str, error: Exception) -> Exception:
     status, reason = _status(error), _reason(error)
     if status in (404, 410) or isinstance(error, FileNotFoundError):
         return MissingError(f"{redacted(url)} does not exist; check the name")
-    is_denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__  # the latter of botocore
-    if is_denied or status in (401, 403) or str(error).startswith("Forbidden"):  # the latter of gcsfs
-        return DeniedError(f"{redacted(url)} may not be read ({reason}); check the credentials and what they permit")
-    if status in _NO_SUCH_RANGE_OR_VERSION:
+    is_denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__  # botocore
+    if is_denied or status in (401, 403) or str(error).startswith("Forbidden"):  # gcsfs
+        return DeniedError(
+            f"{redacted(url)} cannot be read: access denied ({reason}); check the credentials and their permissions"
+        )
+    if status in _RANGE_OR_VERSION_MISMATCH:
         return OutOfRangeError(reason)
-    if isinstance(error, TimeoutError) or status in _TOO_SLOW_OR_TOO_MANY:
+    if isinstance(error, TimeoutError) or status in _RETRY_LATER:
         return TransientError(reason)
     if isinstance(error, ValueError) or (status and 300 <= status < 500):
         return UserError(f"{redacted(url)} cannot be read ({reason}); check the URL")
@@ -163,23 +165,23 @@ def _translation(url: str, error: Exception) -> Exception:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error of aiohttp, gcsfs, huggingface_hub or, as its cause, botocore."""
+    """Return the HTTP status of an error of aiohttp, gcsfs or huggingface_hub, or of its botocore cause; else None."""
     for link in (error, error.__cause__):
-        from_botocore = getattr(link, "response", None)
-        if isinstance(from_botocore, dict):
-            return int(from_botocore.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
+        botocore_response = getattr(link, "response", None)
+        if isinstance(botocore_response, dict):
+            return int(botocore_response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
     for holder, name in ((error, "status"), (getattr(error, "response", None), "status_code"), (error, "code")):
-        value = str(getattr(holder, name, ""))  # one after the other: aiohttp warns of its `code`
+        value = str(getattr(holder, name, ""))  # `code` only if the others are missing: aiohttp deprecates it
         if value.isdigit():
             return int(value)
     return None
 
 
 def _reason(error: BaseException) -> str:
-    """An error in a few words, without what may be secret in the URLs that it mentions."""
+    """Describe an error in a few words, with the URLs in it redacted."""
     status = _status(error)
     text = str(getattr(error, "message", "") or error).partition("\n")[0]
     text = re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda url: redacted(url[0]), text)
-    text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "", text)[:_LONGEST_REASON]
+    text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "", text)[:_REASON_LENGTH]
     name = f"HTTP {status}" if status else type(error).__name__
     return f"{name}: {text}" if text else name

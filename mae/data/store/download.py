@@ -1,4 +1,4 @@
-"""Whole downloads of remote shards."""
+"""Downloads of whole remote shards."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ DOWNLOADS_AT_ONCE = 4
 
 
 def download(shard: Shard, file: BinaryIO) -> None:
-    """Write a whole remote shard into the empty, seekable `file`.
+    """Write a remote shard into the empty, seekable `file`.
 
-    It is read in blocks, several ahead, so that a break costs one block; from a server without ranges it is
-    read in one go, and begun again after a break.
+    Blocks are read in parallel, and a failure repeats one block. From a server without ranges the shard is read
+    as one stream, and a failure starts again at the first byte.
 
     Raises:
-        UserError: as `read_range`.
+        UserError: see `read_range`.
     """
     try:
         for block in _blocks(shard):
             file.write(block)
     except RangesIgnoredError:
-        retried(shard.url, lambda: _copy_in_one_go(shard, file))
+        retried(shard.url, lambda: _copy_stream(shard, file))
     retried(shard.url, lambda: check_not_replaced(shard))
 
 
@@ -46,11 +46,11 @@ def _blocks(shard: Shard) -> Iterator[bytes]:
         pool.shutdown(cancel_futures=True)
 
 
-def _copy_in_one_go(shard: Shard, file: BinaryIO) -> None:
+def _copy_stream(shard: Shard, file: BinaryIO) -> None:
     file.seek(0)
     file.truncate()
     for chunk in stream(shard.url, storage.STALL_SECONDS):
         file.write(chunk)
     if file.tell() != shard.size:
         check_not_replaced(shard)
-        raise TransientError(f"{file.tell()} of {shard.size} bytes came")
+        raise TransientError(f"got {file.tell()} of {shard.size} bytes")

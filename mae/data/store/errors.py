@@ -1,23 +1,23 @@
-"""What can go wrong with a request to a remote store."""
+"""Errors of requests to a remote store."""
 
 from mae.errors import UserError
 
 
 class TransientError(Exception):
-    """A failure that may pass; its text is fit for messages."""
+    """Failure that may pass if the request is repeated; its text is safe to print."""
 
 
 class OutOfRangeError(TransientError):
-    """The object has another length, or another version, than was asked for."""
+    """Object whose length or version differs from the one in the request."""
 
 
 class RangesIgnoredError(Exception):
-    """The server answers a request for a range with the whole object."""
+    """Server that answers a request for a range with the whole object."""
 
 
 class MissingError(UserError):
-    """There is no object of this name."""
+    """Object that does not exist."""
 
 
 class DeniedError(UserError):
-    """The object, or the listing, may not be read."""
+    """Object or listing that the store does not permit this user to read."""

@@ -1,4 +1,4 @@
-"""A lock between processes, also of several machines where the file system knows locks."""
+"""Lock files between processes, and between machines if their shared file system has locks."""
 
 import errno
 import fcntl
@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_NOT_KNOWN_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that dies with its holder; tells whether it was to be had, which it is where one waits.
+    """Lock the file `path` inside the `with` block, and yield whether this process got the lock.
 
-    Some cluster file systems have no locks: there it is had at once, and whoever uses it must come to no harm.
+    If another process holds the lock, wait for it; without `wait`, yield False at once. The operating system
+    releases the lock when its holder exits or is killed. Some cluster file systems have no locks: every process
+    then gets True, so the code inside the block must be safe to run in several processes at once.
     """
     with path.open("a") as file:
         try:
@@ -22,6 +24,6 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
             yield False
             return
         except OSError as error:
-            if error.errno not in _NOT_KNOWN_HERE:
+            if error.errno not in _LOCKS_UNSUPPORTED:
                 raise
         yield True

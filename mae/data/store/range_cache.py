@@ -1,8 +1,8 @@
-"""Remote shards near at hand: a cache of byte ranges that the processes of a node share.
+"""Cache of byte ranges of remote shards, shared by the processes of a node.
 
-A range lies in `folder/<hash of the object>/<start>-<stop>`. It appears there whole, by rename; until then it
-is `<start>-<stop>.part`, locked by the process that downloads it. The lock dies with its holder, so after a
-kill -9 the next one that needs the range takes the part over, or whoever makes room removes it.
+A complete range is the file `folder/<hash of the object>/<start>-<stop>`. While it is being downloaded it is
+`<start>-<stop>.part`, locked by the downloading process, and a rename completes it. If that process is killed, its
+lock is released: the next process that needs the range downloads the part again, or eviction removes it.
 """
 
 import fcntl
@@ -17,49 +17,49 @@ from typing import TypeAlias
 
 from mae.data.store.cache_space import CacheSpace
 from mae.data.store.errors import RangesIgnoredError
-from mae.data.store.range_files import claim, open_whole, part_of, unlock_and_close
+from mae.data.store.range_files import lock_part, open_range, part_of, unlock_and_close
 from mae.data.store.storage import Shard, read_range
 from mae.errors import UserError
 
 Verify = Callable[[bytes], str | None]
-"""Says what is wrong with the bytes of a range, or None."""
+"""Function that returns what is wrong with the bytes of a range, or None."""
 
 PREFETCH_THREADS = 4
 
-_Wanted: TypeAlias = tuple[Path, Shard, int, int, Verify]
+_Request: TypeAlias = tuple[Path, Shard, int, int, Verify]
 
 
 class RangeCache:
-    """Byte ranges of remote shards as local files, at most `budget` bytes of them in `folder`.
+    """Byte ranges of remote shards as local files: at most `budget` bytes of them in `folder`.
 
-    What was used longest ago makes room for what is new. Ranges that are being downloaded count, and may
-    exceed the budget for as long as they are. Descriptors stay valid when their range is removed.
+    New ranges replace the least recently used ones. Ranges that are being downloaded count too, and may exceed the
+    budget until they are complete. An open descriptor stays valid when its range is removed.
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder, self.budget = folder, budget
         self._space = CacheSpace(folder, budget)
         self._process = 0
-        self._wanted = SimpleQueue[_Wanted]()
+        self._requests = SimpleQueue[_Request]()
         self._pending = set[Path]()
 
     def fetch(self, shard: Shard, start: int, stop: int, verify: Verify) -> int:
-        """A descriptor, to be closed by the caller, of a file that holds bytes start..stop of `shard`.
+        """Return a descriptor of a file that holds bytes start..stop of `shard`; the caller closes it.
 
-        One process of the node downloads the range, the others wait for it.
+        One process of the node downloads the range, and the others wait for it.
 
         Raises:
-            UserError: if the range cannot be had: see `storage.read_range`; or if it cannot be kept here.
+            UserError: if the range cannot be read (see `storage.read_range`) or stored.
         """
         if stop - start > self.budget:
             raise UserError(
-                f"the cache of remote shards may hold {self.budget} bytes, but one range of {shard} has "
-                f"{stop - start}; give it room for some dozens"
+                f"the cache of remote shards is limited to {self.budget} bytes, but one range of {shard} has "
+                f"{stop - start}; set data.cache_bytes to several dozen times that"
             )
         path = self._path(shard, start, stop)
         try:
             while True:
-                descriptor = open_whole(path, stop - start)
+                descriptor = open_range(path, stop - start)
                 if descriptor is None:
                     descriptor = self._download(path, shard, start, stop, verify)
                 if descriptor is not None:
@@ -76,13 +76,13 @@ class RangeCache:
             ) from None
 
     def prefetch(self, shard: Shard, start: int, stop: int, verify: Verify) -> None:
-        """Have the range fetched in the background; an error is met again by `fetch`."""
+        """Download the range in the background; if that fails, `fetch` tries again and raises the error."""
         if self._process != os.getpid():
             self._start_threads()
         path = self._path(shard, start, stop)
         if path not in self._pending:
             self._pending.add(path)
-            self._wanted.put((path, shard, start, stop, verify))
+            self._requests.put((path, shard, start, stop, verify))
 
     def __getstate__(self) -> dict[str, object]:
         return {"folder": self.folder, "budget": self.budget}
@@ -91,15 +91,15 @@ class RangeCache:
         self.__init__(**state)  # type: ignore[misc]
 
     def _start_threads(self) -> None:
-        """Begin anew in each process: threads do not live through a fork, and a queue's lock may not either."""
-        self._process, self._wanted, self._pending = os.getpid(), SimpleQueue(), set()
+        """Start threads and a new queue in each process: a fork copies no threads, and may copy a locked queue."""
+        self._process, self._requests, self._pending = os.getpid(), SimpleQueue(), set()
         for _ in range(PREFETCH_THREADS):
-            Thread(target=self._fetch_wanted, daemon=True).start()
+            Thread(target=self._serve_requests, daemon=True).start()
 
-    def _fetch_wanted(self) -> None:
+    def _serve_requests(self) -> None:
         while True:
-            path, shard, start, stop, verify = self._wanted.get()
-            with suppress(Exception):  # met again by fetch, in the thread that needs the range
+            path, shard, start, stop, verify = self._requests.get()
+            with suppress(Exception):  # `fetch` raises it again in the thread that needs the range
                 os.close(self.fetch(shard, start, stop, verify))
             self._pending.discard(path)
 
@@ -108,8 +108,8 @@ class RangeCache:
         return self.folder / hashlib.sha256(identity).hexdigest()[:20] / f"{start}-{stop}"
 
     def _download(self, path: Path, shard: Shard, start: int, stop: int, verify: Verify) -> int | None:
-        """The descriptor of the range, now in place; None if another process has put it there, or it is gone."""
-        descriptor = claim(path)
+        """Download a range and return its descriptor; None if another process completed or removed it meanwhile."""
+        descriptor = lock_part(path)
         if descriptor is None:
             return None
         part = part_of(path)
@@ -119,7 +119,7 @@ class RangeCache:
         except BaseException as error:
             part.unlink(missing_ok=True)
             unlock_and_close(descriptor)
-            if isinstance(error, FileNotFoundError):  # someone has emptied the cache
+            if isinstance(error, FileNotFoundError):  # the cache was emptied
                 return None
             raise
         fcntl.flock(descriptor, fcntl.LOCK_UN)

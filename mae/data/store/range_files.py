@@ -1,4 +1,4 @@
-"""Files of the range cache: a whole range has its name, and a part is locked by the process that downloads it."""
+"""Files of the range cache: complete ranges, and parts that the downloading process keeps locked."""
 
 import fcntl
 import os
@@ -7,8 +7,13 @@ from pathlib import Path
 PART = ".part"
 
 
-def open_whole(path: Path, size: int) -> int | None:
-    """A descriptor of the range at `path`, marked as just used; None if there is none."""
+def part_of(path: Path) -> Path:
+    """Return the path of the range `path` while it is being downloaded."""
+    return path.with_name(path.name + PART)
+
+
+def open_range(path: Path, size: int) -> int | None:
+    """Open the complete range at `path`, mark it as just used, and return its descriptor; None if there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -21,13 +26,16 @@ def open_whole(path: Path, size: int) -> int | None:
     return None
 
 
-def claim(path: Path) -> int | None:
-    """A locked descriptor of the part of `path`; None if meanwhile the whole is there, or everything is gone."""
+def lock_part(path: Path) -> int | None:
+    """Create and lock the part of the range `path`, waiting for another process if necessary.
+
+    Return its descriptor; None if the range is complete by then, or the folder has been removed.
+    """
     part = part_of(path)
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
-    except FileNotFoundError:  # making room took the folder away
+    except FileNotFoundError:  # eviction removed the folder
         return None
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     if _is_named(descriptor, part):
@@ -39,7 +47,7 @@ def claim(path: Path) -> int | None:
 
 
 def remove_if_abandoned(part: Path) -> bool:
-    """Remove a part whose holder is dead; False if it lives."""
+    """Remove a part unless a living process has it locked; return whether it is gone."""
     try:
         descriptor = os.open(part, os.O_RDWR)
     except FileNotFoundError:
@@ -56,19 +64,14 @@ def remove_if_abandoned(part: Path) -> bool:
 
 
 def unlock_and_close(descriptor: int) -> None:
-    """To close is not enough: a process forked meanwhile has the descriptor too, and with it the lock."""
+    """Unlock and close a file; closing alone would leave it locked if a forked process has the descriptor too."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
-    """Whether the open file still has this name: another process may have renamed or removed it before the lock."""
+    """Return whether `path` is still the open file; another process may have renamed or removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def part_of(path: Path) -> Path:
-    """Return where the range at `path` is until it is whole."""
-    return path.with_name(path.name + PART)

@@ -1,4 +1,4 @@
-"""Names of shards: paths, globs, braces, folders and URLs become a list of tar files with sizes and versions."""
+"""List of shards: paths, globs, braces, folders and URLs expanded into tar files with sizes and versions."""
 
 import fcntl
 import glob
@@ -24,26 +24,26 @@ from mae.files import sync
 __all__ = ["SUFFIXES", "Shard", "default_cache_dir", "expand", "is_gzipped", "plain_tar"]
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-"""How the names of shards end."""
+"""Endings of the names of shards."""
 
 _COMPRESSED = (".gz", ".tgz")
-_FORMS = f"a path, file://, {', '.join(f'{scheme}://' for scheme in PACKAGES)}"
+_ALLOWED = f"a path, file://, {', '.join(f'{scheme}://' for scheme in PACKAGES)}"
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/mae`, or `~/.cache/mae`."""
+    """Return `$XDG_CACHE_HOME/mae`, or `~/.cache/mae`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae"
 
 
 def expand(patterns: Sequence[str]) -> list[Shard]:
-    """The shards that `patterns` name, in the order given; braces, globs and folders are expanded.
+    """Expand braces, globs and folders in `patterns`; return the shards in the order given.
 
     A pattern is a path or a URL: s3://, gs://, http://, https://, hf:// or file://. A remote folder ends in a
-    slash, or is known as a folder to its store.
+    slash, or its store reports that it is a folder.
 
     Raises:
-        UserError: if nothing is named, a pattern matches nothing, a shard is missing, or one is named twice;
-            for a URL of another kind, and for what only a shell could open.
+        UserError: if there is no pattern, a pattern matches nothing, a shard is missing, or a shard is listed twice;
+            for a URL of another scheme, and for a shell command.
     """
     if not patterns:
         raise UserError("data.shards is empty; give one or more tar files, such as 'shards/train-*.tar'")
@@ -59,16 +59,18 @@ def expand(patterns: Sequence[str]) -> list[Shard]:
 
 
 def is_gzipped(shard: Shard) -> bool:
-    """Whether a shard must be unpacked before it can be read at any place."""
+    """Return whether a shard must be unpacked before it can be read at any position."""
     return shard.name.endswith(_COMPRESSED)
 
 
 def plain_tar(shard: Shard, cache_dir: Path) -> Path:
-    """A plain tar on this machine: the shard itself, or its copy in `cache_dir`, made when it is not there.
+    """Return a plain tar on this machine: the shard itself, or its copy in `cache_dir`, which is made if missing.
 
-    Gzipped shards are unpacked; remote ones are downloaded whole. A copy belongs to the place, size and version
-    of its source. It appears by rename, and a lock that dies with its holder lets one process of a node make it
-    while the others wait.
+    Gzipped shards are unpacked, and remote shards are downloaded completely. A copy belongs to the place, size and
+    version of its source. One process of a node makes it, and a rename completes it; the others wait for its lock.
+
+    Raises:
+        UserError: if the shard is damaged or cannot be read, or if the copy cannot be written.
     """
     if not shard.is_remote and not is_gzipped(shard):
         return Path(shard.url)
@@ -91,7 +93,7 @@ def plain_tar(shard: Shard, cache_dir: Path) -> Path:
 
 
 def _copy(shard: Shard, target: Path) -> None:
-    """Write the plain tar of a remote or gzipped shard; the lock of its folder is held."""
+    """Write the plain tar of a remote or gzipped shard; the caller holds the lock of its folder."""
     source, part = target.with_suffix(".source"), target.with_suffix(".part")
     try:
         if shard.is_remote:
@@ -117,7 +119,7 @@ def _gunzip(source: Path, target: Path, name: str) -> None:
 
 
 def _names(pattern: str) -> list[str]:
-    """The pattern with its braces expanded; a file:// URL becomes a path."""
+    """Expand the braces of a pattern, and turn file:// URLs into paths."""
     try:
         names = list(braceexpand(pattern))
     except ValueError as error:
@@ -126,13 +128,17 @@ def _names(pattern: str) -> list[str]:
 
 
 def _scheme(name: str) -> str:
-    """`https` of a URL, "" of a path; nothing else is let through, above all no command for a shell."""
+    """Return the scheme of an allowed name, "" for a path.
+
+    Raises:
+        UserError: if the scheme is not allowed, or the name is a shell command.
+    """
     special = re.match(r"-|\||pipe:|[A-Za-z][A-Za-z0-9+.-]*::", name)
     scheme = scheme_of(name)
     if special or scheme not in ("", "file", *PACKAGES):
         raise UserError(
-            f"data.shards holds a name that begins with {special[0] if special else f'{scheme}://'!r}; "
-            f"allowed: {_FORMS}; no command is ever run, and a file of such a name is ./name"
+            f"data.shards contains a name that begins with {special[0] if special else f'{scheme}://'!r}; "
+            f"allowed: {_ALLOWED}; commands are never run; write ./name for a file with such a name"
         )
     return scheme
 
@@ -140,18 +146,18 @@ def _scheme(name: str) -> str:
 def _path_of(url: str) -> str:
     path = unquote(url.partition("://")[2].removeprefix("localhost"))
     if not path.startswith("/"):
-        raise UserError(f"data.shards holds {url!r}, a file of another machine; write file:///folder/name.tar")
+        raise UserError(f"data.shards contains {url!r}, a file on another machine; write file:///folder/name.tar")
     return path
 
 
 def _matches(name: str) -> list[str | Shard]:
-    """What a name without braces stands for; names that may or may not exist stay as they are."""
+    """Return the shards that match a name without braces; a plain name is returned without a look-up."""
     if is_remote(name):
         return _remote_matches(name)
     if Path(name).is_dir():
         found = sorted(str(p) for p in Path(name).iterdir() if p.name.endswith(SUFFIXES))
         if not found:
-            raise UserError(f"folder {name} holds no .tar, .tar.gz or .tgz file; see mae pack --help")
+            raise UserError(f"folder {name} contains no .tar, .tar.gz or .tgz file; see mae pack --help")
         return [*found]
     if glob.has_magic(name) and not Path(name).exists():
         found = sorted(str(Path(p)) for p in glob.glob(name, recursive=True))  # noqa: PTH207 (absolute patterns too)
@@ -167,20 +173,20 @@ def _remote_matches(url: str) -> list[str | Shard]:
     if has_magic:
         found = storage.glob(url)
     elif is_web(url) and path.endswith("/") and url != path:
-        found = []  # what a listing names has no query
+        found = []  # a listing would drop the query, which may hold a signature
     elif path.endswith("/") or (not is_web(url) and not path.endswith(SUFFIXES) and storage.is_folder(url)):
         found = storage.list_folder(url, SUFFIXES)
     else:
         return [url]
     if not found:
-        what = "matches no object" if has_magic else "holds no .tar, .tar.gz or .tgz object"
+        what = "matches no object" if has_magic else "contains no .tar, .tar.gz or .tgz object"
         why = " that its server lists; servers without listings need braces: train-{000000..000099}.tar"
         raise UserError(f"data.shards {path!r} {what}{why if is_web(url) else '; check the name'}")
     return [*found]
 
 
 def _look_up(names: Sequence[str]) -> dict[str, Shard | None]:
-    """Size and version of each name, None where there is no such file."""
+    """Return the shard of each name, None for each that does not exist."""
     remote = [name for name in names if is_remote(name)]
     local = {name: Shard.of_file(Path(name)) if Path(name).is_file() else None for name in names if not is_remote(name)}
     return local | dict(zip(remote, storage.find(remote), strict=True))

@@ -1,4 +1,4 @@
-"""Shards where they lie: what there is in a remote store, and its bytes."""
+"""Objects of remote stores: find them, and read their bytes."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,27 +12,27 @@ from mae.data.store.errors import DeniedError, MissingError, OutOfRangeError, Tr
 from mae.data.store.urls import is_remote, is_web, redacted, scheme_of
 from mae.errors import UserError
 
-# A request may take this long, and longer by the time its bytes need on the slowest line that is of use.
+# A request may take this long, plus the time that its bytes need at the slowest useful speed.
 STALL_SECONDS = 30.0
 SLOWEST_BYTES_PER_SECOND = 1 << 18
 LISTING_SECONDS = 300.0
 
 REQUESTS_AT_ONCE = 32
-# Fewer names of one folder are asked for one by one: the folder may hold millions.
-LISTING_PAYS_FROM = 32
+# Fewer names in one folder are looked up one by one: the folder may contain millions of objects.
+MIN_NAMES_FOR_LISTING = 32
 
 _VERSION_KEYS = ("ETag", "etag", "xet_hash", "blob_id", "LastModified", "mtime")
 
 
 class Shard(NamedTuple):
-    """One tar file as it was found: where it lies, and what changes when its content is replaced."""
+    """Tar file as it was found: its place, and what changes when its content is replaced."""
 
     url: str
-    """The path as the user named it, or the URL of a remote object; not fit for messages, `str` is."""
+    """Path as the user gave it, or URL of a remote object; may hold secrets, so messages use `str(shard)`."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     version: str
-    """Modification time [ns] of a local file; ETag, else time of modification, else "" of a remote object."""
+    """Modification time [ns] of a local file; ETag, or else modification time, or else "", of a remote object."""
 
     @staticmethod
     def of_file(path: Path) -> "Shard":
@@ -42,12 +42,12 @@ class Shard(NamedTuple):
 
     @property
     def is_remote(self) -> bool:
-        """Whether the bytes come over a network."""
+        """Whether the shard is in a remote store."""
         return is_remote(self.url)
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """Last part of the path."""
         return redacted(self.url).rstrip("/").rpartition("/")[2]
 
     def __str__(self) -> str:
@@ -58,16 +58,16 @@ class Shard(NamedTuple):
 
 
 def find(urls: Sequence[str]) -> list[Shard | None]:
-    """The objects of the given URLs in the order given, None for each that does not exist.
+    """Look up the objects of `urls`; return them in the same order, None for each that does not exist.
 
-    Many names of one folder cost one listing where the store has listings; others are asked for in parallel.
+    Many names in one folder cost one listing, if the store has listings; the others are looked up in parallel.
     """
     folders: dict[str, list[str]] = defaultdict(list)
     for url in urls:
         folders[url.rpartition("/")[0]].append(url)
     known: dict[str, Shard | None] = {}
     for folder, names in folders.items():
-        listed = _listed(folder) if len(names) >= LISTING_PAYS_FROM and not is_web(folder) else None
+        listed = _listed(folder) if len(names) >= MIN_NAMES_FOR_LISTING and not is_web(folder) else None
         if listed is not None:
             known |= {name: listed.get(name) for name in names}
     unknown = [url for url in urls if url not in known]
@@ -77,27 +77,27 @@ def find(urls: Sequence[str]) -> list[Shard | None]:
 
 
 def is_folder(url: str) -> bool:
-    """Whether the store knows `url` as a folder; False where nothing has that name."""
+    """Return whether the store has a folder `url`."""
     entry = _entry(url)
     return entry is not None and entry["type"] == "directory"
 
 
 def list_folder(url: str, suffixes: tuple[str, ...] = ("",)) -> list[Shard]:
-    """The objects directly in a folder that end in one of `suffixes`, by name; empty if there are none."""
+    """Return the objects directly in a folder whose names end in one of `suffixes`, sorted by name."""
     return _files(url, "ls", suffixes)
 
 
 def glob(url: str) -> list[Shard]:
-    """The objects whose names match, by name."""
+    """Return the objects whose names match a pattern, sorted by name."""
     return _files(url, "glob")
 
 
 def read_range(shard: Shard, start: int, stop: int, verify: Callable[[bytes], str | None] | None = None) -> bytes:
-    """Bytes start..stop of a remote shard; `verify` says what is wrong with them, or None.
+    """Return bytes start..stop of a remote shard; `verify` returns what is wrong with them, or None.
 
     Raises:
-        UserError: if the object is missing, denied, replaced, damaged or cannot be reached in time.
-        RangesIgnoredError: if the server has no ranges.
+        UserError: if the object is missing, denied, replaced or damaged, or does not arrive in time.
+        RangesIgnoredError: if the server ignores ranges.
     """
 
     def attempt() -> bytes:
@@ -107,7 +107,7 @@ def read_range(shard: Shard, start: int, stop: int, verify: Callable[[bytes], st
         except OutOfRangeError:
             check_not_replaced(shard)
             raise
-        wrong = f"{len(data)} of {stop - start} bytes came" if len(data) != stop - start else verify and verify(data)
+        wrong = f"got {len(data)} of {stop - start} bytes" if len(data) != stop - start else verify and verify(data)
         if wrong:
             check_not_replaced(shard)
             raise TransientError(f"bytes {start} to {stop} are damaged: {wrong}")
@@ -117,10 +117,10 @@ def read_range(shard: Shard, start: int, stop: int, verify: Callable[[bytes], st
 
 
 def check_not_replaced(shard: Shard) -> None:
-    """Ask the store again what it holds.
+    """Compare `shard` with what the store has now.
 
     Raises:
-        UserError: naming both, if it is not what `shard` was.
+        UserError: if they differ; the message describes both.
         TransientError: if the store does not answer.
     """
     connection.forget_listings(shard.url)
@@ -128,7 +128,7 @@ def check_not_replaced(shard: Shard) -> None:
     if now.size != shard.size or (now.version and shard.version and now.version != shard.version):
         raise UserError(
             f"{shard} was replaced while it was in use: {_identity(shard)} before, {_identity(now)} now; "
-            "put the old one back, or begin a new run with the new one"
+            "restore the old object, or start a new run with the new one"
         )
 
 
@@ -137,7 +137,7 @@ def _identity(shard: Shard) -> str:
 
 
 def _listed(folder: str) -> dict[str, Shard] | None:
-    """The objects of a folder by URL; None if they may not be listed, though each may well be read."""
+    """Return the objects of a folder by URL; None if listing is denied, which does not exclude reading."""
     try:
         return {shard.url: shard for shard in list_folder(folder)}
     except DeniedError:
@@ -157,13 +157,13 @@ def _entry(url: str) -> dict[str, Any] | None:
 
 
 def _files(url: str, method: str, suffixes: tuple[str, ...] = ("",)) -> list[Shard]:
-    """The files of a listing, by name; sizes that it lacks are asked for one by one."""
+    """Return the files of a listing, sorted by name; look up one by one if the listing has no sizes."""
     try:
         found = retried(url, lambda: request(url, method, detail=True, seconds=LISTING_SECONDS))
     except MissingError:
         return []
     except DeniedError:
-        if is_web(url):  # the usual answer of a server that lists nothing
+        if is_web(url):  # the usual answer of a server without listings
             return []
         raise
     named: dict[str, dict[str, Any]] = {}
@@ -178,5 +178,5 @@ def _files(url: str, method: str, suffixes: tuple[str, ...] = ("",)) -> list[Sha
 
 def _shard(url: str, entry: dict[str, Any]) -> Shard:
     if entry["size"] is None:
-        raise UserError(f"the server does not tell the size of {redacted(url)}; copy the shard to this machine")
+        raise UserError(f"the server does not report the size of {redacted(url)}; copy the shard to this machine")
     return Shard(url, int(entry["size"]), next((str(entry[key]) for key in _VERSION_KEYS if entry.get(key)), ""))

@@ -1,4 +1,4 @@
-"""Objects of a web server: fsspec's file system for http and https, made strict."""
+"""Objects on a web server, read through a stricter version of fsspec's file system for http and https."""
 
 import asyncio
 import ipaddress
@@ -16,20 +16,20 @@ from mae.errors import UserError
 
 _CHUNK = 1 << 20
 _OK, _PARTIAL, _NO_SUCH_RANGE = 200, 206, 416
-# Where a machine may ask a cloud for its own credentials.
+# Addresses at which a cloud gives a machine its credentials.
 _METADATA_NETWORKS = tuple(
     ipaddress.ip_network(text) for text in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "100.100.100.200/32")
 )
 
 
 class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """As fsspec's, but a range is a range, bytes come as they are stored, and redirects are watched."""
+    """HTTP file system with exact ranges, bytes as they are stored, and checked redirects."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(get_client=_client, **options)
 
     async def _info(self, url: str, **_: object) -> dict[str, Any]:
-        """Size and version, from the headers of a range of one byte: a signed URL may forbid HEAD."""
+        """Return size and version, from the headers of a one-byte range: a signed URL may forbid HEAD."""
         async with await self._get(url, "bytes=0-0", allowed=(_OK, _PARTIAL, _NO_SUCH_RANGE)) as response:
             return {
                 "name": url,
@@ -40,10 +40,10 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
             }
 
     async def _cat_file(self, url: str, start: int, end: int, **_: object) -> bytes:
-        """Bytes start..end and at most one more, which tells that there are too many.
+        """Return bytes start..end, and one more if the server sends too many.
 
         Raises:
-            RangesIgnoredError: before the body is read, if more than the range is in it.
+            RangesIgnoredError: before the body is read, if it holds more than the range.
         """
         async with await self._get(url, f"bytes={start}-{end - 1}") as response:
             is_whole = response.status == _OK and start == 0 and response.content_length == end
@@ -51,7 +51,7 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
                 raise RangesIgnoredError
             sent = response.headers.get("Content-Range", "")
             if not is_whole and not sent.startswith(f"bytes {start}-"):
-                raise TransientError("the server sent another range than was asked for")
+                raise TransientError("the server sent a different range than requested")
             data = bytearray()
             async for chunk in response.content.iter_any():
                 data += chunk[: end - start + 1 - len(data)]
@@ -59,8 +59,8 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
                     break
             return bytes(data)
 
-    async def whole(self, url: str) -> AsyncIterator[bytes]:
-        """The object from front to back, a piece at a time."""
+    async def read_chunks(self, url: str) -> AsyncIterator[bytes]:
+        """Yield the object from front to back in chunks."""
         async with await self._get(url) as response:
             async for chunk in response.content.iter_chunked(_CHUNK):
                 yield chunk
@@ -83,7 +83,7 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
 
 
 def _whole_size(response: aiohttp.ClientResponse) -> int | None:
-    """Bytes of the object of which `response` holds all or a part; None if the server does not tell."""
+    """Return the size in bytes of the object that `response` is about; None if the server does not report it."""
     if response.status == _OK:
         return response.content_length
     total = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -91,24 +91,24 @@ def _whole_size(response: aiohttp.ClientResponse) -> int | None:
 
 
 async def _client(**options: Any) -> aiohttp.ClientSession:
-    """A session whose requests are limited by their callers' deadlines, and whose redirects are watched."""
-    watch = aiohttp.TraceConfig()
-    watch.on_request_redirect.append(_refuse_dangerous_redirect)
+    """Return a session that checks redirects and leaves deadlines to its callers."""
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_redirect.append(_refuse_dangerous_redirect)
     options.setdefault("timeout", aiohttp.ClientTimeout(total=None))
-    return aiohttp.ClientSession(**{**options, "trace_configs": [*options.get("trace_configs", ()), watch]})
+    return aiohttp.ClientSession(**{**options, "trace_configs": [*options.get("trace_configs", ()), tracing]})
 
 
 async def _refuse_dangerous_redirect(
     _: aiohttp.ClientSession, __: SimpleNamespace, redirect: aiohttp.TraceRequestRedirectParams
 ) -> None:
-    """No redirect leads from https to http, out of the web, or to a cloud's metadata."""
+    """Refuse a redirect from https to http, to another scheme, or to a cloud's metadata service."""
     headers = redirect.response.headers
     target = redirect.url.join(yarl.URL(headers.get("Location") or headers.get("URI") or ""))
     is_web = target.scheme in ("http", "https") and target.host
     if not is_web or (redirect.url.scheme, target.scheme) == ("https", "http") or await _is_metadata(target):
         raise UserError(
             f"{redacted(str(redirect.url))} redirects to {target.scheme}://{target.host or ''}, which is refused; "
-            "allowed: http and https, not from https to http, not to a link-local address"
+            "allowed: http and https, but not from https to http or to a link-local address"
         )
 
 

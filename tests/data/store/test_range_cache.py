@@ -177,7 +177,9 @@ def test_r11_an_open_range_stays_readable_when_it_is_evicted(cache: RangeCache, 
 
 
 def test_a_budget_below_one_range_is_refused(cache: RangeCache, shard: Shard) -> None:
-    message = r"may hold 5500 bytes, but one range of .*/a\.tar has 6000; give it room"
+    message = (
+        r"is limited to 5500 bytes, but one range of .*/a\.tar has 6000; set data\.cache_bytes to several dozen times"
+    )
     with pytest.raises(UserError, match=message):
         cache.fetch(shard, 0, 6000, crc_of(0, 6000))
 

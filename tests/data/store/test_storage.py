@@ -65,7 +65,7 @@ def test_sizes_are_told_by_servers_with_and_without_ranges(web: WebServer, has_r
 
 def test_a_server_that_tells_no_size_is_refused(web: WebServer) -> None:
     web.files["/a.tar"], web.has_ranges, web.has_lengths = DATA, False, False
-    with pytest.raises(UserError, match=r"does not tell the size of .*/a\.tar; copy the shard"):
+    with pytest.raises(UserError, match=r"does not report the size of .*/a\.tar; copy the shard"):
         find([f"{web.url}/a.tar"])
 
 
@@ -91,7 +91,7 @@ def test_a_folder_that_may_not_be_listed_is_asked_name_by_name(
     s3: Any, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = put(s3, "set/a.tar", "set/b.tar")
-    monkeypatch.setattr(storage, "LISTING_PAYS_FROM", 2)
+    monkeypatch.setattr(storage, "MIN_NAMES_FOR_LISTING", 2)
     monkeypatch.setattr(connection.filesystem_of(urls[0]), "_ls", denied)
     assert [shard and shard.url for shard in find(urls)] == urls
     assert asked == ["ls", "info", "info"]
@@ -141,7 +141,7 @@ def test_r10_a_replaced_object_in_s3_is_told(s3: Any) -> None:
     assert shard is not None
     assert read_range(shard, 3, 500) == DATA[3:500]
     put(s3, "a.tar", data=b"\1" + DATA[1:])
-    with pytest.raises(UserError, match=rf"^{url} was replaced while it was in use: .* put the old one back, or"):
+    with pytest.raises(UserError, match=rf"^{url} was replaced while it was in use: .* restore the old object, or"):
         read_range(shard, 0, 500, first_bit)
     put(s3, "a.tar", data=DATA[:10])
     with pytest.raises(UserError, match=rf"^{url} was replaced"):

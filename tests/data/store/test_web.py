@@ -93,5 +93,5 @@ def test_bytes_come_as_they_are_stored_whatever_the_server_says_of_their_encodin
 
 def test_another_range_than_was_asked_for_is_not_taken(web: WebServer) -> None:
     web.files["/a.tar"], web.headers = DATA, {"Content-Range": f"bytes 7-56/{len(DATA)}"}
-    with pytest.raises(UserError, match="3 attempts failed: the server sent another range than was asked for"):
+    with pytest.raises(UserError, match="3 attempts failed: the server sent a different range than requested"):
         read_range(Shard(f"{web.url}/a.tar", len(DATA), ""), 0, 50)
