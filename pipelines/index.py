@@ -1,4 +1,4 @@
-"""Check shards strictly, and store where every sample lies.
+"""Check shards strictly, and store the position of every sample.
 
 mae index 'shards/train-*.tar'
 """
@@ -26,18 +26,18 @@ BAD_FILE = "bad-images.txt"
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """Read tar shards once and strictly; store where every sample lies, its checksum and label, and the statistics."""
+    """Check tar shards strictly; store the position, checksum and label of every sample, and the pixel statistics."""
 
     shards: Positional[tuple[str, ...]]
-    """Tar shards: paths, globs, braces, folders, and the same of s3://, gs://, hf:// and http(s)://."""
+    """Tar shards: paths, globs, braces, folders, or the same with s3://, gs://, hf:// or http(s)://."""
     out: Path | None = None
-    """Folder of the index; None: beside the shards, where training finds it, else in the cache."""
+    """Folder of the index; None: beside the shards if possible, where training finds it, else in the cache."""
     check: bool = False
-    """Verify the checksum of every image and decode it: lists the bad ones, measures mean and std on all."""
+    """Verify the checksum of every image and decode it; list bad images, and measure mean and std on all good ones."""
     workers: int | None = None
-    """Processes that read shards or decode images; None: one per core."""
+    """Number of processes that read shards or decode images; None: one per core."""
     cache_dir: Path | None = None
-    """Where remote and gzipped shards are kept on this machine; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+    """Folder for copies of remote and gzipped shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
 
     def __post_init__(self) -> None:
         check(bool(self.shards), "shards", self.shards, "one or more tar files, such as 'shards/train-*.tar'")
@@ -45,10 +45,10 @@ class IndexSettings:
 
 
 def run(settings: IndexSettings) -> ShardIndex:
-    """Make or verify the index and tell what it holds.
+    """Make or verify the index, and print a summary.
 
     Raises:
-        UserError: for shards that are damaged, and, after the index is stored, for images that are bad.
+        UserError: if a shard is damaged; or, after the index is stored, if images are bad.
     """
     shards = expand(settings.shards)
     cache_dir = settings.cache_dir or default_cache_dir()
@@ -65,7 +65,7 @@ def run(settings: IndexSettings) -> ShardIndex:
         listed = index.folder / BAD_FILE
         listed.write_text("\n".join(bad) + "\n", encoding="utf-8", errors="surrogateescape")
         raise UserError(
-            f"{len(bad)} of {len(index)} images are bad: {first_of(bad)}; all are listed in {listed}. Restore those "
+            f"{len(bad)} of {len(index)} images are bad: {first_of(bad)}; all are listed in {listed}. Restore images "
             "that have changed; pack the shards without the others (mae pack SHARDS --out DIR --skip_bad True), or "
             "train with --data.max_bad_samples"
         )
@@ -73,7 +73,7 @@ def run(settings: IndexSettings) -> ShardIndex:
 
 
 def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
-    """What the shards hold, in a few lines."""
+    """Summarize an index in a few lines."""
     extensions: Counter[str] = Counter()
     for entry in index.entries:
         extensions.update(entry.extensions)
@@ -84,7 +84,7 @@ def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
         "samples": f"{len(index):,}",
         "labels": f"{labelled:,}" + (f", from 0 to {index.label.max()}" if labelled else ""),
         "files": ", ".join(f"{count:,} .{name}" for name, count in extensions.items()),
-        "no samples": f"{ignored:,} files ignored, {without_image:,} keys without an image",
+        "ignored": f"{ignored:,} files, {without_image:,} keys without an image",
         "pixels": f"{index.pixels or 'of mixed channels'}, from {index.pixels_of:,} images",
         "fingerprint": index.fingerprint[:16],
         "index": str(index.folder),
@@ -93,7 +93,7 @@ def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
 
 
 def _writable(folder: Path | None) -> Path | None:
-    """The folder beside the shards, if one can be made there."""
+    """Return the folder beside the shards if it can be created, else None."""
     return folder if folder and os.access(folder.parent.parent, os.W_OK) else None
 
 
@@ -102,7 +102,7 @@ def _say(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`mae index`."""
+    """Run `mae index`."""
     with one_line_errors():
         run(parse(IndexSettings, sys.argv[1:] if argv is None else argv, prog="mae index"))
 

@@ -12,11 +12,10 @@ from typing import Literal
 from tyro.conf import Positional
 
 from mae.data.packing.engines import Engine, process_engine, ray_engine
-from mae.data.packing.pack import pack_shards
+from mae.data.packing.pack import describe_part, pack_shards
 from mae.data.packing.plan import PackRules, plan_split
-from mae.data.packing.publish import Packed, publish
+from mae.data.packing.publish import Packed, describe, publish
 from mae.data.packing.sources import find_images, known_classes
-from mae.data.packing.summary import describe, describe_part
 from mae.data.store.shards import default_cache_dir
 from mae.errors import one_line_errors
 from mae.processes import default_workers
@@ -36,33 +35,33 @@ class PackSettings:
     out: Path
     """Folder of the shards, with their index, classes.txt and _info.json (counts, mean, std)."""
     split: str = "train"
-    """Name of this part: the shards are called SPLIT-000000.tar. digits writes train, val and test."""
+    """Name of the split: shards are called SPLIT-000000.tar. The source digits writes train, val and test."""
     shard_samples: int = 10_000
-    """Most images in a shard."""
+    """Maximum number of images in a shard."""
     shard_bytes: float = 1e9
-    """Bytes of source files after which a new shard is begun."""
+    """Bytes of source files after which a new shard starts."""
     shuffle: bool = True
-    """Mix the images, by a key, so that no shard holds one class only."""
+    """Shuffle the images in a fixed order, so that each shard contains a mixture of classes."""
     provenance: bool = False
     """Store each image's source path beside it, in a .json file."""
     skip_bad: bool = False
-    """Leave out images that cannot be decoded, and list them; otherwise nothing is published if any is bad."""
+    """Leave out images that cannot be decoded, and list them; otherwise one bad image prevents publishing."""
     short_side: int | None = None
-    """Reduce larger images to so many pixels on their short side, and store them and all JPEGs, where that saves bytes,
-    as JPEG with `quality`; 16-bit gray, palettes, CMYK, alpha and .npy stay as they are. Training reads these faster,
-    at a price: with 384 and quality 90 photos lose half their bytes, and their training crops differ from those of the
-    originals by about 35 dB PSNR; with 256 by 29 dB. None: no byte is changed."""
+    """Reduce larger images to this many pixels on their short side, as JPEG with `quality`; encode other JPEGs again if
+    that saves bytes. 16-bit gray, palettes, CMYK, alpha and .npy stay unchanged. Training reads smaller images faster,
+    but they lose detail: with 384 and quality 90, photos have half the bytes, and training crops differ from those of
+    the originals by about 35 dB PSNR; with 256, by 29 dB. None: image bytes stay unchanged."""
     quality: int = 90
-    """JPEG quality of the images that short_side makes smaller."""
+    """JPEG quality of the images that short_side encodes again."""
     workers: int | None = None
-    """Processes, each of which packs a shard; 0: this one alone; None: one per core."""
+    """Number of worker processes; 0: no workers, this process packs; None: one per core."""
     engine: Literal["processes", "ray"] = "processes"
-    """Who does the work: processes of this machine; or the Ray cluster of RAY_ADDRESS or of this machine, whose nodes
+    """Where workers run: processes on this machine; or the Ray cluster of RAY_ADDRESS or of this machine, whose nodes
     must all see source and out under the same paths (pip install 'mae-pretraining[ray]')."""
     shard_range: tuple[int, int] | None = None
-    """START STOP: pack only the shards START to STOP - 1 of the plan, as one job of many; when all are there, the same
-    command without it publishes them. 0 0 only makes the plan and tells how many shards there are. Such a job does not
-    list the source again where a plan is there."""
+    """START STOP: pack only shards START to STOP - 1 of the plan, as one job of several; when all are packed, the same
+    command without shard_range publishes them. 0 0 only makes the plan and prints the number of shards. Jobs with
+    shard_range use an existing plan without listing the source again."""
 
     def __post_init__(self) -> None:
         check(self.shard_samples >= 1, "shard_samples", self.shard_samples, "1 or more")
@@ -79,7 +78,7 @@ class PackSettings:
 
 
 def run(settings: PackSettings) -> dict[str, Packed]:
-    """Pack every split of the source; returns what was published."""
+    """Pack every split of the source; return the published splits by name."""
     if settings.source == DIGITS:
         from mae.data.packing.digits import digit_sources  # noqa: PLC0415 (scikit-learn is slow to import)
 
@@ -90,7 +89,7 @@ def run(settings: PackSettings) -> dict[str, Packed]:
     for split, source in sources.items():
         plan = plan_split(source, settings.out, split, _rules(settings), is_trusted=settings.shard_range is not None)
         if source.ignored:
-            _say(f"{source.ignored:,} files are no images and stay out, the first: {source.first_ignored[0]}")
+            _say(f"{source.ignored:,} files are not images and are left out, the first: {source.first_ignored[0]}")
         shards = range(*(min(number, plan.shards) for number in settings.shard_range or (0, plan.shards)))
         with progress_bar(f"packing {split}", plan.starts[shards.stop] - plan.starts[shards.start]) as advance:
             pack_shards(plan, shards, _engine(settings), advance)
@@ -106,7 +105,7 @@ def _rules(settings: PackSettings) -> PackRules:
     return PackRules(
         shard_samples=settings.shard_samples,
         shard_bytes=settings.shard_bytes,
-        seed=0 if settings.shuffle and settings.source != DIGITS else None,  # digits are shuffled, and then split
+        seed=0 if settings.shuffle and settings.source != DIGITS else None,  # digits are shuffled before they are split
         provenance=settings.provenance,
         short_side=settings.short_side,
         quality=settings.quality,
@@ -123,7 +122,7 @@ def _say(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`mae pack`."""
+    """Run `mae pack`."""
     with one_line_errors():
         run(parse(PackSettings, sys.argv[1:] if argv is None else argv, prog="mae pack"))
 

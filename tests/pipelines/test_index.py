@@ -49,7 +49,7 @@ def test_what_changed_since_and_what_cannot_be_decoded_are_listed_d12_s01(tmp_pa
     with pytest.raises(UserError, match=r"^1 of 3 images are bad: .*x\.tar: b\.png \("):
         run(settings)
     damage(path, tmp_path / "index" / "samples.bin", 2)
-    with pytest.raises(UserError, match=r"^2 of 3 images are bad: .*c\.png \(its crc32 is .*Restore those that have"):
+    with pytest.raises(UserError, match=r"^2 of 3 images are bad: .*c\.png \(its crc32 is .*Restore images that have"):
         run(settings)
     listed = (tmp_path / "index" / BAD_FILE).read_text().splitlines()
     assert [line.split(" (")[0] for line in listed] == [f"{path}: b.png", f"{path}: c.png"]

@@ -33,7 +33,7 @@ def test_a_tree_is_packed_and_told_of(tree: Path, tmp_path: Path, capsys: pytest
     assert packed["train"].shard_lengths == [7, 5]
     assert packed["train"].samples_per_class == [4, 4, 4]
     said = capsys.readouterr()
-    assert "1 files are no images and stay out, the first: README.txt" in said.out
+    assert "1 files are not images and are left out, the first: README.txt" in said.out
     assert "train: 12 images in 2 shards" in said.out
     assert "3 classes" in said.out
     assert said.err == ""
@@ -51,7 +51,10 @@ def test_jobs_of_an_array_make_the_whole(tree: Path, tmp_path: Path, capsys: pyt
     job = PackSettings(str(tree), tmp_path / "out", shard_samples=3, workers=0)
     for first, last, told in ((0, 0, "none"), (0, 2, "shards 0 to 1"), (2, 900, "shards 2 to 3"), (900, 999, "none")):
         assert run(PackSettings(**{**vars(job), "shard_range": (first, last)})) == {}
-        assert f"train: 12 images make 4 shards, of which {told} are packed; when all are" in capsys.readouterr().out
+        assert (
+            f"train: 12 images make 4 shards, of which {told} are packed; when all are packed"
+            in capsys.readouterr().out
+        )
         assert packed_files(tmp_path / "out") == {}
     packed = run(job)
     assert packed["train"].samples == 12
@@ -63,7 +66,7 @@ def test_reduced_images_are_counted(tree: Path, tmp_path: Path, capsys: pytest.C
     run(PackSettings(str(tree), tmp_path / "out", workers=0, short_side=10))
     said = capsys.readouterr().out
     assert "12 images made smaller (short side 10)" in said
-    assert "1 larger ones left as they are: no 8-bit gray or RGB" in said
+    assert "1 larger images left unchanged: not 8-bit gray or RGB" in said
 
 
 def test_bad_images_are_told_of(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

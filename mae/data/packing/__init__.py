@@ -1,1 +1,1 @@
-"""From images to shards."""
+"""Packing of images into shards."""

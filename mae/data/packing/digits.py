@@ -16,20 +16,20 @@ from mae.data.packing.sources import Item, Source
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS: Mapping[str, int] = {"train": 1097, "val": 200, "test": 500}
-"""Images of each split. The settings of the demo were chosen on val; test is looked at only at the end."""
-_GREATEST_VALUE = 16
+"""Number of images of each split. The demo's settings were chosen on val; test serves the final evaluation only."""
+_MAX_PIXEL = 16
 _SHUFFLE_SEED = 0
 
 
 def digit_sources() -> dict[str, Source]:
-    """Each split as a source that is shuffled already."""
+    """Return each split as a source that is already shuffled."""
     return {split: Source("digits", iter(items), list(CLASSES)) for split, items in digit_splits().items()}
 
 
 def digit_splits() -> dict[str, list[Item]]:
-    """The images of each split as PNG files with their labels, shuffled by a fixed key."""
+    """Return the images of each split as PNG files with labels, in a fixed shuffled order."""
     digits = load_digits()
-    pixels = np.rint(digits.images * (255 / _GREATEST_VALUE)).astype(np.uint8)
+    pixels = np.rint(digits.images * (255 / _MAX_PIXEL)).astype(np.uint8)
     items = shuffled(
         [
             Item(f"digit {number}", "png", _png(image), int(label))

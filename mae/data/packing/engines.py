@@ -1,4 +1,4 @@
-"""Who does the tasks of a pack: this process, processes of this machine, or a Ray cluster."""
+"""Engines that run the tasks of a pack: this process, processes on this machine, or a Ray cluster."""
 
 import logging
 import multiprocessing
@@ -21,23 +21,23 @@ from mae.errors import UserError
 from mae.processes import end_with_parent
 
 Advance: TypeAlias = Callable[[int, int], None]
-"""Told how many images are done, and how many bytes they had in the source."""
+"""Function that takes how many more images are done, and their bytes in the source."""
 Task: TypeAlias = Callable[[int, Advance], None]
-"""Packs the shard of a number."""
+"""Function that packs the shard of a given number."""
 Engine: TypeAlias = Callable[[Task, Sequence[int], Advance], None]
-"""Does a task for each number; the first error ends it."""
+"""Function that runs a task for each number; the first error stops it."""
 
-_SECONDS_BETWEEN_LOOKS = 0.2
-_SECONDS_TO_ANSWER = 10
+_POLL_SECONDS = 0.2
+_CONNECT_TIMEOUT = 10
 
 
 def process_engine(workers: int) -> Engine:
-    """So many processes of this machine; with 0, 1 or a single task this process itself."""
+    """Return an engine of `workers` processes; with 0, 1 or a single task, this process does the work."""
     return partial(_run_in_processes, workers)
 
 
 def ray_engine(local_workers: int) -> Engine:
-    """The Ray cluster that RAY_ADDRESS names or that runs on this machine; without one, a Ray of its own.
+    """Return an engine on the Ray cluster of RAY_ADDRESS or of this machine, or else on a new local Ray.
 
     Raises:
         UserError: if Ray is not installed.
@@ -49,50 +49,46 @@ def ray_engine(local_workers: int) -> Engine:
     return partial(_run_on_ray, local_workers)
 
 
-def _run_here(task: Task, numbers: Sequence[int], advance: Advance) -> None:
-    for number in numbers:
-        task(number, advance)
-
-
 def _run_in_processes(workers: int, task: Task, numbers: Sequence[int], advance: Advance) -> None:
     if min(workers, len(numbers)) <= 1:
-        _run_here(task, numbers, advance)
+        for number in numbers:
+            task(number, advance)
         return
-    # Forked from a server without threads: a fork of this process could inherit a lock that nobody opens again.
+    # The fork server has no threads; a fork of this process could copy a lock that is never released.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, task.__module__])
     done: SynchronizedArray[int] = context.Array(c_int64, 2)
     count = min(workers, len(numbers))
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker, initargs=(done,)) as pool:
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(done,)) as pool:
         try:
-            rest, told = iter(numbers), (0, 0)
+            rest, reported = iter(numbers), (0, 0)
             pending = {pool.submit(_run_counted, task, number) for number in islice(rest, 2 * count)}
             while pending:
-                ended, pending = wait(pending, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+                ended, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
                 for future in ended:
                     future.result()
                 pending |= {pool.submit(_run_counted, task, number) for number in islice(rest, len(ended))}
                 now = (done[0], done[1])
-                advance(now[0] - told[0], now[1] - told[1])
-                told = now
+                advance(now[0] - reported[0], now[1] - reported[1])
+                reported = now
         except BrokenProcessPool:
             raise UserError(
-                "a worker process was killed, probably for want of memory; run the same command again with fewer "
-                "--workers: the shards that are done stay"
+                "a worker process was killed, probably because memory ran out; run the same command again with fewer "
+                "--workers: finished shards are kept"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-# What this process has done, summed over all workers; set where a worker begins.
+# Images and bytes that all workers have done, in shared memory; set when a worker starts.
 _done: "SynchronizedArray[int] | None" = None
 
 
-def _begin_worker(done: "SynchronizedArray[int]") -> None:
+def _start_worker(done: "SynchronizedArray[int]") -> None:
     global _done  # noqa: PLW0603
     _done = done
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; one of them speaks
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; only the parent reports it
     end_with_parent()
 
 
@@ -121,8 +117,7 @@ def _run_on_ray(local_workers: int, task: Task, numbers: Sequence[int], advance:
             if isinstance(cause := getattr(error, "cause", None), UserError):
                 raise cause from None
             raise UserError(
-                f"Ray has failed ({' '.join(str(error).split())}); run the same command again: the shards that are "
-                "done stay"
+                f"Ray failed ({' '.join(str(error).split())}); run the same command again: finished shards are kept"
             ) from None
         finally:
             for result in pending:
@@ -143,12 +138,12 @@ def _run_and_count(task: Task, number: int) -> tuple[int, int]:
 
 @contextmanager
 def _connected(ray: Any, local_workers: int) -> Iterator[None]:
-    """Connect to the cluster that is there, or start one here; what was connected before stays so."""
+    """Connect to a running cluster, or else start one here; leave an existing connection open."""
     if ray.is_initialized():
         yield
         return
     _require_answer(os.environ.get("RAY_ADDRESS", ""))
-    # Of several errors only the first, which is raised, is of use.
+    # Ray logs each error several times; the exception is enough.
     quiet = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     try:
         ray.init(address="auto", **quiet)
@@ -161,12 +156,12 @@ def _connected(ray: Any, local_workers: int) -> Iterator[None]:
 
 
 def _require_answer(address: str) -> None:
-    """Ray itself would try for many minutes."""
+    """Raise an error at once if no cluster answers; Ray itself would try for many minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
     except OSError as error:
         raise UserError(
             f"no Ray cluster answers at {address} (RAY_ADDRESS): {error}; start one with `ray start --head`"

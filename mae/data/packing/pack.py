@@ -1,8 +1,7 @@
-"""Pack images into WebDataset shards: original bytes, labels, a class list, counts, pixel statistics, the index.
+"""Pack images into WebDataset shards, one task per shard.
 
-One task is one shard: read its images, decode each once to find the bad ones and to measure the pixels, write the
-tar, read it back strictly, and leave a record of it beside it. Whoever does it, and after however many crashes, the
-bytes are the same. Nothing has its final name before all records are there and are joined.
+A task decodes each image once, to find bad images and to measure pixels. It writes the tar, reads it back with all
+checks, and writes a record beside it. The bytes do not depend on the engine or on crashes before.
 """
 
 import json
@@ -28,36 +27,35 @@ from mae.data.store.storage import Shard
 from mae.errors import BadImageError, UserError, first_of
 from mae.files import flush
 
-# timm looks for jpg, png and webp only.
+# timm finds only jpg, png and webp.
 _PACKED_EXTENSION = {"jpeg": "jpg"}
-_TOLD_EVERY = 32
+_REPORT_EVERY = 32
 
 
 def pack_shards(plan: Plan, numbers: Iterable[int], engine: Engine, advance: Advance) -> None:
-    """Pack these shards of a plan, those that are not done.
-
-    `advance` is told of images that are done and of their bytes in the source.
+    """Pack those of the given shards that are not finished; report images and their bytes to `advance`.
 
     Raises:
-        UserError: if an image cannot be read, a label is none, another process packs the same shards, or a worker dies.
+        UserError: if an image cannot be read, a label is invalid, a worker dies, or another process packs the same
+            shards.
     """
-    undone = []
+    unfinished = []
     for number in numbers:
         if read_record(plan, number) is None:
-            undone.append(number)
+            unfinished.append(number)
         else:
             begin, end = plan.starts[number : number + 2]
             advance(end - begin, 0)
-    engine(partial(pack_shard, plan.out, plan.split), undone, advance)
-    busy = [plan.filename(number) for number in undone if read_record(plan, number) is None]
+    engine(partial(pack_shard, plan.out, plan.split), unfinished, advance)
+    busy = [plan.filename(number) for number in unfinished if read_record(plan, number) is None]
     if busy:
         raise UserError(
-            f"another mae pack is at {first_of(busy, separator=', ')}; run the same command again when it has finished"
+            f"another mae pack is writing {first_of(busy, separator=', ')}; run the same command again after it"
         )
 
 
 def pack_shard(out: Path, split: str, number: int, advance: Advance) -> None:
-    """Write one shard of the plan in `out`, and the record of it; nothing if it is there or another is at it."""
+    """Write one shard of the plan in `out` and its record, unless it is finished or another process is writing it."""
     plan = load_plan(out, split)
     name = plan.filename(number)
     part = plan.parts / f"{name}.{socket.gethostname()}.{os.getpid()}.part"
@@ -65,16 +63,25 @@ def pack_shard(out: Path, split: str, number: int, advance: Advance) -> None:
         with lock(plan.parts / f"{name}.lock", wait=False) as is_ours:
             if not is_ours or read_record(plan, number) is not None:
                 return
-            for left_over in plan.parts.glob(f"{name}.*.part"):
-                left_over.unlink()
+            for leftover in plan.parts.glob(f"{name}.*.part"):
+                leftover.unlink()
             try:
                 _pack_shard(plan, number, part, advance)
             finally:
                 part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{plan.parts / name} cannot be written: {error.strerror}; mend that, then run the same command again"
+            f"{plan.parts / name} cannot be written: {error.strerror}; fix that, then run the same command again"
         ) from None
+
+
+def describe_part(plan: Plan, shards: range) -> str:
+    """Describe in one line a split of which only `shards` were packed."""
+    which = f"shards {shards.start} to {shards.stop - 1}" if shards else "none"
+    return (
+        f"{plan.split}: {plan.images:,} images make {plan.shards} shards, of which {which} are packed; "
+        "when all are packed, the same command without --shard_range publishes them"
+    )
 
 
 def _pack_shard(plan: Plan, number: int, part: Path, advance: Advance) -> None:
@@ -93,26 +100,26 @@ def _pack_shard(plan: Plan, number: int, part: Path, advance: Advance) -> None:
 
 
 def _write_tar(plan: Plan, number: int, file: BinaryIO, record: ShardRecord, advance: Advance) -> int:
-    """Write the images of a shard one by one; returns how many were good."""
-    told = [0, 0]
+    """Write the images of a shard one by one, and return how many were good."""
+    images, size = 0, 0
     with TarWriter(file, encoder=False, mtime=0) as tar:
         for position, item in plan.items(number):
-            told = [told[0] + 1, told[1] + item.size]
-            if told[0] == _TOLD_EVERY:
-                advance(*told)
-                told = [0, 0]
+            images, size = images + 1, size + item.size
+            if images == _REPORT_EVERY:
+                advance(images, size)
+                images, size = 0, 0
             try:
                 files = _read(item, plan.rules, record)
             except BadImageError as error:
                 record.bad.append(f"{item.name} ({error})")
             else:
                 tar.write({"__key__": f"{position:09d}", **files})
-    advance(*told)
+    advance(images, size)
     return record.pixels.images
 
 
 def _read(item: Item, rules: PackRules, record: ShardRecord) -> dict[str, bytes]:
-    """The files of one sample by extension; its image is measured.
+    """Return the files of one sample by extension, and add its pixels to `record`.
 
     Raises:
         BadImageError: if the image cannot be decoded.
@@ -130,6 +137,6 @@ def _read(item: Item, rules: PackRules, record: ShardRecord) -> dict[str, bytes]
         files[LABEL_EXTENSION] = str(item.label).encode()
     if rules.provenance:
         if "json" in files:
-            raise UserError(f"{item.name} has a .json file already; pack it without --provenance")
+            raise UserError(f"{item.name} already has a .json file; pack it without --provenance")
         files["json"] = json.dumps({"source": item.name}).encode()
     return files

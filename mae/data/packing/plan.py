@@ -1,8 +1,8 @@
-"""The plan of a split: which images, in which order, in which shards; fixed before anything is written.
+"""Plan of a split: its images, their order, and their shards; fixed before any shard is written.
 
-It lies in the folder `.SPLIT.parts` of the output until the split is whole, so that an interrupted pack goes on
-where it ended, and so that any number of processes on any number of machines can share the work. A million files
-take about 10 s to list on a local disk, 70 MB of memory besides the names of the fullest folder, and 60 MB of disk.
+The plan is in the folder `.SPLIT.parts` of the output until the split is published. An interrupted pack resumes from
+it, and processes on several machines share the work through it. To list a million files takes about 10 s on a local
+disk, 60 MB of disk, and 70 MB of memory plus the names in the largest folder.
 """
 
 import mmap
@@ -33,10 +33,10 @@ from mae.files import flush
 from mae.keyed import Purpose
 
 FORMAT = 1
-"""Raised when the same plan would give other bytes; a pack that was begun in another format is not continued."""
-_FILE, _LINES, _ORDER = "plan.json", "items.jsonl", "order.bin"
+"""Version of the bytes that a plan gives; a pack that was started in another version is not resumed."""
+_FACTS_FILE, _ITEMS_FILE, _ORDER_FILE = "plan.json", "items.jsonl", "order.bin"
 _BLOCK = 1 << 20
-# What is known only after the source was listed.
+# Facts that are known only after the source was listed.
 _LISTED = ("images", "bytes", "items", "classes")
 
 T = TypeVar("T")
@@ -44,25 +44,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PackRules:
-    """What, besides the source, decides about the bytes of the shards."""
+    """Settings that, with the source, determine the bytes of the shards."""
 
     shard_samples: int = 10_000
-    """Most images in a shard."""
+    """Maximum number of images in a shard."""
     shard_bytes: float = 1e9
-    """Bytes of source files after which a new shard is begun."""
+    """Bytes of source files after which a new shard starts."""
     seed: int | None = 0
-    """Of the order of the images; None: as they are listed."""
+    """Seed of the order of the images; None: the order in which the source lists them."""
     provenance: bool = False
-    """Whether each image's source is stored beside it."""
+    """Whether to store each image's source beside it."""
     short_side: int | None = None
-    """Pixels to which the short sides of larger images are reduced; None: bytes stay untouched."""
+    """Pixels of the short side to which larger images are reduced; None: image bytes stay unchanged."""
     quality: int = 90
-    """Of the JPEG files that reduced images become."""
+    """JPEG quality of reduced images."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A split to be packed into `out`."""
+    """Plan of the split that is packed into `out`."""
 
     out: Path
     split: str
@@ -70,51 +70,51 @@ class Plan:
     source: str
     classes: tuple[str, ...]
     starts: tuple[int, ...]
-    """[shards + 1] place in the order with which each shard begins."""
+    """[shards + 1] position of each shard's first image in the order; the last is the number of images."""
 
     @property
     def parts(self) -> Path:
-        """The folder of the unfinished split."""
+        """Folder of the unfinished split."""
         return parts_folder(self.out, self.split)
 
     @property
     def shards(self) -> int:
-        """How many there will be."""
+        """Number of shards."""
         return len(self.starts) - 1
 
     @property
     def images(self) -> int:
-        """How many there are, good and bad."""
+        """Number of images, good and bad."""
         return self.starts[-1]
 
     def filename(self, number: int) -> str:
-        """`train-000123.tar`."""
+        """Return the name of a shard, such as `train-000123.tar`."""
         return f"{self.split}-{number:06d}.tar"
 
     def items(self, number: int) -> Iterator[tuple[int, Item]]:
-        """The items of one shard, each with its place in the order of the whole split."""
+        """Yield the items of one shard, each with its position in the order of the split."""
         begin, end = self.starts[number : number + 2]
         folder = self.parts / "plan"
-        places = np.fromfile(folder / _ORDER, np.int64, count=end - begin, offset=8 * begin)
-        with (folder / _LINES).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
-            for position, place in enumerate(places.tolist(), begin):
-                lines.seek(place)
+        offsets = np.fromfile(folder / _ORDER_FILE, np.int64, count=end - begin, offset=8 * begin)
+        with (folder / _ITEMS_FILE).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
+            for position, offset in enumerate(offsets.tolist(), begin):
+                lines.seek(offset)
                 yield position, from_line(lines.readline(), self.source)
 
 
 def plan_split(source: Source, out: Path, split: str, rules: PackRules, is_trusted: bool = False) -> Plan:
-    """The plan of a split, written into `out`; one that is there already must be the same.
+    """Write the plan of a split into `out` and return it; an existing plan must be the same.
 
-    With `is_trusted` such a one is taken without listing the source again, if the settings are the same.
+    With `is_trusted`, an existing plan with the same settings is used without listing the source again.
 
     Raises:
-        UserError: if `out` holds the split already, was begun with other settings or images, or cannot be written;
-            and as the source does.
+        UserError: if `out` already contains the split, has an unfinished pack of other images or settings, or cannot
+            be written; or if the source cannot be listed.
     """
     parts = parts_folder(out, split)
     if not (parts / "plan").exists():
         _refuse_packed(out, split)
-    items = _peeked(source.items)  # nothing is written before it is known that there is something to pack
+    items = _peeked(source.items)  # an empty source fails here, before anything is written
     try:
         parts.mkdir(parents=True, exist_ok=True)
         with lock(parts / "plan.lock"):
@@ -124,7 +124,7 @@ def plan_split(source: Source, out: Path, split: str, rules: PackRules, is_trust
 
 
 def load_plan(out: Path, split: str) -> Plan:
-    """The plan of an unfinished split.
+    """Return the plan of an unfinished split.
 
     Raises:
         UserError: if there is none.
@@ -141,22 +141,22 @@ def load_plan(out: Path, split: str) -> Plan:
 
 
 def parts_folder(out: Path, split: str) -> Path:
-    """Where the shards of a split are until all of them are there."""
+    """Return the folder of a split's shards until they are published."""
     return out / f".{split}.parts"
 
 
 def remains_folder(out: Path, split: str) -> Path:
-    """What is left of the parts while they are deleted."""
+    """Return the folder to which the parts are moved for removal."""
     return out / FOLDER / f"{split}.done"
 
 
 def shuffled(items: Sequence[T], seed: int) -> list[T]:
-    """The items in an order keyed by `seed`, so that every shard holds a mixture of the classes."""
+    """Return the items in an order given by `seed`, so that every shard contains a mixture of classes."""
     return [items[i] for i in packing_order(len(items), seed).tolist()]
 
 
 def packing_order(count: int, seed: int | None) -> NDArray[np.int64]:
-    """[count] the place in the list of what is packed first, second, ...; without a seed as listed."""
+    """Return [count] indices of the images in the order of packing; without a seed, the order of the list."""
     if seed is None:
         return np.arange(count)
     base, words = keyed.key(Purpose.PACK, seed), np.empty(count, np.uint64)
@@ -166,21 +166,24 @@ def packing_order(count: int, seed: int | None) -> NDArray[np.int64]:
     return np.argsort(words, kind="stable")
 
 
-def cut(sizes: NDArray[np.int64], shard_samples: int, shard_bytes: float) -> list[int]:
-    """Where shards begin, and the end: each is full with the image that completes `shard_samples` or `shard_bytes`."""
+def shard_starts(sizes: NDArray[np.int64], shard_samples: int, shard_bytes: float) -> list[int]:
+    """Return the position of each shard's first image, then the number of images; `sizes` are the bytes of each image.
+
+    A shard ends with the image that reaches `shard_samples` or `shard_bytes`.
+    """
     ends, starts = np.cumsum(sizes), [0]
-    most_bytes = int(min(np.ceil(shard_bytes), 2**62))  # a float would have all of `ends` copied for every shard
+    max_bytes = int(min(np.ceil(shard_bytes), 2**62))  # searching for a float would copy `ends` for every shard
     while (begin := starts[-1]) < len(sizes):
         before = int(ends[begin - 1]) if begin else 0
-        full = int(np.searchsorted(ends, before + most_bytes)) + 1
+        full = int(np.searchsorted(ends, before + max_bytes)) + 1
         starts.append(min(begin + shard_samples, full, len(sizes)))
     return starts
 
 
 def _refuse_packed(out: Path, split: str) -> None:
     if split in read_info(out).get("splits", {}) or any(out.glob(f"{split}-[0-9]*.tar")):
-        shutil.rmtree(remains_folder(out, split), ignore_errors=True)  # of a pack that was killed in its last moment
-        raise UserError(f"{out} holds a split {split!r} already; give another --split or another --out")
+        shutil.rmtree(remains_folder(out, split), ignore_errors=True)  # left if publish was killed at its end
+        raise UserError(f"{out} already contains a split {split!r}; choose another --split or another --out")
 
 
 def _peeked(items: Iterator[Item]) -> Iterator[Item]:
@@ -193,29 +196,29 @@ def _write_or_compare(
 ) -> Plan:
     place = parts_folder(out, split) / "plan"
     if is_trusted and place.exists():
-        _refuse_another(place, _facts(source, rules))
+        _refuse_different(place, _facts(source, rules))
         return load_plan(out, split)
-    # Named for its process: where there are no locks, another may write at the same moment.
+    # The name contains the process: without locks, another process may write a plan at the same time.
     part = place.with_name(f"plan-{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         facts, starts = _list(source, items, part, rules)
-        write_json(part / _FILE, {"facts": facts, "rules": asdict(rules), "starts": starts})
+        write_json(part / _FACTS_FILE, {"facts": facts, "rules": asdict(rules), "starts": starts})
         if not place.exists():
-            _refuse_packed(out, split)  # another may have done it all while the source was listed
-            with suppress(OSError):  # another was faster by a hair; whether it planned the same comes next
+            _refuse_packed(out, split)  # another process may have finished while the source was listed
+            with suppress(OSError):  # another process was faster; its plan is compared below
                 part.rename(place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    _refuse_another(place, facts)
+    _refuse_different(place, facts)
     return load_plan(out, split)
 
 
 def _list(source: Source, items: Iterator[Item], folder: Path, rules: PackRules) -> tuple[dict[str, Any], list[int]]:
-    """Write the items down, line by line, and in which order they are packed; returns the facts and the cuts."""
+    """Write the items and their order of packing; return the facts and the start of each shard."""
     offsets, sizes, found = array("q", [0]), array("q"), sha256()
-    with (folder / _LINES).open("wb") as file:
+    with (folder / _ITEMS_FILE).open("wb") as file:
         for item in items:
             line = to_line(item, source.name)
             file.write(line)
@@ -224,35 +227,37 @@ def _list(source: Source, items: Iterator[Item], folder: Path, rules: PackRules)
             sizes.append(item.size)
         flush(file)
     order = packing_order(len(sizes), rules.seed)
-    with (folder / _ORDER).open("wb") as file:
+    with (folder / _ORDER_FILE).open("wb") as file:
         np.frombuffer(offsets, np.int64)[order].tofile(file)
         flush(file)
     ordered = np.frombuffer(sizes, np.int64)[order]
     listed = {"images": len(sizes), "bytes": int(ordered.sum()), "items": found.hexdigest(), "classes": source.classes}
-    return _facts(source, rules) | listed, cut(ordered, rules.shard_samples, rules.shard_bytes)
+    return _facts(source, rules) | listed, shard_starts(ordered, rules.shard_samples, rules.shard_bytes)
 
 
 def _facts(source: Source, rules: PackRules) -> dict[str, Any]:
     facts = {"format": FORMAT, "source": source.name, **asdict(rules)}
-    # Another version of Pillow may write other bytes.
+    # Another version of Pillow may write different bytes.
     return facts | ({"Pillow": PIL.__version__} if rules.short_side else {"quality": None})
 
 
 def _stored(place: Path) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
-    """The facts, rules and cuts of a plan."""
+    """Return the facts, the rules and the shard starts of a plan."""
     try:
-        stored = read_json(place / _FILE)
+        stored = read_json(place / _FACTS_FILE)
         return stored["facts"], stored["rules"], stored["starts"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{place / _FILE} cannot be read ({error}); delete {place.parent} to begin anew") from None
+        raise UserError(
+            f"{place / _FACTS_FILE} cannot be read ({error}); delete {place.parent} to start again"
+        ) from None
 
 
-def _refuse_another(place: Path, facts: dict[str, Any]) -> None:
+def _refuse_different(place: Path, facts: dict[str, Any]) -> None:
     stored, _, _ = _stored(place)
     for name, value in facts.items():
         if stored.get(name) != value:
-            what = "its images are others" if name in _LISTED else f"{name} was {stored.get(name)}, is {value}"
+            what = "its images are different" if name in _LISTED else f"{name} was {stored.get(name)}, now {value}"
             raise UserError(
-                f"{place.parent} holds an unfinished pack that differs: {what}; finish that one with the source and "
-                "the settings of before, or delete the folder to begin anew"
+                f"{place.parent} contains an unfinished pack that differs: {what}; finish it with its own source and "
+                "settings, or delete the folder to start again"
             )

@@ -1,4 +1,4 @@
-"""Publish a packed split: give its shards their names, and write its index, class list, counts and statistics."""
+"""Publish a packed split: move its shards to their place, and write index, class list, counts and statistics."""
 
 import shutil
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ BAD_FILE = "bad-images.txt"
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed."""
+    """Split that was published."""
 
     filenames: list[str]
     shard_lengths: list[int]
     samples_per_class: list[int]
-    """Empty if any image has no label."""
+    """Number of samples of each class; empty if an image has no label."""
     bad: list[str]
     statistics: PixelStatistics | None
     shrunk: int
@@ -38,18 +38,18 @@ class Packed:
 
     @property
     def samples(self) -> int:
-        """Images written."""
+        """Number of images in the shards."""
         return sum(self.shard_lengths)
 
 
 def publish(plan: Plan, skip_bad: bool) -> Packed:
-    """Give all shards of a split their names and write its index, class list and entry in `_info.json`.
+    """Move all shards of a split to their place, and write index, class list and the split's entry in `_info.json`.
 
-    It can be repeated after a crash. The index lies where training looks for it.
+    The index is written where training finds it. After a crash, call this function again.
 
     Raises:
-        UserError: if shards are missing, or images are bad and `skip_bad` is off, and nothing is published then;
-            or if `out` cannot be written.
+        UserError: before anything is published, if shards are missing, all images are bad, or some are bad and
+            `skip_bad` is off; or if `out` cannot be written.
     """
     found = [read_record(plan, number) for number in range(plan.shards)]
     missing = [plan.filename(number) for number, record in enumerate(found) if record is None]
@@ -63,22 +63,40 @@ def publish(plan: Plan, skip_bad: bool) -> Packed:
             f"--skip_bad True, which repeats no work; or repair them, delete {plan.parts} and pack again"
         )
     if not any(record.entry for record in records):
-        raise UserError("no image could be packed: all are bad")
+        raise UserError(
+            f"all {plan.images} images are bad: {first_of(bad)}; repair them, delete {plan.parts} and pack again"
+        )
     try:
         (plan.out / FOLDER).mkdir(exist_ok=True)
         with lock(plan.out / FOLDER / "lock"):
             return _publish(plan, records, bad)
     except OSError as error:
         raise UserError(
-            f"{plan.out} cannot be written: {error.strerror}; mend that, then run the same command again"
+            f"{plan.out} cannot be written: {error.strerror}; fix that, then run the same command again"
         ) from None
+
+
+def describe(plan: Plan, packed: Packed) -> str:
+    """Describe a published split in one line."""
+    parts = [f"{plan.split}: {packed.samples:,} images in {len(packed.filenames)} shards at {plan.out}"]
+    if plan.classes:
+        parts.append(f"{len(plan.classes)} classes")
+    if packed.statistics:
+        parts.append(str(packed.statistics))
+    if plan.rules.short_side:
+        parts.append(f"{packed.shrunk:,} images made smaller (short side {plan.rules.short_side})")
+    if packed.unsuited:
+        parts.append(f"{packed.unsuited:,} larger images left unchanged: not 8-bit gray or RGB")
+    if packed.bad:
+        parts.append(f"{len(packed.bad)} bad images left out, listed in {plan.split}-{BAD_FILE}")
+    return ", ".join(parts)
 
 
 def _publish(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Packed:
     classes = known_classes(plan.out)
     if classes and plan.classes and classes != plan.classes:
         raise UserError(
-            f"{plan.out / CLASSES_FILE} has changed since this pack was begun; pack splits of the same classes into "
+            f"{plan.out / CLASSES_FILE} has changed since this pack started; pack splits of the same classes into "
             f"one folder, or delete {plan.parts} and pack again"
         )
     shards = [number for number, record in enumerate(records) if record.entry]
@@ -91,7 +109,7 @@ def _publish(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Pack
     if plan.classes:
         _write_lines(plan.out / CLASSES_FILE, plan.classes)
     _write_info(plan, packed)
-    # Gone in one step: what a crash leaves of it must not look like an unfinished pack.
+    # A rename first: if a crash interrupts the removal, the rest must not look like an unfinished pack.
     remains = remains_folder(plan.out, plan.split)
     shutil.rmtree(remains, ignore_errors=True)
     plan.parts.rename(remains)
@@ -128,14 +146,14 @@ def _save_index(plan: Plan, numbers: Sequence[int], records: Sequence[ShardRecor
     assert folder is not None
     folder.mkdir(parents=True, exist_ok=True)
     entries = [record.entry for record in records if record.entry]
-    # Of two processes that packed the same shard, one without knowing of the other, the later left its time.
+    # If two processes packed the same shard (without locks), the file has the time of the later one.
     entries = [replace(entry, version=shard.version) for entry, shard in zip(entries, shards, strict=True)]
     save(folder, entries, [part_path(plan, number, ".bin") for number in numbers])
     save_pixels(load(folder, shards), packed.statistics, packed.samples)
 
 
 def _write_info(plan: Plan, packed: Packed) -> None:
-    """timm reads `splits`; mean, std and counts stand beside what it looks for."""
+    """Write the split's entry of `_info.json`: the keys that timm reads, and beside them mean, std and counts."""
     entry: dict[str, Any] = {
         "name": plan.split,
         "num_samples": packed.samples,

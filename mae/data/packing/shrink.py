@@ -1,4 +1,4 @@
-"""Images made smaller before they are packed, in pixels and in bytes: quality traded for disk space and speed."""
+"""Images made smaller before they are packed: less quality, but less disk space and faster reading."""
 
 import io
 from enum import Enum
@@ -8,18 +8,19 @@ from PIL import Image
 
 from mae.data.images.decode import FORMATS, decode_pixels
 
-# The modes that a JPEG stores without another loss; 16-bit gray, palettes, CMYK and alpha are none of them.
+# Channels of the modes that JPEG stores directly; not among them: 16-bit gray, palettes, CMYK and alpha.
 _CHANNELS = {"L": 1, "RGB": 3}
 
 
 class Outcome(Enum):
-    """What became of an image."""
+    """Result for one image."""
 
     SMALL = "small"
-    """It had no more pixels and bytes than asked for, or no header that can be read."""
+    """Image unchanged, because it is small enough or its header cannot be read."""
     SHRUNK = "shrunk"
+    """Image made smaller."""
     UNSUITED = "unsuited"
-    """It was large, but of a kind that is left as it is."""
+    """Large image unchanged, because its kind is never made smaller."""
 
 
 class _Header(NamedTuple):
@@ -31,16 +32,15 @@ class _Header(NamedTuple):
 
 
 def shrink(data: bytes, short_side: int, quality: int) -> tuple[bytes, Outcome]:
-    """An image whose short side has more than `short_side` pixels, and any JPEG, as a smaller JPEG.
+    """Reduce an image whose short side exceeds `short_side` pixels, and return it as a JPEG of the given quality.
 
-    Reduced with Pillow's antialiased Lanczos filter, which keeps the crops of training closest to those of the
-    original, and written with 4:2:0 chroma. A JPEG that is not too large is only written anew, and stays byte for byte
-    where that saves nothing; so does every other file that is not too large. The EXIF orientation is applied, the
-    colour profile kept, all other metadata dropped. 16-bit gray, palettes, CMYK, alpha, several frames and .npy
-    arrays are left as they are.
+    Pillow's antialiased Lanczos filter reduces it, because it keeps training crops closest to those of the
+    original. Chroma is 4:2:0. A JPEG that is not too large is encoded again, and kept byte for byte if that saves
+    nothing. The EXIF orientation is applied, the colour profile is kept, and other metadata are dropped. Unchanged
+    are all other small images, 16-bit gray, palettes, CMYK, alpha, several frames and .npy arrays.
 
     Raises:
-        BadImageError: if an image that is to be written anew cannot be decoded.
+        BadImageError: if an image that must be encoded again cannot be decoded.
     """
     header = _header(data)
     is_large = header is not None and min(header.size) > short_side
@@ -62,7 +62,7 @@ def shrink(data: bytes, short_side: int, quality: int) -> tuple[bytes, Outcome]:
 
 
 def _header(data: bytes) -> _Header | None:
-    """What the first bytes of an image say; None if they say nothing, which is for the decoder to complain of."""
+    """Read the header of an image; None if that fails, so that the decoder reports the error."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _Header(
@@ -74,5 +74,5 @@ def _header(data: bytes) -> _Header | None:
                 and "transparency" not in image.info
                 and getattr(image, "n_frames", 1) == 1,
             )
-    except Exception:  # as many kinds of error as there are ways to damage a header
+    except Exception:  # a damaged header raises errors of many kinds
         return None

@@ -1,4 +1,4 @@
-"""What there is to pack: images of a labelled tree or a flat folder, or the samples of tar shards."""
+"""Sources of images to pack: a labelled tree, a flat folder, or tar shards."""
 
 import base64
 import json
@@ -16,13 +16,13 @@ from mae.data.tar import Member, members
 from mae.errors import UserError, first_of
 
 CLASSES_FILE = "classes.txt"
-# File names need not be UTF-8; what Python makes of their bytes is written as those bytes.
+# File names need not be UTF-8; this round-trips any bytes.
 NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
-_NAMED_AT_MOST = 5
+_MAX_NAMES = 5
 
 
 class Extent(NamedTuple):
-    """`size` bytes of a file from `offset`."""
+    """Range of `size` bytes of a file, from `offset`."""
 
     path: str
     offset: int
@@ -30,72 +30,72 @@ class Extent(NamedTuple):
     is_whole_file: bool = False
 
     def read(self) -> bytes:
-        """The bytes.
+        """Read the bytes.
 
         Raises:
-            UserError: if they cannot be read, or are not as many as when they were listed.
+            UserError: if they cannot be read, or their number has changed since they were listed.
         """
         try:
             with open(self.path, "rb") as file:  # noqa: PTH123 (ten million paths are kept as plain strings)
                 file.seek(self.offset)
-                # One byte more of a whole file, so that it is seen to have grown.
+                # One more byte of a whole file shows whether it has grown.
                 data = file.read(self.size + self.is_whole_file)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be read: {error.strerror}; mend that, {_AGAIN}") from None
+            raise UserError(f"{self.path} cannot be read: {error.strerror}; fix that, {_AGAIN}") from None
         if len(data) != self.size:
             raise UserError(f"{self.path} has changed while it was being packed; restore it, {_AGAIN}")
         return data
 
 
-_AGAIN = "then run the same command again: the shards that are done stay"
+_AGAIN = "then run the same command again: finished shards are kept"
 
 
 class Item(NamedTuple):
-    """One image to pack."""
+    """Image to pack."""
 
     name: str
-    """Where it comes from, for messages and provenance."""
+    """Origin of the image, for messages and provenance."""
     extension: str
     image: Extent | bytes
     label: int = NO_LABEL
-    """Class; `NO_LABEL` also for an item of a shard, whose .cls file is copied like any other side file."""
+    """Class; `NO_LABEL` for images of shards too, because their .cls files are copied as side files."""
     side_files: tuple[tuple[str, Extent], ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes of the image and its side files."""
+        """Number of bytes of the image and its side files."""
         image = len(self.image) if isinstance(self.image, bytes) else self.image.size
         return image + sum(extent.size for _, extent in self.side_files)
 
 
 @dataclass
 class Source:
-    """Images to be listed one by one, so that ten million of them need not be in memory."""
+    """Source whose images are listed one by one, so that ten million of them need no memory."""
 
     name: str
-    """Which source this is: a path, the same for whoever names it and from wherever."""
+    """Absolute path, or URL without secrets."""
     items: Iterator[Item]
-    """To be gone through once; what follows is complete only then."""
+    """Images; after one pass over them, the following attributes are complete."""
     classes: list[str] = field(default_factory=list)
-    """Names in label order; empty without labels or without names."""
+    """Class names in the order of labels; empty if there are no labels or names."""
     ignored: int = 0
-    """Files that belong to no image."""
+    """Number of files that belong to no image."""
     first_ignored: list[str] = field(default_factory=list)
 
     def ignore(self, *names: str) -> None:
-        """Count files that stay out."""
+        """Count files that are not packed."""
         self.ignored += len(names)
-        self.first_ignored += names[: _NAMED_AT_MOST - len(self.first_ignored)]
+        self.first_ignored += names[: _MAX_NAMES - len(self.first_ignored)]
 
 
 def find_images(source: str, cache_dir: Path, known: Sequence[str] = ()) -> Source:
-    """The images of a labelled tree (`class/image`), a flat folder, or existing shards.
+    """Find the images of a labelled tree (`class/image`), a flat folder, or existing shards.
 
-    Labels are the places of the class folders' names in `known`, or, if that is empty, in their alphabetical order.
+    The label of an image is the index of its class folder in `known`, or in alphabetical order if `known` is empty.
 
     Raises:
-        UserError: if there is nothing to pack, a tree mixes both layouts, or a class is not known; some of it only
-            while the items are listed.
+        UserError: here or while the items are listed, if there is no image, a tree mixes both layouts, or a class is
+            not in `known`.
     """
     found = Source(redacted(source) if scheme_of(source) else os.path.realpath(source), iter(()))
     if _is_tree(source):
@@ -106,13 +106,13 @@ def find_images(source: str, cache_dir: Path, known: Sequence[str] = ()) -> Sour
 
 
 def known_classes(folder: Path) -> tuple[str, ...]:
-    """The class list of a folder of shards; empty if there is none."""
+    """Return the class list of a folder of shards; empty if there is none."""
     path = folder / CLASSES_FILE
     return tuple(filter(None, path.read_text(**NAMES).split("\n"))) if path.exists() else ()
 
 
 def to_line(item: Item, root: str) -> bytes:
-    """An item as a line of JSON; `root` is the source's name, below which paths are written short."""
+    """Return an item as a line of JSON, which omits the path of a file `root/name`."""
     image: object
     if isinstance(item.image, bytes):
         image = base64.b64encode(item.image).decode()
@@ -125,7 +125,7 @@ def to_line(item: Item, root: str) -> bytes:
 
 
 def from_line(line: bytes, root: str) -> Item:
-    """The item that `to_line` wrote."""
+    """Parse a line written by `to_line`."""
     name, extension, label, image, side_files = json.loads(line)
     content: Extent | bytes
     if isinstance(image, str):
@@ -165,11 +165,11 @@ def _list_tree(source: Source, known: Sequence[str]) -> Iterator[Item]:
         label = number[folder] if slash else NO_LABEL
         yield Item(name, extension, Extent(f"{source.name}/{name}", 0, size, is_whole_file=True), label)
     if not flat + nested:
-        raise UserError(f"{source.name} holds no image (.{', .'.join(IMAGE_EXTENSIONS)})")
+        raise UserError(f"{source.name} contains no image (.{', .'.join(IMAGE_EXTENSIONS)})")
     if flat and nested:
         raise UserError(
-            f"{source.name} mixes {flat} images beside {nested} in folders (the first is {first_flat}); "
-            "give either class/image or one flat folder"
+            f"{source.name} contains {flat} images (the first is {first_flat}) beside {nested} in class folders; "
+            "use either class folders or one flat folder"
         )
     if known and unknown:
         raise UserError(
@@ -180,14 +180,14 @@ def _list_tree(source: Source, known: Sequence[str]) -> Iterator[Item]:
 
 
 def _walk(root: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """The files of a tree by path, hidden ones left out; links are followed. One folder's names are held at a time."""
+    """Yield the files of a tree sorted by path, without hidden files; links are followed."""
     folder = f"{root}/{below}".rstrip("/")
     try:
         names, folders, here = _entries(folder)
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}; mend or remove it") from None
+        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}; fix or remove it") from None
     if here in above:
-        raise UserError(f"{folder} is a link to a folder that it lies in; remove the link")
+        raise UserError(f"{folder} is a link to a folder that contains it; remove the link")
     for name in names:
         if name in folders:
             yield from _walk(root, f"{below}{name}/", above | {here})
@@ -196,8 +196,8 @@ def _walk(root: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[
 
 
 def _entries(folder: str) -> tuple[list[str], set[str], tuple[int, int]]:
-    """The names in a folder, those of folders among them, and which folder it is, by whatever path."""
-    place = os.stat(folder)  # noqa: PTH116
+    """Return the names in a folder, those that are folders, and the folder's device and inode."""
+    found = os.stat(folder)  # noqa: PTH116
     names, folders = [], set()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -205,23 +205,23 @@ def _entries(folder: str) -> tuple[list[str], set[str], tuple[int, int]]:
                 names.append(entry.name)
                 if entry.is_dir():
                     folders.add(entry.name)
-    return sorted(names), folders, (place.st_dev, place.st_ino)
+    return sorted(names), folders, (found.st_dev, found.st_ino)
 
 
 def _extension(name: str) -> str:
-    """In lower case; empty if it is none of an image."""
+    """Return the extension of an image in lower case; "" for other files."""
     extension = name.rpartition(".")[2].lower()
     return extension if extension in IMAGE_EXTENSIONS else ""
 
 
 def _size(path: str) -> int | None:
-    """Bytes of a file; None if it is none, such as a link to nowhere."""
+    """Return the bytes of a regular file; None for anything else, such as a broken link."""
     try:
         found = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; mend or remove it") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}; fix or remove it") from None
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
@@ -239,7 +239,7 @@ def _list_shards(source: Source, shards: Sequence[Shard], cache_dir: Path, known
             images += 1
             yield item
     if not images:
-        raise UserError(f"{source.name} holds no image (.{', .'.join(IMAGE_EXTENSIONS)})")
+        raise UserError(f"{source.name} contains no image (.{', .'.join(IMAGE_EXTENSIONS)})")
 
 
 def _list_shard(source: Source, shard: Shard, tar: Path) -> Iterator[Item]:
@@ -257,4 +257,4 @@ def _list_shard(source: Source, shard: Shard, tar: Path) -> Iterator[Item]:
         side = tuple((ending, extent(member)) for ending, member in sample.files.items() if ending != sample.image)
         image = extent(sample.files[sample.image])
         yield Item(f"{shard.name}/{sample.key}", sample.image, image, side_files=side)
-    source.ignored += len(listing) - seen  # hidden ones, and those without an extension
+    source.ignored += len(listing) - seen  # hidden files, and files without an extension

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +27,12 @@ class _CachedRange(NamedTuple):
     path: Path
 
 
+@dataclass(frozen=True)
 class CacheSpace:
     """Budget of at most `budget` bytes of ranges in `folder`."""
 
-    def __init__(self, folder: Path, budget: int) -> None:
-        self.folder, self.budget = folder, budget
+    folder: Path
+    budget: int
 
     def write(self, descriptor: int, data: bytes) -> None:
         """Write `data` into an open part; evict the least recently used ranges to make room.

@@ -33,7 +33,7 @@ LONGEST_WAIT_SECONDS = 30.0
 SECONDS_IN_ALL = 300.0
 
 _CANCEL_SECONDS = 30.0
-_REASON_LENGTH = 200
+_MAX_REASON_LENGTH = 200
 
 _RETRY_LATER = (408, 425, 429)
 _RANGE_OR_VERSION_MISMATCH = (412, 416)
@@ -64,10 +64,10 @@ def request(url: str, method: str, *, seconds: float, **options: Any) -> Any:
 
 
 def retried(url: str, attempt: Callable[[], T]) -> T:
-    """Call `attempt` until it raises no `TransientError`, and return its result.
+    """Return the result of `attempt`; repeat it after a `TransientError` while attempts and time are left.
 
     Raises:
-        UserError: if the attempts or the time are used up; the message gives the last failure.
+        UserError: if no attempt succeeded; the message gives the last failure.
     """
     retrying = Retrying(
         stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(SECONDS_IN_ALL),
@@ -182,6 +182,6 @@ def _reason(error: BaseException) -> str:
     status = _status(error)
     text = str(getattr(error, "message", "") or error).partition("\n")[0]
     text = re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda url: redacted(url[0]), text)
-    text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "", text)[:_REASON_LENGTH]
+    text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "", text)[:_MAX_REASON_LENGTH]
     name = f"HTTP {status}" if status else type(error).__name__
     return f"{name}: {text}" if text else name

@@ -84,11 +84,8 @@ class RangeCache:
             self._pending.add(path)
             self._requests.put((path, shard, start, stop, verify))
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, "budget": self.budget}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type["RangeCache"], tuple[Path, int]]:
+        return RangeCache, (self.folder, self.budget)
 
     def _start_threads(self) -> None:
         """Start threads and a new queue in each process: a fork copies no threads, and may copy a locked queue."""

@@ -59,7 +59,7 @@ def test_a_mistake_of_the_user_comes_through_as_it_is(tmp_path: Path, workers: i
 
 
 def test_p09_a_worker_that_is_killed_is_told_of(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a worker process was killed, probably for want of memory; .*--workers"):
+    with pytest.raises(UserError, match=r"a worker process was killed, probably because memory ran out; .*--workers"):
         run(process_engine(2), die_at_three, tmp_path)
 
 
@@ -156,5 +156,5 @@ def test_ray_passes_a_mistake_of_the_user_on_as_it_is(ray: Engine, tmp_path: Pat
 
 @pytest.mark.slow
 def test_ray_tells_of_a_worker_that_is_killed(ray: Engine, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Ray has failed .*; run the same command again"):
+    with pytest.raises(UserError, match=r"Ray failed .*; run the same command again"):
         run(ray, die_at_three, tmp_path)

@@ -199,7 +199,7 @@ def test_d18_a_shard_that_another_process_packs_is_left_to_it(flat: Path, tmp_pa
     plan = planned(flat, tmp_path / "out")
     with (
         lock(plan.parts / "train-000001.tar.lock"),
-        pytest.raises(UserError, match=r"another mae pack is at train-000001\.tar; run the same command again"),
+        pytest.raises(UserError, match=r"another mae pack is writing train-000001\.tar; run the same command again"),
     ):
         pack_shards(plan, range(plan.shards), process_engine(0), lambda images, size: None)
     assert pack(flat, tmp_path / "out").samples == 9
@@ -234,7 +234,7 @@ def test_provenance_is_stored_beside_each_image(tree: Path, tmp_path: Path) -> N
 
 def test_provenance_never_replaces_a_side_file(write_tar: Callable[..., Path], tmp_path: Path) -> None:
     source = write_tar("source/in.tar", {"a.png": png(0), "a.json": b"{}"})
-    with pytest.raises(UserError, match=r"in\.tar/a has a \.json file already"):
+    with pytest.raises(UserError, match=r"in\.tar/a already has a \.json file"):
         pack(source, tmp_path / "out", rules=replace(RULES, provenance=True))
     assert not list((tmp_path / "out").glob("*.tar"))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae.data.packing.plan import PackRules, Plan, cut, load_plan, packing_order, plan_split, shuffled
+from mae.data.packing.plan import PackRules, Plan, load_plan, packing_order, plan_split, shard_starts, shuffled
 from mae.data.packing.sources import Item, Source
 from mae.errors import UserError
 
@@ -27,7 +27,7 @@ def names(plan: Plan) -> list[str]:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1), st.integers(1, 9), st.floats(1, 200))
 def test_every_shard_but_the_last_is_full_and_none_is_fuller(sizes: list[int], count: int, most: float) -> None:
-    starts = cut(np.array(sizes), count, most)
+    starts = shard_starts(np.array(sizes), count, most)
     assert (starts[0], starts[-1]) == (0, len(sizes))
     shards = [sizes[begin:end] for begin, end in pairwise(starts)]
     assert all(len(shard) <= count and sum(shard[:-1]) < most for shard in shards)
@@ -68,14 +68,14 @@ def test_the_same_plan_is_taken_up_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"source": source(11)}, "its images are others"),
-        ({"source": source(classes=["a"])}, "its images are others"),
-        ({"source": source(name="there")}, "source was here, is there"),
-        ({"rules": replace(RULES, shard_samples=5)}, "shard_samples was 4, is 5"),
-        ({"rules": replace(RULES, shard_bytes=5.0)}, r"shard_bytes was 1000000000\.0, is 5\.0"),
-        ({"rules": replace(RULES, seed=1)}, "seed was 0, is 1"),
-        ({"rules": replace(RULES, provenance=True)}, "provenance was False, is True"),
-        ({"rules": replace(RULES, short_side=9)}, "short_side was None, is 9"),
+        ({"source": source(11)}, "its images are different"),
+        ({"source": source(classes=["a"])}, "its images are different"),
+        ({"source": source(name="there")}, "source was here, now there"),
+        ({"rules": replace(RULES, shard_samples=5)}, "shard_samples was 4, now 5"),
+        ({"rules": replace(RULES, shard_bytes=5.0)}, r"shard_bytes was 1000000000\.0, now 5\.0"),
+        ({"rules": replace(RULES, seed=1)}, "seed was 0, now 1"),
+        ({"rules": replace(RULES, provenance=True)}, "provenance was False, now True"),
+        ({"rules": replace(RULES, short_side=9)}, "short_side was None, now 9"),
     ],
 )
 def test_another_plan_is_refused_until_the_first_is_deleted(
@@ -83,7 +83,7 @@ def test_another_plan_is_refused_until_the_first_is_deleted(
 ) -> None:
     first = plan_split(source(), tmp_path, "train", RULES)
     given_now = {"source": source(), "rules": RULES} | changed
-    with pytest.raises(UserError, match=rf"\.train\.parts holds an unfinished pack that differs: {message}; finish"):
+    with pytest.raises(UserError, match=rf"\.train\.parts contains an unfinished pack that differs: {message}; finish"):
         plan_split(out=tmp_path, split="train", **given_now)
     assert load_plan(tmp_path, "train") == first
     assert names(first) == shuffled([f"item {n}" for n in range(10)], 0)
@@ -99,7 +99,7 @@ def test_a_trusted_plan_is_not_listed_again(tmp_path: Path) -> None:
     again = source(2)
     assert plan_split(again, tmp_path, "train", RULES, is_trusted=True) == first
     assert len(list(again.items)) == 1, "one was looked at, to see that there is something"
-    with pytest.raises(UserError, match="shard_samples was 4, is 5"):
+    with pytest.raises(UserError, match="shard_samples was 4, now 5"):
         plan_split(source(), tmp_path, "train", replace(RULES, shard_samples=5), is_trusted=True)
 
 
@@ -126,7 +126,7 @@ def test_a_listing_that_fails_in_the_middle_leaves_no_plan(tmp_path: Path) -> No
 def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
     plan = plan_split(source(), tmp_path, "train", RULES)
     (plan.parts / "plan" / "plan.json").write_text("{")
-    with pytest.raises(UserError, match=r"plan\.json cannot be read .*; delete .*\.train\.parts to begin anew"):
+    with pytest.raises(UserError, match=r"plan\.json cannot be read .*; delete .*\.train\.parts to start again"):
         load_plan(tmp_path, "train")
-    with pytest.raises(UserError, match=r"delete .*\.train\.parts to begin anew"):
+    with pytest.raises(UserError, match=r"delete .*\.train\.parts to start again"):
         plan_split(source(), tmp_path, "train", RULES)

@@ -89,7 +89,7 @@ def test_a_class_may_be_a_link_to_a_folder(tree: Path, tmp_path: Path) -> None:
 
 def test_a_link_that_leads_back_is_refused(tree: Path) -> None:
     (tree / "bee" / "all").symlink_to(tree)
-    with pytest.raises(UserError, match="bee/all is a link to a folder that it lies in; remove the link"):
+    with pytest.raises(UserError, match="bee/all is a link to a folder that contains it; remove the link"):
         listed(tree)
 
 
@@ -189,26 +189,26 @@ def test_labels_are_places_in_a_known_class_list(tree: Path, tmp_path: Path) -> 
 
 def test_images_beside_folders_of_images_are_refused(tree: Path) -> None:
     (tree / "stray.png").write_bytes(png(0))
-    with pytest.raises(UserError, match=r"mixes 1 images beside 12 in folders \(the first is stray\.png\)"):
+    with pytest.raises(UserError, match=r"contains 1 images \(the first is stray\.png\) beside 12 in class folders"):
         listed(tree)
 
 
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("x")
-    with pytest.raises(UserError, match=r"holds no image \(\.jpg, "):
+    with pytest.raises(UserError, match=r"contains no image \(\.jpg, "):
         listed(tmp_path)
     with pytest.raises(UserError, match="do not exist"):
         listed(tmp_path / "none")
 
 
 def test_d06_shards_without_images_are_refused(write_tar: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match=r"in\.tar holds no image"):
+    with pytest.raises(UserError, match=r"in\.tar contains no image"):
         listed(write_tar("in.tar", {"a.txt": b"x"}))
 
 
 def test_a_link_to_itself_is_named(tree: Path) -> None:
     (tree / "bee" / "loop.png").symlink_to("loop.png")
-    with pytest.raises(UserError, match=r"bee/loop\.png cannot be read: Too many levels of symbolic links; mend or"):
+    with pytest.raises(UserError, match=r"bee/loop\.png cannot be read: Too many levels of symbolic links; fix or"):
         listed(tree)
 
 
