@@ -11,7 +11,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from mae.data.packing.engines import Engine, process_engine, ray_engine
+from mae.data.packing.engines import process_engine, ray_engine
 from mae.data.packing.pack import describe_part, pack_shards
 from mae.data.packing.plan import PackRules, plan_split
 from mae.data.packing.publish import Packed, describe, publish
@@ -79,42 +79,38 @@ class PackSettings:
 
 def run(settings: PackSettings) -> dict[str, Packed]:
     """Pack every split of the source; return the published splits by name."""
+    seed = 0 if settings.shuffle else None
     if settings.source == DIGITS:
         from mae.data.packing.digits import digit_sources  # noqa: PLC0415 (scikit-learn is slow to import)
 
-        sources = digit_sources()
+        sources, seed = digit_sources(), None  # shuffled before they are split
     else:
         sources = {settings.split: find_images(settings.source, default_cache_dir(), known_classes(settings.out))}
-    published = {}
-    for split, source in sources.items():
-        plan = plan_split(source, settings.out, split, _rules(settings), is_trusted=settings.shard_range is not None)
-        if source.ignored:
-            _say(f"{source.ignored:,} files are not images and are left out, the first: {source.first_ignored[0]}")
-        shards = range(*(min(number, plan.shards) for number in settings.shard_range or (0, plan.shards)))
-        with progress_bar(f"packing {split}", plan.starts[shards.stop] - plan.starts[shards.start]) as advance:
-            pack_shards(plan, shards, _engine(settings), advance)
-        if settings.shard_range is not None:
-            _say(describe_part(plan, shards))
-            continue
-        published[split] = publish(plan, settings.skip_bad)
-        _say(describe(plan, published[split]))
-    return published
-
-
-def _rules(settings: PackSettings) -> PackRules:
-    return PackRules(
+    rules = PackRules(
         shard_samples=settings.shard_samples,
         shard_bytes=settings.shard_bytes,
-        seed=0 if settings.shuffle and settings.source != DIGITS else None,  # digits are shuffled before they are split
+        seed=seed,
         provenance=settings.provenance,
         short_side=settings.short_side,
         quality=settings.quality,
     )
-
-
-def _engine(settings: PackSettings) -> Engine:
     workers = default_workers() if settings.workers is None else settings.workers
-    return ray_engine(workers) if settings.engine == "ray" else process_engine(workers)
+    is_part = settings.shard_range is not None
+    published = {}
+    for split, source in sources.items():
+        plan = plan_split(source, settings.out, split, rules, is_trusted=is_part)
+        if source.ignored:
+            _say(f"{source.ignored:,} files are not images and are left out, the first: {source.first_ignored[0]}")
+        shards = range(*(min(number, plan.shards) for number in settings.shard_range or (0, plan.shards)))
+        with progress_bar(f"packing {split}", plan.starts[shards.stop] - plan.starts[shards.start]) as advance:
+            engine = ray_engine(workers) if settings.engine == "ray" else process_engine(workers)
+            pack_shards(plan, shards, engine, advance)
+        if is_part:
+            _say(describe_part(plan, shards))
+        else:
+            published[split] = publish(plan, settings.skip_bad)
+            _say(describe(plan, published[split]))
+    return published
 
 
 def _say(text: str) -> None:

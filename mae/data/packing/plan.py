@@ -34,7 +34,7 @@ from mae.keyed import Purpose
 
 FORMAT = 1
 """Version of the bytes that a plan gives; a pack that was started in another version is not resumed."""
-_FACTS_FILE, _ITEMS_FILE, _ORDER_FILE = "plan.json", "items.jsonl", "order.bin"
+_PLAN_FILE, _ITEMS_FILE, _ORDER_FILE = "plan.json", "items.jsonl", "order.bin"
 _BLOCK = 1 << 20
 # Facts that are known only after the source was listed.
 _LISTED = ("images", "bytes", "items", "classes")
@@ -120,7 +120,7 @@ def plan_split(source: Source, out: Path, split: str, rules: PackRules, is_trust
         with lock(parts / "plan.lock"):
             return _write_or_compare(source, items, out, split, rules, is_trusted)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+        raise UserError(f"{out} cannot be written: {error.strerror}; fix that, or choose another --out") from None
 
 
 def load_plan(out: Path, split: str) -> Plan:
@@ -167,10 +167,7 @@ def packing_order(count: int, seed: int | None) -> NDArray[np.int64]:
 
 
 def shard_starts(sizes: NDArray[np.int64], shard_samples: int, shard_bytes: float) -> list[int]:
-    """Return the position of each shard's first image, then the number of images; `sizes` are the bytes of each image.
-
-    A shard ends with the image that reaches `shard_samples` or `shard_bytes`.
-    """
+    """Cut images of the given bytes into shards, each full at `shard_samples` or `shard_bytes`; see `Plan.starts`."""
     ends, starts = np.cumsum(sizes), [0]
     max_bytes = int(min(np.ceil(shard_bytes), 2**62))  # searching for a float would copy `ends` for every shard
     while (begin := starts[-1]) < len(sizes):
@@ -204,7 +201,7 @@ def _write_or_compare(
     part.mkdir()
     try:
         facts, starts = _list(source, items, part, rules)
-        write_json(part / _FACTS_FILE, {"facts": facts, "rules": asdict(rules), "starts": starts})
+        write_json(part / _PLAN_FILE, {"facts": facts, "rules": asdict(rules), "starts": starts})
         if not place.exists():
             _refuse_packed(out, split)  # another process may have finished while the source was listed
             with suppress(OSError):  # another process was faster; its plan is compared below
@@ -244,11 +241,11 @@ def _facts(source: Source, rules: PackRules) -> dict[str, Any]:
 def _stored(place: Path) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
     """Return the facts, the rules and the shard starts of a plan."""
     try:
-        stored = read_json(place / _FACTS_FILE)
+        stored = read_json(place / _PLAN_FILE)
         return stored["facts"], stored["rules"], stored["starts"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{place / _FACTS_FILE} cannot be read ({error}); delete {place.parent} to start again"
+            f"{place / _PLAN_FILE} cannot be read ({error}); delete {place.parent} to start again"
         ) from None
 
 

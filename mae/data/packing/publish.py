@@ -54,7 +54,8 @@ def publish(plan: Plan, skip_bad: bool) -> Packed:
     found = [read_record(plan, number) for number in range(plan.shards)]
     missing = [plan.filename(number) for number, record in enumerate(found) if record is None]
     if missing:
-        raise UserError(f"{len(missing)} of {plan.shards} shards are not packed: {first_of(missing, separator=', ')}")
+        names = first_of(missing, separator=", ")
+        raise UserError(f"{len(missing)} of {plan.shards} shards are not packed: {names}; pack them first")
     records = [record for record in found if record is not None]
     bad = [name for record in records for name in record.bad]
     if bad and not skip_bad:

@@ -39,7 +39,6 @@ class CacheSpace:
 
         Raises:
             UserError: if the disk is full and no range is left to evict.
-            OSError: if the part cannot be written for another reason.
         """
         self._reserve(len(data))
         while True:

@@ -185,7 +185,9 @@ def test_ranges_of_shards_make_the_whole(tree: Path, tmp_path: Path) -> None:
     pack(tree, tmp_path / "whole", rules=replace(RULES, shard_samples=3))
     plan = planned(tree, tmp_path / "out", rules=replace(RULES, shard_samples=3))
     pack_shards(plan, range(2, 4), process_engine(2), lambda images, size: None)
-    with pytest.raises(UserError, match=r"2 of 4 shards are not packed: train-000000\.tar, train-000001\.tar"):
+    with pytest.raises(
+        UserError, match=r"2 of 4 shards are not packed: train-000000\.tar, train-000001\.tar; pack them"
+    ):
         publish(plan, skip_bad=False)
     assert not list((tmp_path / "out").glob("*.tar"))
     pack_shards(plan, range(2), process_engine(0), lambda images, size: None)
