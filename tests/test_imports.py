@@ -65,6 +65,19 @@ def test_nothing_but_the_command_line_imports_a_pipeline() -> None:
     assert {module for module, _ in COMMANDS.values()} >= {"mae.pipelines.pretrain", "mae.pipelines.finetune"}
 
 
+def test_the_readme_lists_every_room() -> None:
+    tree = (ROOT / "README.md").read_text().partition("## The rooms")[2].split("```")[1]
+    listed: list[str] = []
+    parents: list[str] = []
+    for line in tree.strip().splitlines():
+        name, depth = line.split()[0].rstrip("/"), (len(line) - len(line.lstrip())) // 2
+        parents[depth:] = [name]
+        listed.append("/".join(parents))
+    packages = [path.parent.relative_to(ROOT) for path in (ROOT / "mae").rglob("__init__.py")]
+    others = ["pipelines", "configs", "tests", "benchmarks"]
+    assert sorted(listed) == sorted([*map(str, packages), *others])
+
+
 def test_no_import_cycles() -> None:
     """Lazy imports count as well."""
     graph = {module_name(path): imported(path) - {module_name(path)} for path in SOURCES}
