@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor, nn
 
-from mae.models.decoder import DECODERS, CrossDecoder
+from mae.models.decoders import DECODERS
 from mae.models.encoder import build_encoder, encode_visible
 from mae.models.masking import Mask, make_mask
 from mae.models.patches import patchify, take, unpatchify
@@ -46,8 +46,9 @@ class MaskedAutoencoder(nn.Module):
         self.kept, self.predicted = settings.kept(self.grid), settings.predicted(self.grid)
         self.encoder = build_encoder(settings, image_size, channels)
         self.decoder = DECODERS[settings.decoder](settings.decoder_shape, settings.shape, self.grid, patch_pixels)
-        if isinstance(self.decoder, CrossDecoder):
-            # The decoder norms what it sees by itself; fine-tuning begins with this norm as it is here.
+        self.blocks = [*self.encoder.blocks, *self.decoder.blocks]
+        if not self.decoder.reads_normed_output:
+            # Fine-tuning begins with this norm as it is here.
             self.encoder.norm.requires_grad_(False)
 
     @property
@@ -87,11 +88,9 @@ class MaskedAutoencoder(nn.Module):
         ids: Int64[Tensor, "batch predicted"],
     ) -> Float[Tensor, "batch predicted pixels"]:
         layers = encode_visible(self.encoder, take(pixels, ids_keep), ids_keep)
-        predicted: Tensor
-        if isinstance(self.decoder, CrossDecoder):
-            predicted = self.decoder(layers, ids)
-        else:
-            predicted = self.decoder(self.encoder.norm(layers[-1]), ids_keep, ids)
+        if self.decoder.reads_normed_output:
+            layers[-1] = self.encoder.norm(layers[-1])
+        predicted: Tensor = self.decoder(layers, ids_keep, ids)
         return predicted
 
     def loss(

@@ -13,6 +13,8 @@ from mae.models.patches import take
 layer_norm = partial(nn.LayerNorm, eps=1e-6)
 """As in the encoder, and in all published weights."""
 
+_MLP_RATIO = 4
+
 
 class DecoderBlock(Block):  # type: ignore[misc]  # timm is not typed
     """timm's block of self-attention; asked for some tokens, it computes of the others keys and values alone."""
@@ -62,7 +64,7 @@ class CrossBlock(nn.Module):
         self.norm1 = layer_norm(width)
         self.cross_attn = CrossAttention(width, heads, memory_width)
         self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width, _MLP_RATIO * width)
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens width"], memory: Float[Tensor, "batch visible memory_width"]
@@ -81,3 +83,28 @@ def attend(
     q = query.view(batch, tokens, heads, width // heads).transpose(1, 2)
     k, v = key_value.view(batch, -1, 2, heads, width // heads).permute(2, 0, 3, 1, 4)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Xavier-uniform linear layers with zero biases, as the paper's appendix A.1 has it."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def linear_flops(tokens: int, inputs: int, outputs: int) -> int:
+    """Count the operations of a linear layer: two per multiply-add."""
+    return 2 * tokens * inputs * outputs
+
+
+def block_flops(tokens: int, memory: int, width: int, memory_width: int) -> int:
+    """Count the operations of a block: attention of `tokens` to a `memory` of tokens of `memory_width`, and an MLP."""
+    queries_and_outputs = 2 * linear_flops(tokens, width, width)
+    keys_and_values = linear_flops(memory, memory_width, 2 * width)
+    scores_and_sums = 2 * linear_flops(tokens, width, memory)
+    mlp = 2 * linear_flops(tokens, width, _MLP_RATIO * width)
+    return queries_and_outputs + keys_and_values + scores_and_sums + mlp

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from mae.errors import UserError
 from mae.models.masking import MaskKind
 from mae.models.patches import grid_size
-from mae.models.settings import DecoderKind, EncoderSettings, MaskedAutoencoderSettings
+from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 
 ModelKind = Literal["masked autoencoder", "classifier"]
 _FIELD = "mae"
@@ -20,7 +20,7 @@ _FIELD = "mae"
 class DecoderDescription:
     """Architecture of the decoder, and the task that it had."""
 
-    kind: DecoderKind
+    kind: str
     width: int
     depth: int
     heads: int

@@ -5,36 +5,20 @@ from jaxtyping import Float, Int64
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mae.models.positions import sincos_positions
 from mae.models.settings import EncoderSettings
+from mae.models.vit import build_vit
 
 
 def build_encoder(
     settings: EncoderSettings, image_size: tuple[int, int], channels: int, drop_path: float = 0.0
 ) -> VisionTransformer:
-    """A ViT with a cls token, fixed sine-cosine positions and the paper's initialisation.
+    """Return the ViT of these settings.
 
-    Its features are the normed cls token; timm's own `forward` works as ever.
+    Raises:
+        UserError: if the patch size does not divide the image size.
     """
-    width, depth, heads = settings.shape
-    grid = settings.grid(image_size)
-    encoder = VisionTransformer(
-        img_size=image_size,
-        patch_size=settings.patch,
-        in_chans=channels,
-        num_classes=0,
-        global_pool="token",
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        drop_path_rate=drop_path,
-        weight_init="skip",
-    )
-    encoder.apply(init_weights)
-    init_patch_embedding(encoder.patch_embed.proj)
-    nn.init.normal_(encoder.cls_token, std=0.02)
-    encoder.pos_embed = nn.Parameter(sincos_positions(grid, width), requires_grad=False)
-    return encoder
+    settings.grid(image_size)
+    return build_vit(settings.shape, settings.patch, image_size, channels, drop_path)
 
 
 def encode_visible(
@@ -59,21 +43,3 @@ def encode_visible(
     for block in encoder.blocks:
         layers.append(block(layers[-1]))
     return layers
-
-
-def init_weights(module: nn.Module) -> None:
-    """Xavier-uniform linear layers with zero biases, as the paper's appendix A.1 has it."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
-def init_patch_embedding(projection: nn.Conv2d) -> None:
-    """The patch embedding is a linear layer over a patch's pixels, and is initialised as one."""
-    nn.init.xavier_uniform_(projection.weight.data.flatten(1))
-    assert projection.bias is not None
-    nn.init.zeros_(projection.bias)

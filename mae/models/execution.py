@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import torch
 from timm.layers import Mlp
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from torch._inductor import config as inductor_config
 from torch.utils.checkpoint import checkpoint
 
-from mae.models.blocks import CrossBlock
+from mae.errors import UserError
 
 Checkpointing = Literal["none", "gelu", "blocks"]
 
@@ -27,7 +26,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
 
     Sums may be rounded otherwise, but all random numbers are the same. Call it after `checkpoint_activations`.
     """
-    blocks = _blocks(model)
+    blocks = transformer_blocks(model)
     # Past this number of versions torch goes on uncompiled. Each rate of drop path, a constant of its block, makes one.
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, len(blocks) + _SPARE_VERSIONS)
     # The compiler has random numbers of its own; drop path is to draw what it draws uncompiled.
@@ -42,15 +41,24 @@ def checkpoint_activations(model: nn.Module, checkpointing: Checkpointing) -> No
     `gelu` forgets what the MLP's GELU gives, for some hundredths of the time; `blocks` keeps of each transformer block
     its input only. The results are the same to the last bit, for the random numbers of drop path are drawn again too.
     """
-    for block in _blocks(model):
-        if checkpointing == "gelu":
-            block.mlp.forward = _with_gelu_again(block.mlp)  # type: ignore[union-attr]  # a module
-        elif checkpointing == "blocks":
+    if checkpointing == "none":
+        return
+    for block in transformer_blocks(model):
+        if checkpointing == "blocks":
             block.forward = _checkpointed(block.forward)
+            continue
+        mlp = getattr(block, "mlp", None)
+        if not isinstance(mlp, Mlp):
+            raise UserError(
+                f"activation_checkpointing is gelu, but {type(block).__name__} has no `mlp` of timm's class Mlp; "
+                "allowed for this model: none, blocks"
+            )
+        mlp.forward = _with_gelu_again(mlp)
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, Block | CrossBlock)]
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of an autoencoder, of encoder and decoder, or of a classifier."""
+    return list(model.blocks)  # type: ignore[arg-type]  # a list or a sequence of modules
 
 
 def _with_gelu_again(mlp: Mlp) -> Callable[[Tensor], Any]:

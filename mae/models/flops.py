@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.blocks import block_flops, linear_flops
 from mae.models.classifier import HeadKind
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
-
-_MLP_RATIO = 4
 
 # Dense bf16 with sums in fp32, from NVIDIA's data sheets, by the name that the driver tells. Names are not shortened:
 # the same chip is slower on other boards (H100 NVL), and in part (MIG).
@@ -42,21 +42,12 @@ class Flops(NamedTuple):
 
 def autoencoder_flops(settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int) -> Flops:
     """Of a masked autoencoder, its loss included."""
-    grid = settings.grid(image_size)
-    kept, predicted, patches = settings.kept(grid), settings.predicted(grid), grid[0] * grid[1]
-    encoder, decoder, patch_pixels = settings.shape, settings.decoder_shape, _patch_pixels(settings, channels)
-    visible, everything = kept + 1, patches + 1  # with the cls token
-    embedding = _linear(kept, patch_pixels, encoder.width)
-    forward = embedding + encoder.depth * _block(visible, visible, encoder.width, encoder.width)
-    if settings.decoder == "cross":
-        forward += _linear(visible * encoder.width, encoder.depth + 1, decoder.depth)  # the mixes of layers
-        forward += decoder.depth * _block(predicted, visible, decoder.width, encoder.width)
-    else:
-        forward += _linear(visible, encoder.width, decoder.width)
-        forward += (decoder.depth - 1) * _block(everything, everything, decoder.width, decoder.width)
-        forward += _block(predicted, everything, decoder.width, decoder.width)
-    forward += _linear(predicted, decoder.width, patch_pixels)
-    return _with_backward(forward, embedding)
+    with torch.device("meta"):
+        model = MaskedAutoencoder(settings, image_size, channels)
+    (width, depth, _), visible = settings.shape, model.kept + 1  # with the cls token
+    embedding = linear_flops(model.kept, _patch_pixels(settings, channels), width)
+    encoder = embedding + depth * block_flops(visible, visible, width, width)
+    return _with_backward(encoder + model.decoder.flops(visible, model.predicted), embedding)
 
 
 def classifier_flops(
@@ -66,10 +57,10 @@ def classifier_flops(
     rows, columns = settings.grid(image_size)
     width, depth, _ = settings.shape
     tokens = rows * columns + 1
-    embedding = _linear(rows * columns, _patch_pixels(settings, channels), width)
-    forward = embedding + depth * _block(tokens, tokens, width, width) + _linear(1, width, classes)
+    embedding = linear_flops(rows * columns, _patch_pixels(settings, channels), width)
+    forward = embedding + depth * block_flops(tokens, tokens, width, width) + linear_flops(1, width, classes)
     if head == "mlp":
-        forward += _linear(1, width, width)
+        forward += linear_flops(1, width, width)
     return _with_backward(forward, embedding)
 
 
@@ -80,19 +71,6 @@ def peak_flops(device: torch.device) -> float | None:
 
 def _patch_pixels(settings: EncoderSettings, channels: int) -> int:
     return settings.patch[0] * settings.patch[1] * channels
-
-
-def _linear(tokens: int, inputs: int, outputs: int) -> int:
-    return 2 * tokens * inputs * outputs
-
-
-def _block(tokens: int, memory: int, width: int, memory_width: int) -> int:
-    """Attention of `tokens` to a `memory` of tokens of `memory_width`, and an MLP."""
-    queries_and_outputs = 2 * _linear(tokens, width, width)
-    keys_and_values = _linear(memory, memory_width, 2 * width)
-    scores_and_sums = 2 * _linear(tokens, width, memory)
-    mlp = 2 * _linear(tokens, width, _MLP_RATIO * width)
-    return queries_and_outputs + keys_and_values + scores_and_sums + mlp
 
 
 def _with_backward(forward: int, embedding: int) -> Flops:

@@ -1,36 +1,14 @@
 """What model to build: one size table and the settings of encoder and decoder."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any
 
 from mae.models.masking import MaskKind, grid_cell, kept_patches
 from mae.models.patches import grid_size
+from mae.models.sizes import SIZES, Size
 from mae.settings import check
-
-DecoderKind = Literal["self", "cross"]
-
-
-class Size(NamedTuple):
-    """An encoder's width, number of blocks and attention heads."""
-
-    width: int
-    depth: int
-    heads: int
-
-
-SIZES = {
-    "tiny": Size(192, 12, 3),
-    "small": Size(384, 12, 6),
-    "base": Size(768, 12, 12),
-    "large": Size(1024, 24, 16),
-    "huge": Size(1280, 32, 16),
-}
-
-
-# Widest encoder -> its decoder.
-_DECODERS = {192: Size(192, 4, 6), 384: Size(256, 8, 8), 768: Size(512, 8, 16)}
-_LARGEST_PRESET = max(_DECODERS)
 
 _DEFAULT_PATCH = (16, 16)
 # Both positions, of row and column, have sines and cosines.
@@ -109,7 +87,7 @@ class MaskedAutoencoderSettings(EncoderSettings):
     """Which patches are hidden: each by chance; all but one of each square cell (grid); rectangles (block)."""
     mask_ratio: float = 0.75
     """Share of the patches hidden from the encoder."""
-    decoder: DecoderKind = "self"
+    decoder: str = "self"
     """self: mask tokens and visible tokens attend to each other; cross: mask tokens to visible ones only (CrossMAE)."""
     decoder_width: int | None = None
     """Channels of a token in the decoder; None: 192, 256 or 512 for an encoder like tiny, small or larger."""
@@ -124,20 +102,15 @@ class MaskedAutoencoderSettings(EncoderSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.decoder in _decoders(), "model.decoder", self.decoder, ", ".join(_decoders()))
         _check_size(self.decoder_shape, "model.decoder_")
         check(0 < self.mask_ratio < 1, "model.mask_ratio", self.mask_ratio, "above 0 and below 1")
         check(0 < self.predict_ratio <= 1, "model.predict_ratio", self.predict_ratio, "above 0, at most 1")
 
     @property
     def decoder_shape(self) -> Size:
-        """Width, blocks and heads of the decoder: as set, else such that it costs about as much as the encoder.
-
-        So does the published decoder, 512/8/16, beside ViT-B; with larger encoders it stays as it is.
-        """
-        like = min(self.shape.width, _LARGEST_PRESET)
-        width, depth, heads = next(decoder for widest, decoder in _DECODERS.items() if like <= widest)
-        if self.decoder == "cross":
-            depth = depth * 3 // 2
+        """Width, blocks and heads of the decoder: as set, else as the decoder has them beside such an encoder."""
+        width, depth, heads = _decoders()[self.decoder].default_shape(self.shape)
         return Size(
             width if self.decoder_width is None else self.decoder_width,
             depth if self.decoder_depth is None else self.decoder_depth,
@@ -193,10 +166,18 @@ def _stands_for(size: str) -> tuple[Size, tuple[int, int]]:
     """The shape, and the patch where none is set, of one of `SIZES` or of a timm model."""
     if size in SIZES:
         return SIZES[size], _DEFAULT_PATCH
-    # timm is slow to import, and its models are held against our encoder, which is built by these settings.
+    # timm takes seconds to import.
     from mae.models.timm_models import timm_shape  # noqa: PLC0415
 
     return timm_shape(size)
+
+
+def _decoders() -> Mapping[str, Any]:
+    """Return the decoders by name."""
+    # They import timm, which takes seconds.
+    from mae.models.decoders import DECODERS  # noqa: PLC0415
+
+    return DECODERS
 
 
 def _check_size(size: Size, prefix: str) -> None:

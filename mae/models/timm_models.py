@@ -10,8 +10,8 @@ from timm.models import list_models
 from torch import nn
 
 from mae.errors import UserError, first_of
-from mae.models.encoder import build_encoder
-from mae.models.settings import SIZES, EncoderSettings, Size
+from mae.models.sizes import SIZES, Size
+from mae.models.vit import build_vit
 
 # timm's modules that hold plain ViTs, among many others.
 _MODULES = ("vision_transformer", "deit")
@@ -57,9 +57,7 @@ def _compare(name: str) -> tuple[Size, tuple[int, int], list[str]]:
         theirs = timm.create_model(name, num_classes=0)
         heads = getattr(getattr(theirs.blocks[0], "attn", None), "num_heads", 1)
         size, patch = Size(theirs.embed_dim, len(theirs.blocks), heads), theirs.patch_embed.patch_size
-        ours = build_encoder(
-            EncoderSettings(**size._asdict(), patch_size=patch), theirs.patch_embed.img_size, channels=3
-        )
+        ours = build_vit(size, patch, theirs.patch_embed.img_size, channels=3)
     found, wanted = _parts(theirs), _parts(ours)
     differences = [
         f"its {part} is {found[part]} instead of {wanted[part]}"

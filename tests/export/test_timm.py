@@ -19,7 +19,8 @@ from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import build_classifier
 from mae.models.description import ModelDescription, describe_model, find_model, read_description
 from mae.models.encoder import build_encoder
-from mae.models.settings import SIZES, EncoderSettings, MaskedAutoencoderSettings
+from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
+from mae.models.sizes import SIZES
 from mae.models.weights import file_tensors, read_weights
 from mae.pipelines.export import ExportSettings, run
 from mae.training.checkpoints.manifest import DataPosition, Standing, step_folder

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae.errors import UserError
-from mae.models.settings import SIZES, EncoderSettings, MaskedAutoencoderSettings
+from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
+from mae.models.sizes import SIZES
 
 
 @pytest.mark.parametrize(
