@@ -1,7 +1,8 @@
 """Weights on disk: the layout of the published files, and loading an encoder out of any of ours.
 
 A whole-model file holds timm's encoder keys (`blocks.0.attn.qkv.weight`) beside the decoder's
-(`decoder_blocks.0...`, `mask_token`), as the published pretraining files do.
+(`decoder_blocks.0...`, `mask_token`), as the published pretraining files do. What a decoder calls otherwise
+keeps its module's name, `decoder.`, so that no name of a decoder is taken for one of the encoder.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,14 +18,17 @@ from mae.files import write_atomically
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.positions import resample_positions
 
-_DECODER_PREFIXES = ("decoder_", "mask_token")
+# Names of a decoder's tensors in the published files, and of those that are not published.
+_PUBLISHED_DECODER = ("decoder_", "mask_token")
+_DECODER_PREFIXES = (*_PUBLISHED_DECODER, "decoder.")
 _HEAD_PREFIXES = ("head.", "fc_norm.")
 _POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
 def name_in_file(name: str) -> str:
     """The name in a file of what is called `name` in an autoencoder or classifier."""
-    return name.removeprefix("encoder.").removeprefix("decoder.")
+    of_decoder = name.removeprefix("decoder.")
+    return of_decoder if of_decoder.startswith(_PUBLISHED_DECODER) else name.removeprefix("encoder.")
 
 
 def file_tensors(model: nn.Module) -> dict[str, Tensor]:

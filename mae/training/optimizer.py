@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from mae.models.decoders import Decoder
 from mae.settings import check
 
 _BATCH_OF_BASE_LR = 256
-_NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     layer_decay**(L+1), block i layer_decay**(L-i), and the final norm and the head 1 (BEiT, arXiv 2106.08254).
     `set_learning_rate` multiplies by `lr_scale`; a scheduler that did not would make the decay a no-op.
     """
+    owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     last = max((_block(name) for name, _ in named), default=-1) + 2
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in named:
-        decayed = parameter.ndim > 1 and not name.endswith(_NEVER_DECAYED)
+        decayed = parameter.ndim > 1 and _may_decay(name, owners[id(parameter)])
         layer = _layer(name, last) if layer_decay < 1 else last
         label = f"{'all' if layer_decay == 1 else _layer_name(layer, last)}{'' if decayed else ', no decay'}"
         group = groups.setdefault(
@@ -123,6 +125,13 @@ def describe_groups(groups: list[dict[str, Any]], peak: float) -> list[str]:
         f"weight decay {group['weight_decay']:g}  {sum(p.numel() for p in group['params']):,} parameters"
         for group in groups
     ]
+
+
+def _may_decay(name: str, owner: nn.Module) -> bool:
+    """Return False for the tokens, queries and positions that ViT and decoder hold themselves, not in their layers."""
+    if isinstance(owner, Decoder):
+        return name.rpartition(".")[2] in owner.decayed
+    return not isinstance(owner, VisionTransformer)
 
 
 def _block(name: str) -> int:

@@ -22,7 +22,7 @@ from mae.training.job import Job, total_steps
 from mae.training.micro_batch import agree_on_micro_batch
 from mae.training.optimizer import build_optimizer, cosine_schedule
 from mae.training.processes.accelerator import library_versions, require_agreement
-from mae.training.processes.fsdp2 import is_sharded
+from mae.training.processes.fsdp2 import is_sharded, shard_each_block
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder.folder import RunFolder, settings_hash
 from mae.training.settings import AUTO, TrainSettings
@@ -121,6 +121,7 @@ def _prepare(task: Task, settings: TrainSettings, accelerator: Accelerator) -> t
     checkpoint_activations(model, settings.activation_checkpointing)
     if settings.compile:
         compile_blocks(model)
+    shard_each_block(accelerator, model)
     prepared, optimizer = accelerator.prepare(model, build_optimizer(groups, settings.optim, accelerator.device))
     return prepared, TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay)
 

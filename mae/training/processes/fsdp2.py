@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mae.errors import UserError
+from mae.models.execution import transformer_blocks
 
 # What has been tried here, by the variables in which `accelerate launch` hands on its fsdp_config.
 _TRIED = {
@@ -48,6 +49,24 @@ def shard_on_any_device(accelerator: Accelerator, plugin: FullyShardedDataParall
     if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.fsdp_plugin = plugin
         accelerator.state.distributed_type = DistributedType.FSDP
+
+
+def shard_each_block(accelerator: Accelerator, model: nn.Module) -> None:
+    """Let `accelerator.prepare` gather each transformer block of this model by itself, whatever its class.
+
+    Raises:
+        TypeError: if blocks of different classes have the same name, by which alone Accelerate finds them.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    classes = {type(block) for block in transformer_blocks(model)}
+    names = sorted({kind.__name__ for kind in classes})
+    if len(names) < len(classes):
+        raise TypeError(
+            f"FSDP2 finds transformer blocks by the names of their classes ({', '.join(names)}); "
+            "several classes share one: rename the decoder's"
+        )
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = names
 
 
 def is_sharded(model: nn.Module) -> bool:

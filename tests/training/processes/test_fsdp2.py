@@ -10,20 +10,30 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mae.data.order import ORDER_VERSION
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.decoders import DECODERS
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.training.checkpoints.manifest import DataPosition, Standing
 from mae.training.checkpoints.reader import verify_checkpoint
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.guard import poisoned, step_unless
 from mae.training.optimizer import OptimSettings, build_optimizer, parameter_groups, set_learning_rate
-from mae.training.processes.fsdp2 import is_sharded, local_value, shard_on_any_device, sharding_asked_for, whole
+from mae.training.processes.fsdp2 import (
+    is_sharded,
+    local_value,
+    shard_each_block,
+    shard_on_any_device,
+    sharding_asked_for,
+    whole,
+)
 from mae.training.state import TrainingState
+from tests.models.toy_decoder import ToyDecoder
 
 TwoRanks = Callable[[Callable[[], Any]], list[Any]]
 BATCH = 8
@@ -41,25 +51,27 @@ def fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Block")
 
 
-def tiny_model() -> MaskedAutoencoder:
+def tiny_model(decoder: str = "self", decoder_depth: int = 1) -> MaskedAutoencoder:
     torch.manual_seed(0)
     settings = MaskedAutoencoderSettings(
-        width=16, depth=2, heads=2, patch_size=(2,), decoder_width=8, decoder_depth=1, decoder_heads=2
-    )
+        width=16, depth=2, heads=2, patch_size=(2,),
+        decoder=decoder, decoder_width=8, decoder_depth=decoder_depth, decoder_heads=2,
+    )  # fmt: skip
     return MaskedAutoencoder(settings, (8, 8), 1)
 
 
 class Trainer:
     """A training loop in small: accumulation of two, clipping, the guard."""
 
-    def __init__(self, precision: str = "no") -> None:
+    def __init__(self, precision: str = "no", build: Callable[[], MaskedAutoencoder] = tiny_model) -> None:
         # After a fork the first use makes torch's pool of threads anew, which threads of autograd must not do at once.
         torch.set_num_threads(1)
         plugin = sharding_asked_for()
         self.accelerator = Accelerator(mixed_precision=precision, fsdp_plugin=plugin)
         shard_on_any_device(self.accelerator, plugin)
-        model = tiny_model()
+        model = build()
         optimizer = build_optimizer(parameter_groups(model, 0.05), OptimSettings(), self.accelerator.device)
+        shard_each_block(self.accelerator, model)
         prepared: tuple[nn.Module, Optimizer] = self.accelerator.prepare(model, optimizer)
         self.model, self.optimizer = prepared
         self.bare: nn.Module = self.accelerator.unwrap_model(self.model)
@@ -111,6 +123,41 @@ def test_the_losses_are_those_of_ddp(
     assert not is_split
     assert sharded[1] == pytest.approx(by_ddp, rel=1e-6 if precision == "no" else 1e-5)
     assert by_ddp[-1] < by_ddp[0] / 2
+
+
+def train_with_deep_decoder(decoder: str) -> tuple[set[str], list[float]]:
+    """Names of the modules whose weights are gathered by themselves, and losses."""
+    trainer = Trainer(build=lambda: tiny_model(decoder, decoder_depth=3))
+    alone = {name for name, module in trainer.bare.named_modules() if isinstance(module, FSDPModule)}
+    return alone, [trainer.step(number) for number in range(4)]
+
+
+@pytest.mark.parametrize("decoder", [*DECODERS, "toy"])
+def test_each_block_of_encoder_and_decoder_is_gathered_by_itself_whatever_its_class(
+    decoder: str, on_two_ranks: TwoRanks, fsdp2: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DECODERS, "toy", ToyDecoder)
+    first, second = on_two_ranks(lambda: train_with_deep_decoder(decoder))
+    assert first == second
+    blocks = {f"encoder.blocks.{n}" for n in range(2)} | {f"decoder.decoder_blocks.{n}" for n in range(3)}
+    assert first[0] == {"", *blocks}  # the whole model holds the rest
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    alone, losses = train_with_deep_decoder(decoder)
+    assert not alone
+    assert first[1] == pytest.approx(losses, rel=1e-5)
+
+
+def model_with_two_classes_of_one_name() -> MaskedAutoencoder:
+    model = tiny_model()
+    model.blocks.append(type("Block", (nn.Identity,), {})())
+    return model
+
+
+def test_blocks_of_two_classes_with_one_name_are_refused(on_two_ranks: TwoRanks, fsdp2: None) -> None:
+    first, second = on_two_ranks(lambda: Trainer(build=model_with_two_classes_of_one_name))
+    assert first == second
+    assert first.startswith("TypeError: FSDP2 finds transformer blocks by the names of their classes (Block, DecoderB")
+    assert first.endswith("several classes share one: rename the decoder's")
 
 
 def test_nothing_is_sharded_unless_the_launcher_asks() -> None:
