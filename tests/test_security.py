@@ -252,7 +252,7 @@ def test_malicious_weights_are_refused_and_never_unpickled_x03(trap: str, canary
     path = tmp_path / "model.safetensors"
     path.write_bytes(TRAPS[trap](canary))
     for read in (read_weights, read_description):
-        with pytest.raises(UserError, match="no intact safetensors file"):
+        with pytest.raises(UserError, match="is not an intact safetensors file"):
             read(path)
     assert not canary.exists()
 

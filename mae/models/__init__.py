@@ -1,1 +1,1 @@
-"""The masked autoencoder and the classifier: patches, positions, masking, encoder, decoder."""
+"""The masked autoencoder and the classifier, with their patches, positions, masks, encoder and decoders."""

@@ -1,4 +1,4 @@
-"""The masked autoencoder: hide patches, encode the rest, predict what was hidden (arXiv 2111.06377)."""
+"""The masked autoencoder: hide patches, encode the others, predict the hidden ones (arXiv 2111.06377)."""
 
 from typing import NamedTuple
 
@@ -13,23 +13,23 @@ from mae.models.patches import patchify, take, unpatchify
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.settings import check
 
-# Keeps the target of a patch of one colour finite; the published value.
+# Added to the variance of a patch, which is 0 if the patch has one colour; the published value.
 _VARIANCE_EPS = 1e-6
 
 
 class Reconstruction(NamedTuple):
-    """What a forward pass yields."""
+    """Result of a forward pass."""
 
     loss: Float32[Tensor, ""]
     """Mean squared error over the predicted patches."""
     predicted: Float[Tensor, "batch predicted pixels"]
-    """The pixels of the predicted patches, in units of the target."""
+    """Pixels of the predicted patches, in units of the target."""
     ids: Int64[Tensor, "batch predicted"]
-    """Which patches these are: all that are hidden, or the chosen share of them."""
+    """Places of the predicted patches: all hidden ones, or the share `predict_ratio` of them."""
 
 
 class MaskedAutoencoder(nn.Module):
-    """`encoder` is a timm ViT, `decoder` is thrown away after pretraining."""
+    """Encoder, a timm ViT, and decoder, which is thrown away after pretraining."""
 
     def __init__(self, settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def patches(self) -> int:
-        """Number of patches of an image, and of columns of the noise."""
+        """Number of patches in an image, and of columns in the noise."""
         return self.grid[0] * self.grid[1]
 
     def forward(
@@ -61,7 +61,12 @@ class MaskedAutoencoder(nn.Module):
         images: Float[Tensor, "batch channels height width"],
         noise: Float[Tensor, "batch patches"] | Mask,
     ) -> Reconstruction:
-        """Normalised images, and uniform noise or one's own mask of any number of patches, -> loss."""
+        """Hide patches of normalised images, predict them, and compare.
+
+        Args:
+            images: Normalised images.
+            noise: Uniform noise from 0 to 1, from which masks are made; or a mask that keeps any number of patches.
+        """
         mask = self.mask(noise)
         ids = mask.ids_hidden[:, : self.predicted]
         pixels = patchify(images, self.patch_size)
@@ -73,12 +78,12 @@ class MaskedAutoencoder(nn.Module):
         images: Float[Tensor, "batch channels height width"],
         noise: Float[Tensor, "batch patches"] | Mask,
     ) -> Float[Tensor, "batch patches pixels"]:
-        """Every patch as the decoder predicts it from the visible ones, themselves included, for pictures."""
+        """Predict every patch, visible ones too, from the visible patches; for pictures."""
         everywhere = torch.arange(self.patches, device=images.device).expand(len(images), -1)
         return self._predict(patchify(images, self.patch_size), self.mask(noise).ids_keep, everywhere)
 
     def mask(self, noise: Float[Tensor, "batch patches"] | Mask) -> Mask:
-        """The mask of this model's kind that uniform noise stands for; one's own stays as it is."""
+        """Return the mask that this model makes from uniform noise; a mask is returned as it is."""
         return noise if isinstance(noise, Mask) else make_mask(noise, self.grid, self.mask_kind, self.kept)
 
     def _predict(
@@ -98,12 +103,12 @@ class MaskedAutoencoder(nn.Module):
         pixels: Float[Tensor, "batch predicted pixels"],
         predicted: Float[Tensor, "batch predicted pixels"],
     ) -> Float32[Tensor, ""]:
-        """Mean squared error between predictions and the true pixels, in float32 whatever the precision of the rest."""
+        """Return the mean squared error of the predictions, in float32 even under autocast."""
         with torch.autocast(pixels.device.type, enabled=False):
             return (predicted.float() - self.target(pixels)).square().mean()
 
     def target(self, pixels: Float[Tensor, "batch predicted pixels"]) -> Float32[Tensor, "batch predicted pixels"]:
-        """What to predict of patches: with `norm_pix_loss` each minus its own mean, over its deviation."""
+        """Return what the decoder should predict: pixels, normalised within each patch if `norm_pix_loss` is set."""
         if not self.norm_pix_loss:
             return pixels.float()
         mean, deviation = _mean_and_deviation(pixels.float())
@@ -114,10 +119,10 @@ class MaskedAutoencoder(nn.Module):
         predicted: Float[Tensor, "batch patches pixels"],
         images: Float[Tensor, "batch channels height width"],
     ) -> Float32[Tensor, "batch channels height width"]:
-        """Predictions of all patches as normalised images.
+        """Turn predictions of all patches into normalised images.
 
-        With `norm_pix_loss` a prediction says nothing of a patch's brightness and contrast: these are taken
-        from the true patch of `images`, which a caption has to admit.
+        With `norm_pix_loss` a prediction lacks the brightness and contrast of its patch. These are taken from the true
+        patch of `images`; a caption must say so.
         """
         pixels = predicted.float()
         if self.norm_pix_loss:
@@ -137,6 +142,6 @@ def _not_a_view(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
 def _mean_and_deviation(
     pixels: Float32[Tensor, "batch patches pixels"],
 ) -> tuple[Float32[Tensor, "batch patches 1"], Float32[Tensor, "batch patches 1"]]:
-    """Of each patch over its pixels and channels; the variance is the unbiased one, as published."""
+    """Return mean and deviation of each patch over pixels and channels; the variance is unbiased, as published."""
     variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
     return mean, (variance + _VARIANCE_EPS).sqrt()

@@ -1,4 +1,4 @@
-"""Transformer blocks of the decoders; they compute what is asked for and no more."""
+"""Transformer blocks of the decoders, their starting weights, and how many operations they take."""
 
 from functools import partial
 
@@ -11,13 +11,13 @@ from torch.nn import functional
 from mae.models.patches import take
 
 layer_norm = partial(nn.LayerNorm, eps=1e-6)
-"""As in the encoder, and in all published weights."""
+"""Layer norm with the epsilon of the encoder and of all published weights."""
 
 _MLP_RATIO = 4
 
 
 class DecoderBlock(Block):  # type: ignore[misc]  # timm is not typed
-    """timm's block of self-attention; asked for some tokens, it computes of the others keys and values alone."""
+    """timm's block of self-attention, which can compute some tokens only; of the others it needs keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, qkv_bias=True, norm_layer=layer_norm)
@@ -25,7 +25,7 @@ class DecoderBlock(Block):  # type: ignore[misc]  # timm is not typed
     def forward(
         self, tokens: Float[Tensor, "batch tokens width"], ids: Int64[Tensor, "batch taken"] | None = None
     ) -> Float[Tensor, "batch out width"]:
-        """All tokens, or those at `ids`, which are the same as they would be among all."""
+        """Return all tokens, or those at `ids`, which have the same values either way."""
         if ids is None:
             everything: Tensor = super().forward(tokens)
             return everything
@@ -39,7 +39,7 @@ class DecoderBlock(Block):  # type: ignore[misc]  # timm is not typed
 
 
 class CrossAttention(nn.Module):
-    """Attention of one sequence to another, which may have another width."""
+    """Attention from one sequence to another, which may have another width."""
 
     def __init__(self, width: int, heads: int, memory_width: int) -> None:
         super().__init__()
@@ -51,13 +51,13 @@ class CrossAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens width"], memory: Float[Tensor, "batch visible memory_width"]
     ) -> Float[Tensor, "batch tokens width"]:
-        """What each of `tokens` gathers from `memory`."""
+        """Return for each token what it gathers from `memory`."""
         gathered: Tensor = self.proj(attend(self.q(tokens), self.kv(memory), self.heads))
         return gathered
 
 
 class CrossBlock(nn.Module):
-    """A pre-norm block whose tokens see the memory, and not each other (CrossMAE, arXiv 2401.14391)."""
+    """Pre-norm block whose tokens attend to the memory, not to each other (CrossMAE, arXiv 2401.14391)."""
 
     def __init__(self, width: int, heads: int, memory_width: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class CrossBlock(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens width"], memory: Float[Tensor, "batch visible memory_width"]
     ) -> Float[Tensor, "batch tokens width"]:
-        """`memory` is normed already."""
+        """Return the tokens after attention to `memory`, which is normed already, and the MLP."""
         tokens = tokens + self.cross_attn(self.norm1(tokens), memory)
         tokens = tokens + self.mlp(self.norm2(tokens))
         return tokens
@@ -78,7 +78,7 @@ class CrossBlock(nn.Module):
 def attend(
     query: Float[Tensor, "batch tokens width"], key_value: Float[Tensor, "batch memory 2*width"], heads: int
 ) -> Float[Tensor, "batch tokens width"]:
-    """Multi-head attention of projected queries to projected keys and values, the keys first, by torch's kernels."""
+    """Return multi-head attention of projected queries to projected keys and values, keys first, by torch's kernels."""
     batch, tokens, width = query.shape
     q = query.view(batch, tokens, heads, width // heads).transpose(1, 2)
     k, v = key_value.view(batch, -1, 2, heads, width // heads).permute(2, 0, 3, 1, 4)
@@ -86,7 +86,7 @@ def attend(
 
 
 def init_weights(module: nn.Module) -> None:
-    """Xavier-uniform linear layers with zero biases, as the paper's appendix A.1 has it."""
+    """Initialise a layer: Xavier-uniform linear weights and zero biases (arXiv 2111.06377, appendix A.1)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

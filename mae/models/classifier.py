@@ -20,9 +20,9 @@ def build_classifier(
     head: HeadKind,
     drop_path: float = 0.0,
 ) -> VisionTransformer:
-    """A timm ViT whose `head` is a linear layer, or an MLP with one hidden layer of the encoder's width.
+    """Return a timm ViT whose `head` is a linear layer, or an MLP with one hidden layer of the encoder's width.
 
-    The positions may be learned from here on, as in the published fine-tuning.
+    Its positions are learned, as in the published fine-tuning.
     """
     classifier = build_encoder(settings, image_size, channels, drop_path)
     classifier.pos_embed.requires_grad_(True)
@@ -32,7 +32,10 @@ def build_classifier(
 
 
 def build_head(kind: HeadKind, width: int, classes: int) -> nn.Module:
-    """`linear`: width -> classes. `mlp`: width -> width, GELU, -> classes. Small last weights, zero biases."""
+    """Return a head with small last weights and zero biases.
+
+    `linear` is one layer, width -> classes; `mlp` is width -> width, GELU, width -> classes.
+    """
     last = nn.Linear(width, classes)
     nn.init.trunc_normal_(last.weight, std=2e-5)
     nn.init.zeros_(last.bias)

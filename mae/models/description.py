@@ -1,4 +1,4 @@
-"""What a model file says of itself, so that nobody has to remember how it was trained."""
+"""Description of a model in the header of its file: architecture, normalisation, decoder."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ _FIELD = "mae"
 
 @dataclass(frozen=True)
 class DecoderDescription:
-    """Architecture of the decoder, and the task that it had."""
+    """Architecture of the decoder, and the task that it was trained on."""
 
     kind: str
     width: int
@@ -31,7 +31,7 @@ class DecoderDescription:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Architecture of the encoder, how its images were normalised, and the decoder beside it."""
+    """Architecture of the encoder, normalisation of its images, and the decoder."""
 
     kind: ModelKind
     width: int
@@ -44,19 +44,19 @@ class ModelDescription:
     std: tuple[float, ...]
     crop_pct: float
     decoder: DecoderDescription | None = None
-    """None for a classifier or an encoder alone, and in files from before decoders were described."""
+    """Decoder; None for a classifier, for an encoder alone, and in files of versions that did not describe decoders."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Rows and columns of patches in an image."""
         return grid_size(self.image_size, self.patch_size)
 
     def metadata(self) -> dict[str, str]:
-        """For the header of a safetensors file."""
+        """Return the metadata for the header of a safetensors file."""
         return {"format": "pt", _FIELD: json.dumps(asdict(self))}
 
     def encoder(self) -> EncoderSettings:
-        """Settings that build this encoder."""
+        """Return settings that build this encoder."""
         return EncoderSettings(width=self.width, depth=self.depth, heads=self.heads, patch_size=self.patch_size)
 
 
@@ -68,7 +68,7 @@ def describe_model(
     std: tuple[float, ...],
     crop_pct: float,
 ) -> ModelDescription:
-    """The description of a model built from these settings."""
+    """Describe a model that is built from these settings."""
     width, depth, heads = encoder.shape
     decoder = _describe_decoder(encoder) if isinstance(encoder, MaskedAutoencoderSettings) else None
     channels = len(mean)
@@ -85,10 +85,10 @@ def _describe_decoder(settings: MaskedAutoencoderSettings) -> DecoderDescription
 
 
 def read_description(path: Path) -> ModelDescription:
-    """The description in the header of a model file.
+    """Read the description in the header of a model file.
 
     Raises:
-        UserError: if the file is missing, damaged, or was not written by this program.
+        UserError: if the file is missing or damaged, or another program wrote it.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -96,7 +96,7 @@ def read_description(path: Path) -> ModelDescription:
     except FileNotFoundError:
         raise UserError(f"model file {path} does not exist") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"model file {path} is no intact safetensors file: {error}") from None
+        raise UserError(f"model file {path} is not an intact safetensors file: {error}") from None
     if text is None:
         raise UserError(f"model file {path} does not describe its architecture; it was not written by mae")
     try:
@@ -114,7 +114,7 @@ def read_description(path: Path) -> ModelDescription:
 
 
 def find_model(source: Path) -> Path:
-    """The model file of a finished run, of a checkpoint folder, or `source` itself if it is a file.
+    """Return the model file of a finished run or of a checkpoint folder, or `source` itself if it is a file.
 
     Raises:
         UserError: if there is none.

@@ -26,14 +26,19 @@ def encode_visible(
     visible: Float[Tensor, "batch kept pixels"],
     ids_keep: Int64[Tensor, "batch kept"],
 ) -> list[Float[Tensor, "batch kept+1 encoder_width"]]:
-    """Embed and encode the kept patches only, `visible` as `patchify` cuts them.
+    """Embed and encode the kept patches only.
+
+    Args:
+        encoder: A ViT of `build_encoder`.
+        visible: Kept patches, with their pixels in the order of `patchify`.
+        ids_keep: Places of these patches in the image.
 
     Returns:
-        The tokens before the first block and after each, the last not yet normed: the cls token, then the patches as
-        in `ids_keep`.
+        The tokens before the first block and after each, without the final norm: the cls token, then the patches in the
+        order of `ids_keep`.
     """
     projection = encoder.patch_embed.proj
-    # `patchify` runs (row, column, channel) within a patch, the convolution's weight (channel, row, column).
+    # Pixels of a patch are ordered (row, column, channel), the convolution's weights (channel, row, column).
     cells = visible.view(*visible.shape[:2], *projection.kernel_size, -1)
     pixels = cells.permute(0, 1, 4, 2, 3).flatten(2)
     patch_tokens = nn.functional.linear(pixels, projection.weight.flatten(1), projection.bias)

@@ -1,6 +1,6 @@
 """How the blocks of a model are run: compiled, or computed twice to save memory.
 
-Both change a model in place, before DDP, FSDP2 or a checkpoint look at it; the names of its state dict stay.
+Both change a model in place and keep the names of its state dict. Use them before the model is wrapped in DDP or FSDP2.
 """
 
 from collections.abc import Callable
@@ -17,29 +17,32 @@ from mae.errors import UserError
 
 Checkpointing = Literal["none", "gelu", "blocks"]
 
-# Versions of a block beside one for each rate of drop path: other numbers of tokens, training or not, gradients or not.
+# Compiled versions of a block for other numbers of tokens, evaluation, and no gradients.
 _SPARE_VERSIONS = 16
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
-    """Let torch compile each transformer block when it first runs; blocks that are alike share the result.
+    """Let torch compile each transformer block when it first runs; blocks of one kind share the result.
 
-    Sums may be rounded otherwise, but all random numbers are the same. Call it after `checkpoint_activations`.
+    Sums may be rounded differently, but all random numbers stay the same. Call it after `checkpoint_activations`.
     """
     blocks = transformer_blocks(model)
-    # Past this number of versions torch goes on uncompiled. Each rate of drop path, a constant of its block, makes one.
+    # Above this number of versions torch runs uncompiled. Each rate of drop path is a constant and needs a version.
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, len(blocks) + _SPARE_VERSIONS)
-    # The compiler has random numbers of its own; drop path is to draw what it draws uncompiled.
+    # The compiler would draw other random numbers; drop path must draw the same ones.
     inductor_config.fallback_random = True
     for block in blocks:
         block.compile(backend=backend)
 
 
 def checkpoint_activations(model: nn.Module, checkpointing: Checkpointing) -> None:
-    """Forget some activations and compute them again for the gradient.
+    """Discard some activations and compute them again for the gradient.
 
-    `gelu` forgets what the MLP's GELU gives, for some hundredths of the time; `blocks` keeps of each transformer block
-    its input only. The results are the same to the last bit, for the random numbers of drop path are drawn again too.
+    `gelu` discards the output of each MLP's GELU, and takes a few percent more time; `blocks` keeps only the input of
+    each transformer block. The results are the same to the last bit, random numbers of drop path included.
+
+    Raises:
+        UserError: for `gelu`, if a block has no MLP of timm's class.
     """
     if checkpointing == "none":
         return
@@ -57,12 +60,15 @@ def checkpoint_activations(model: nn.Module, checkpointing: Checkpointing) -> No
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of an autoencoder, of encoder and decoder, or of a classifier."""
+    """Return all blocks of an autoencoder (encoder and decoder) or of a classifier."""
     return list(model.blocks)  # type: ignore[arg-type]  # a list or a sequence of modules
 
 
 def _with_gelu_again(mlp: Mlp) -> Callable[[Tensor], Any]:
-    """The second layer is within, since it keeps its input; torch stops before it is computed again."""
+    """Return a forward of the MLP that discards the GELU's output.
+
+    The second layer is part of it, since it would keep its input. torch stops before it computes that layer again.
+    """
 
     def end(hidden: Tensor) -> Any:
         return mlp.fc2(mlp.act(hidden))

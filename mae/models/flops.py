@@ -1,7 +1,7 @@
-"""How much arithmetic a model is, and how much of it the maker of a GPU promises.
+"""Number of operations that a model takes, and number that a GPU can do per second.
 
-Counted are the matrix products, two operations per multiply-add, as these models compute them: kept patches only in the
-encoder, predicted patches only at the end of the decoder. Norms, activations and softmax are left out, as everywhere.
+Only matrix products are counted, with two operations per multiply-add, as these models compute them: the encoder sees
+kept patches only, the end of the decoder predicted patches only. Norms, activations and softmax are left out, as usual.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from mae.models.blocks import block_flops, linear_flops
 from mae.models.classifier import HeadKind
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 
-# Dense bf16 with sums in fp32, from NVIDIA's data sheets, by the name that the driver tells. Names are not shortened:
-# the same chip is slower on other boards (H100 NVL), and in part (MIG).
+# Dense bf16 with sums in fp32, from NVIDIA's data sheets, by the name that the driver reports. Names are complete: the
+# same chip is slower on other boards (H100 NVL), and so is a part of it (MIG).
 _PEAK_FLOPS = {
     "NVIDIA A10": 125e12,
     "NVIDIA A100-PCIE-40GB": 312e12,
@@ -37,11 +37,11 @@ class Flops(NamedTuple):
 
     forward: int
     training: int
-    """Forward and backward, each product once: what checkpointing or fused attention compute again is not counted."""
+    """Forward and backward, each product once: checkpointing and fused attention compute some again, uncounted."""
 
 
 def autoencoder_flops(settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int) -> Flops:
-    """Of a masked autoencoder, its loss included."""
+    """Count the operations of a masked autoencoder and its loss."""
     with torch.device("meta"):
         model = MaskedAutoencoder(settings, image_size, channels)
     (width, depth, _), visible = settings.shape, model.kept + 1  # with the cls token
@@ -53,7 +53,7 @@ def autoencoder_flops(settings: MaskedAutoencoderSettings, image_size: tuple[int
 def classifier_flops(
     settings: EncoderSettings, image_size: tuple[int, int], channels: int, classes: int, head: HeadKind
 ) -> Flops:
-    """Of a classifier, which sees every patch."""
+    """Count the operations of a classifier, which sees every patch."""
     rows, columns = settings.grid(image_size)
     width, depth, _ = settings.shape
     tokens = rows * columns + 1
@@ -65,7 +65,7 @@ def classifier_flops(
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 operations per second that the maker states for this GPU; None for all that are not known here."""
+    """Return the dense bf16 operations per second that the data sheet of this GPU states; None for unknown devices."""
     return _PEAK_FLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
@@ -74,5 +74,5 @@ def _patch_pixels(settings: EncoderSettings, channels: int) -> int:
 
 
 def _with_backward(forward: int, embedding: int) -> Flops:
-    """Backward is a product for each factor of a product; but the pixels of the `embedding` need no gradient."""
+    """Add the backward pass: one product for each factor of a product, except the pixels in the `embedding`."""
     return Flops(forward, 3 * forward - embedding)

@@ -1,6 +1,6 @@
-"""Masks, made from uniform noise on the device; of every image the same number of patches is kept.
+"""Masks, made on the device from uniform noise. Every image of a batch keeps the same number of patches.
 
-Each kind turns the noise into a score per patch, and the patches with the smallest scores are kept.
+Each kind of mask turns the noise into a score per patch, and keeps the patches with the smallest scores.
 """
 
 import math
@@ -14,43 +14,43 @@ from mae.errors import UserError
 
 MaskKind = Literal["random", "grid", "block"]
 
-# Rectangles as in BEiT (arXiv 2106.08254): of this aspect, and of these shares of the image.
+# Least aspect of a rectangle, and least and greatest share of the image, as in BEiT (arXiv 2106.08254).
 _BLOCK_ASPECT = 0.3
 _BLOCK_AREA = (1 / 12, 1 / 4)
 _NUMBERS_PER_BLOCK = 4
 
 
 class Mask(NamedTuple):
-    """Which patches the encoder sees; every image keeps the same number."""
+    """Places of the patches that the encoder sees and of those it does not; the same number for every image."""
 
     ids_keep: Int64[Tensor, "batch kept"]
-    """Kept patches, in random order."""
+    """Places of kept patches, in random order."""
     ids_hidden: Int64[Tensor, "batch hidden"]
-    """All others, in random order: the first of them are a random share."""
+    """Places of all other patches, in random order: the first of them are a random share."""
 
     def hidden(self) -> Bool[Tensor, "batch patches"]:
-        """True where a patch is hidden."""
+        """Return True for each patch that is hidden."""
         patches = self.ids_keep.shape[1] + self.ids_hidden.shape[1]
         everywhere = torch.ones(len(self.ids_keep), patches, dtype=torch.bool, device=self.ids_keep.device)
         return everywhere.scatter_(1, self.ids_keep, False)
 
 
 def kept_patches(grid: tuple[int, int], kind: MaskKind, mask_ratio: float) -> int:
-    """How many patches of a grid of (rows, columns) stay visible; the published rule rounds down."""
+    """Return how many patches of a grid of (rows, columns) stay visible; the published rule rounds down."""
     patches = grid[0] * grid[1]
     return patches // grid_cell(mask_ratio) ** 2 if kind == "grid" else int(patches * (1 - mask_ratio))
 
 
 def grid_cell(mask_ratio: float) -> int:
-    """Side of the square cells, in patches, of which a grid mask keeps one patch each: 2 for a ratio of 3/4."""
+    """Return the side [patches] of the square cells in which a grid mask keeps one patch: 2 for a ratio of 3/4."""
     return round(1 / math.sqrt(1 - mask_ratio))
 
 
 def make_mask(noise: Float[Tensor, "batch patches"], grid: tuple[int, int], kind: MaskKind, kept: int) -> Mask:
-    """The mask of a kind; equal scores keep the earlier patch on every device.
+    """Make a mask of this kind. Of equal scores the earlier patch is kept, on every device.
 
     `random` (arXiv 2111.06377) keeps the patches with the smallest noise. `grid` keeps one patch of each square cell,
-    at a place that is drawn for the image. `block` hides rectangles, the last one as far as it is needed.
+    at a place that is drawn for each image. `block` hides rectangles, the last one only in part if need be.
     """
     scores = noise
     if kind == "grid":
@@ -61,10 +61,10 @@ def make_mask(noise: Float[Tensor, "batch patches"], grid: tuple[int, int], kind
 
 
 def mask_of(hidden: Bool[Tensor, "batch patches"], noise: Float[Tensor, "batch patches"]) -> Mask:
-    """One's own mask: True where a patch is hidden; of each image as many. The noise puts them in random order.
+    """Turn a mask of your own, True where a patch is hidden, into a `Mask`, in the random order of the noise.
 
     Raises:
-        UserError: if images hide different numbers of patches, or none, or all.
+        UserError: if the images hide different numbers of patches, or none, or all.
     """
     numbers = sorted(set(hidden.sum(dim=1).tolist()))
     if len(numbers) != 1 or not 0 < numbers[0] < hidden.shape[1]:
@@ -83,7 +83,7 @@ def _keep_least(scores: Float[Tensor, "batch patches"], kept: int) -> Mask:
 def _grid_scores(
     noise: Float[Tensor, "batch patches"], grid: tuple[int, int], cell: int
 ) -> Float[Tensor, "batch patches"]:
-    """Below 1 for the kept patch of each cell of `cell` x `cell`, from 1 for all others."""
+    """Return scores below 1 for the kept patch of each cell of `cell` x `cell`, and 1 or more for all others."""
     place = _place_in_cell(grid, cell, noise.device)
     chosen = (noise[:, :1] * cell**2).long()
     return _lower_bits(noise) + (place != chosen)
@@ -98,7 +98,7 @@ def _place_in_cell(grid: tuple[int, int], cell: int, device: torch.device) -> In
 def _block_scores(
     noise: Float[Tensor, "batch patches"], grid: tuple[int, int], kept: int
 ) -> Float[Tensor, "batch patches"]:
-    """From 1 for the patches that are covered by a rectangle first, below 1 for `kept` others."""
+    """Return scores of 1 or more for patches that rectangles cover, below 1 for `kept` others."""
     rows, columns = grid
     blocks = max(1, noise.shape[1] // _NUMBERS_PER_BLOCK)
     numbers = noise[:, : blocks * _NUMBERS_PER_BLOCK]
@@ -112,7 +112,7 @@ def _block_scores(
     in_rows = _is_covered(top, height, rows)
     in_columns = _is_covered(left, width, columns)
     covered = (in_rows[:, :, :, None] & in_columns[:, :, None, :]).flatten(2)
-    # argmax finds the first block that covers a patch; a last one covers all.
+    # argmax finds the first rectangle that covers a patch; a last one covers all patches.
     everywhere = torch.ones_like(covered[:, :1])
     first = torch.cat([covered, everywhere], dim=1).int().argmax(dim=1)
     by_chance = _lower_bits(noise)
@@ -120,16 +120,16 @@ def _block_scores(
 
 
 def _lower_bits(noise: Float[Tensor, "batch patches"]) -> Float[Tensor, "batch patches"]:
-    """Uniform noise from 0 to 1 that knows nothing of the upper bits, where these have been used."""
+    """Return uniform noise from 0 to 1 that does not depend on the upper bits of `noise`, which are used already."""
     return (noise * 4096).frac()
 
 
 def _is_covered(
     start: Float[Tensor, "batch blocks"], length: Float[Tensor, "batch blocks"], size: int
 ) -> Bool[Tensor, "batch blocks size"]:
-    """Where an interval of a whole `length` lies on a line of `size` patches, for a start drawn from 0 to 1.
+    """Return which of `size` patches in a line an interval of a whole `length` covers, for a start from 0 to 1.
 
-    It may stand out at either end, so that no patch is covered more often than another.
+    The interval may reach past either end, so that every patch is covered equally often.
     """
     first = (start * (size + length - 1)).floor()[:, :, None] - length[:, :, None] + 1
     place = torch.arange(size, device=start.device)

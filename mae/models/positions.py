@@ -8,11 +8,11 @@ from torch.nn import functional
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "1 tokens width"]:
-    """Positions of a cls token (zeros) and of the patches of a grid of (rows, columns), row by row.
+    """Return positions of a cls token (zeros) and of the patches of a grid of (rows, columns), row by row.
 
-    As in the published weights the first half of the channels encodes the column and the second half the
-    row, each as `width / 4` sines followed by as many cosines with frequencies 10000**(-i / (width / 4)).
-    timm's table has the halves the other way round.
+    As in the published weights, the first half of the channels encodes the column and the second half the row, each
+    as `width / 4` sines and then as many cosines with frequencies 10000**(-i / (width / 4)). timm's table has the two
+    halves in the opposite order.
     """
     rows_first = build_sincos2d_pos_embed(list(grid), dim=width, interleave_sin_cos=True)
     row, column = rows_first.chunk(2, dim=1)
@@ -23,9 +23,10 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "1 toke
 def resample_positions(
     table: Float[Tensor, "1 old_tokens width"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Tensor, "1 new_tokens width"]:
-    """A table of a cls token, which stays, and of a grid of (rows, columns), stretched to another grid.
+    """Resample a table of positions from a grid of (rows, columns) to another; the row of the cls token stays.
 
-    Bicubic and antialiased, as timm's `resample_abs_pos_embed`, which before 1.0.31 takes 2x8 for 4x4.
+    Resampling is bicubic and antialiased, as in timm's `resample_abs_pos_embed`, which before 1.0.31 confuses 2x8 with
+    4x4.
     """
     if old == new:
         return table

@@ -1,4 +1,4 @@
-"""What model to build: one size table and the settings of encoder and decoder."""
+"""Settings of encoder and decoder."""
 
 import math
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from mae.models.sizes import SIZES, Size
 from mae.settings import check
 
 _DEFAULT_PATCH = (16, 16)
-# Both positions, of row and column, have sines and cosines.
+# A position has sines and cosines of the row and of the column.
 _WIDTH_STEP = 4
 
-# So that 0.8889 may be written for 8/9.
+# Allows 0.8889 for 8/9.
 _RATIO_TOLERANCE = 1e-3
 
 
@@ -24,16 +24,16 @@ class EncoderSettings:
 
     size: str = "base"
     """Width/blocks/heads: tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16, huge 1280/32/16; or the name
-    of a plain ViT of timm, whose shape and patch size are taken, such as vit_base_patch8_224."""
+    of a plain ViT of timm, such as vit_base_patch8_224, for its shape and patch size."""
     width: int | None = None
-    """Channels of a token, in place of the size's."""
+    """Channels of a token; None: as `size` has it."""
     depth: int | None = None
-    """Number of blocks, in place of the size's."""
+    """Number of blocks; None: as `size` has it."""
     heads: int | None = None
-    """Attention heads per block, in place of the size's."""
+    """Attention heads per block; None: as `size` has it."""
     patch_size: tuple[int, ...] | None = None
-    """Height and width [pixels] of a patch; one number for a square. Must divide data.image_size. None: that of the
-    timm model that `size` names, else 16."""
+    """Height and width [pixels] of a patch; one number for a square. Must divide data.image_size. None: as the timm
+    model has it that `size` names, else 16."""
 
     def __post_init__(self) -> None:
         _check_size(self.shape, "model.")
@@ -47,7 +47,7 @@ class EncoderSettings:
 
     @property
     def shape(self) -> Size:
-        """The size with the overrides put in."""
+        """Width, blocks and heads: as set, else as `size` has them."""
         size, _ = _stands_for(self.size)
         return Size(
             size.width if self.width is None else self.width,
@@ -57,13 +57,13 @@ class EncoderSettings:
 
     @property
     def patch(self) -> tuple[int, int]:
-        """(height, width) of a patch in pixels."""
+        """Height and width [pixels] of a patch."""
         if self.patch_size is None:
             return _stands_for(self.size)[1]
         return self.patch_size[0], self.patch_size[-1]
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches of an image of (height, width).
+        """Return rows and columns of patches in an image of (height, width).
 
         Raises:
             UserError: if the patch size does not divide the image size.
@@ -81,10 +81,10 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class MaskedAutoencoderSettings(EncoderSettings):
-    """The encoder, the light decoder and the task between them."""
+    """Encoder, decoder and pretraining task."""
 
     mask: MaskKind = "random"
-    """Which patches are hidden: each by chance; all but one of each square cell (grid); rectangles (block)."""
+    """Which patches are hidden: any (random); all except one in each square cell (grid); rectangles (block)."""
     mask_ratio: float = 0.75
     """Share of the patches hidden from the encoder."""
     decoder: str = "self"
@@ -92,11 +92,11 @@ class MaskedAutoencoderSettings(EncoderSettings):
     decoder_width: int | None = None
     """Channels of a token in the decoder; None: 192, 256 or 512 for an encoder like tiny, small or larger."""
     decoder_depth: int | None = None
-    """Blocks of the decoder; None: 4 for an encoder like tiny, else 8; half as many again if it is cross."""
+    """Blocks of the decoder; None: 4 for an encoder like tiny, else 8; with cross 6 or 12."""
     decoder_heads: int | None = None
     """Attention heads per block of the decoder; None: 6, 8 or 16 for an encoder like tiny, small or larger."""
     predict_ratio: float = 1.0
-    """Share of the hidden patches that are predicted, chosen by chance; less is faster, above all with cross."""
+    """Share of the hidden patches that are predicted, chosen at random; less is faster, most of all with cross."""
     norm_pix_loss: bool = True
     """Predict each patch's pixels normalised by the patch's own mean and variance (the better target)."""
 
@@ -118,22 +118,22 @@ class MaskedAutoencoderSettings(EncoderSettings):
         )
 
     def kept(self, grid: tuple[int, int]) -> int:
-        """Patches that the encoder sees, of a grid of (rows, columns)."""
+        """Return the number of patches that the encoder sees in a grid of (rows, columns)."""
         return kept_patches(grid, self.mask, self.mask_ratio)
 
     def predicted(self, grid: tuple[int, int]) -> int:
-        """Patches that the decoder predicts: at least one."""
+        """Return the number of patches that the decoder predicts in a grid of (rows, columns): at least one."""
         hidden = grid[0] * grid[1] - self.kept(grid)
         return max(1, round(hidden * self.predict_ratio))
 
     def check_image_size(self, image_size: tuple[int, int]) -> None:
-        """Refuse an image size that the patches do not divide, or of which the mask keeps or hides none."""
+        """Raise a `UserError` if patches do not divide an image of this size, or the mask keeps or hides no patch."""
         rows, columns = grid = self.grid(image_size)
         check(
             rows * columns > 1,
             "model.patch_size",
             f"{self.patch[0]}x{self.patch[1]}",
-            "less than the image in height or width, because of a single patch nothing can be predicted",
+            "less than the image in height or width, because from a single patch nothing can be predicted",
         )
         if self.mask == "grid":
             cell = grid_cell(self.mask_ratio)
@@ -155,15 +155,15 @@ class MaskedAutoencoderSettings(EncoderSettings):
 
 
 def _ratio_range(patches: int) -> tuple[float, float]:
-    """Mask ratios, short to write, of which the least hides one of so many patches and the largest keeps one."""
+    """Return short mask ratios, the least of which hides one patch of so many, and the greatest of which keeps one."""
     digits = 10 ** (len(str(patches)) + 1)
-    # One less where the published rule, which rounds down, keeps nothing for what floating point makes of 9/10.
+    # The published rule rounds down: with the floating-point number for 9/10 it may keep nothing, so one less is tried.
     largest = math.floor((1 - 1 / patches) * digits)
     return 1 / digits, next(n / digits for n in (largest, largest - 1) if int(patches * (1 - n / digits)))
 
 
 def _stands_for(size: str) -> tuple[Size, tuple[int, int]]:
-    """The shape, and the patch where none is set, of one of `SIZES` or of a timm model."""
+    """Return shape and default patch of a size in `SIZES` or of a timm model."""
     if size in SIZES:
         return SIZES[size], _DEFAULT_PATCH
     # timm takes seconds to import.
@@ -181,7 +181,7 @@ def _decoders() -> Mapping[str, Any]:
 
 
 def _check_size(size: Size, prefix: str) -> None:
-    """Refuse what no transformer can be, of the settings whose names begin with `prefix`."""
+    """Raise a `UserError` for a size that no transformer can have, naming the setting, which begins with `prefix`."""
     width, depth, heads = size
     check(
         width >= _WIDTH_STEP and width % _WIDTH_STEP == 0,
@@ -205,7 +205,7 @@ def _multiples_around(number: int, step: int) -> str:
 
 
 def _divisors_around(wanted: int, number: int) -> str:
-    """The divisors of a number that are nearest to the one that is wanted, which may be one itself."""
+    """Return the divisors of a number that are nearest to `wanted`, which may itself be one."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     divisors = sorted({*small, *(number // divisor for divisor in small)})
     nearest = {*[d for d in divisors if d <= wanted][-1:], *[d for d in divisors if d >= wanted][:1]}
@@ -213,5 +213,5 @@ def _divisors_around(wanted: int, number: int) -> str:
 
 
 def _common_divisors(rows: int, columns: int) -> list[int]:
-    """From 2 on."""
+    """Return the common divisors that are greater than 1."""
     return [n for n in range(2, min(rows, columns) + 1) if rows % n == 0 and columns % n == 0]

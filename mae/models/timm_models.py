@@ -1,4 +1,4 @@
-"""Shapes of timm's ViTs by name. A name stands for a shape alone: no weights come with it."""
+"""Shapes of timm's ViTs by name. A name means a shape only: no weights are loaded."""
 
 import difflib
 from functools import cache
@@ -13,18 +13,18 @@ from mae.errors import UserError, first_of
 from mae.models.sizes import SIZES, Size
 from mae.models.vit import build_vit
 
-# timm's modules that hold plain ViTs, among many others.
+# timm's modules that define plain ViTs, among other models.
 _MODULES = ("vision_transformer", "deit")
 _CANDIDATES, _SIMILAR, _MOST_OFFERED = 6, 0.4, 3
 
 
 @cache
 def timm_shape(name: str) -> tuple[Size, tuple[int, int]]:
-    """Shape and patch size of timm's model `name`, which has to be the encoder of this program, part by part.
+    """Return shape and patch size of timm's model `name`, which must have the same parts as our encoder.
 
     Raises:
-        UserError: if there is no such model, naming those that are called nearly so, or if it is another kind of
-            model, naming the parts that differ.
+        UserError: if there is no such model, naming models with similar names, or if it is another kind of model,
+            naming the parts that differ.
     """
     known = [model for module in _MODULES for model in list_models(module=module)]
     if name not in known:
@@ -35,7 +35,7 @@ def timm_shape(name: str) -> tuple[Size, tuple[int, int]]:
     size, patch, differences = _compare(name)
     if differences:
         raise UserError(
-            f"model.size is {name}, which is no plain ViT: {first_of(differences, most=2)}; "
+            f"model.size is {name}, which is not a plain ViT: {first_of(differences, most=2)}; "
             "choose another, or set model.width, depth, heads and patch_size"
         )
     return size, patch
@@ -44,7 +44,7 @@ def timm_shape(name: str) -> tuple[Size, tuple[int, int]]:
 def _did_you_mean(name: str, known: list[str]) -> str:
     without_tag = name.partition(".")[0]
     if without_tag in known:
-        return f"; did you mean {without_tag}? A name stands for a shape, no weights come with it"
+        return f"; did you mean {without_tag}? A name means a shape, no weights are loaded"
     close = difflib.get_close_matches(name, [*SIZES, *known], n=_CANDIDATES, cutoff=_SIMILAR)
     valid = list(islice((other for other in close if other in SIZES or not _compare(other)[2]), _MOST_OFFERED))
     return f"; did you mean {' or '.join(valid)}?" if valid else ""
@@ -52,7 +52,7 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 @cache
 def _compare(name: str) -> tuple[Size, tuple[int, int], list[str]]:
-    """Shape and patch size of a model, and how it differs from our encoder of this shape."""
+    """Return shape and patch size of a model, and how it differs from our encoder of this shape."""
     with torch.device("meta"):
         theirs = timm.create_model(name, num_classes=0)
         heads = getattr(getattr(theirs.blocks[0], "attn", None), "num_heads", 1)
@@ -70,7 +70,7 @@ def _compare(name: str) -> tuple[Size, tuple[int, int], list[str]]:
 
 
 def _parts(model: nn.Module) -> dict[str, str]:
-    """Everything that makes a model what it is: kind, pooling, parameters and modules."""
+    """Return all that tells models apart: class, pooling, parameters and modules."""
     parameters = {name: str(list(tensor.shape)) for name, tensor in model.state_dict().items()}
     modules = {
         name: type(module).__name__ if any(module.children()) else repr(module)

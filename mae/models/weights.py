@@ -1,8 +1,8 @@
-"""Weights on disk: the layout of the published files, and loading an encoder out of any of ours.
+"""Model files: names of their tensors, and how encoder and decoder are loaded from them.
 
-A whole-model file holds timm's encoder keys (`blocks.0.attn.qkv.weight`) beside the decoder's
-(`decoder_blocks.0...`, `mask_token`), as the published pretraining files do. What a decoder calls otherwise
-keeps its module's name, `decoder.`, so that no name of a decoder is taken for one of the encoder.
+The file of a whole model has timm's names for the encoder (`blocks.0.attn.qkv.weight`) and the published ones for the
+decoder (`decoder_blocks.0...`, `mask_token`). A decoder's tensors with other names keep the prefix `decoder.` of their
+module, so that none of them is taken for a tensor of the encoder.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,13 +26,13 @@ _POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
 def name_in_file(name: str) -> str:
-    """The name in a file of what is called `name` in an autoencoder or classifier."""
+    """Return the name in a file of the tensor `name` of an autoencoder or classifier."""
     of_decoder = name.removeprefix("decoder.")
     return of_decoder if of_decoder.startswith(_PUBLISHED_DECODER) else name.removeprefix("encoder.")
 
 
 def file_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All weights of an autoencoder or classifier under their names in a file, where they are: no copies."""
+    """Return all weights of an autoencoder or classifier by their names in a file, without copying them."""
     return {name_in_file(name): tensor.detach() for name, tensor in model.state_dict().items()}
 
 
@@ -48,18 +48,18 @@ def load_all(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> N
 
 
 def encoder_part(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's tensors of a whole-model or classifier file, under timm's names."""
+    """Return the encoder's tensors, out of those of an autoencoder or classifier, by timm's names."""
     return {name: tensor for name, tensor in weights.items() if not name.startswith(_DECODER_PREFIXES + _HEAD_PREFIXES)}
 
 
 def has_decoder(names: Iterable[str]) -> bool:
-    """Whether these are the names of a whole-model file."""
+    """Return whether some of these names in a file belong to a decoder."""
     return any(name.startswith(_DECODER_PREFIXES) for name in names)
 
 
 def for_grid(weights: Mapping[str, Tensor], old: tuple[int, int], new: tuple[int, int]) -> dict[str, Tensor]:
-    """The weights of a model of one grid of patches, for a model of another: with its positions resampled."""
-    fitting = (old[0] * old[1] + 1,)  # what is not is for the loaders to complain of
+    """Return weights with their positions resampled from one grid of (rows, columns) of patches to another."""
+    fitting = (old[0] * old[1] + 1,)  # a table of another size is refused when it is loaded
     return {
         name: resample_positions(tensor, old, new) if name in _POSITIONS and tensor.shape[1:2] == fitting else tensor
         for name, tensor in weights.items()
@@ -70,25 +70,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        UserError: if it is missing or no intact safetensors file.
+        UserError: if it is missing or damaged.
     """
     try:
         weights: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"weights file {path} is no intact safetensors file: {error}") from None
+        raise UserError(f"weights file {path} is not an intact safetensors file: {error}") from None
     return weights
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, which appears whole, and which others may read as far as the umask lets them."""
-    # safetensors' own `save_file` makes files that nobody but their owner may read.
+    """Write a safetensors file atomically; other users may read it as the umask allows."""
+    # safetensors' own `save_file` makes files that only their owner may read.
     write_atomically(path, save(dict(weights), metadata=dict(metadata)))
 
 
 def load_encoder(model: VisionTransformer, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Load the encoder of `weights` into an encoder or classifier, whose head stays as it is.
+    """Load the encoder's part of `weights` into an encoder or classifier, whose head stays as it is.
 
     Raises:
         UserError: if the tensors are not those of this model, naming the first that differ.
@@ -99,7 +99,7 @@ def load_encoder(model: VisionTransformer, weights: Mapping[str, Tensor], source
 
 
 def load_autoencoder(model: MaskedAutoencoder, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Load encoder and decoder; of `weights` without a decoder the encoder alone.
+    """Load encoder and decoder, or the encoder alone if `weights` has no decoder.
 
     Raises:
         UserError: if the tensors are not those of this model, naming the first that differ.
@@ -111,9 +111,9 @@ def load_autoencoder(model: MaskedAutoencoder, weights: Mapping[str, Tensor], so
 
 
 def require_same_tensors(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: Path) -> None:
-    """Raise a `UserError` that names the first tensors of a file which are not the wanted ones in name and shape."""
+    """Raise a `UserError` that names the first tensors of a file whose name or shape is not as wanted."""
     wrong = [f"{name} is missing" for name in wanted if name not in given]
-    wrong += [f"{name} is not known" for name in given if name not in wanted]
+    wrong += [f"{name} is unknown" for name in given if name not in wanted]
     wrong += [
         f"{name} is {list(given[name].shape)} instead of {list(tensor.shape)}"
         for name, tensor in wanted.items()

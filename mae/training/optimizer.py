@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups and its learning rate at every step."""
+"""AdamW, its parameter groups, and its learning rate at each step."""
 
 import math
 import re
@@ -32,7 +32,7 @@ class OptimSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
     clip_grad: float | None = None
-    """Greatest norm of the gradient; None: not clipped."""
+    """Greatest norm of the gradient; None: no clipping."""
 
     def __post_init__(self) -> None:
         check(0 < self.base_lr < math.inf, "optim.base_lr", self.base_lr, "above 0")
@@ -43,13 +43,13 @@ class OptimSettings:
         check(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad", self.clip_grad, "above 0, or None")
 
     def peak_lr(self, batch_size: int) -> float:
-        """The linear scaling rule (Goyal et al., arXiv 1706.02677) with the paper's unit of 256 images."""
+        """Return the peak learning rate by the linear scaling rule (Goyal et al., arXiv 1706.02677), per 256 images."""
         return self.base_lr * batch_size / _BATCH_OF_BASE_LR
 
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """Step -> learning rate: linear from 0 over the warm-up, then half a cosine down to `floor`."""
+    """Learning rate at each step: linear from 0 over the warm-up, then half a cosine down to `floor`."""
 
     peak: float
     floor: float
@@ -57,7 +57,7 @@ class CosineSchedule:
     total_steps: int
 
     def __call__(self, step: int) -> float:
-        """The learning rate of optimiser step `step`, counted from 0."""
+        """Return the learning rate of optimiser step `step`, counted from 0."""
         if step < self.warmup_steps:
             return self.peak * step / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1.0, self.total_steps - self.warmup_steps)
@@ -67,10 +67,10 @@ class CosineSchedule:
 def cosine_schedule(
     optim: OptimSettings, batch_size: int, epochs: float, steps_per_epoch: float, total_steps: int
 ) -> CosineSchedule:
-    """The schedule of a run.
+    """Return the schedule of a run.
 
     Raises:
-        UserError: if the warm-up is not shorter than the run, or the end is above the peak.
+        UserError: if the warm-up is not shorter than the run, or the last learning rate is above the peak.
     """
     peak = optim.peak_lr(batch_size)
     check(optim.warmup_epochs < epochs, "optim.warmup_epochs", optim.warmup_epochs, f"less than epochs = {epochs}")
@@ -79,11 +79,11 @@ def cosine_schedule(
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """AdamW's groups, each with a `name`, its `lr_scale` and its weight decay.
+    """Return AdamW's parameter groups, each with its `name`, `lr_scale` and weight decay.
 
-    With `layer_decay` below 1 a ViT's stem, blocks and head learn ever faster: of L blocks the stem has
-    layer_decay**(L+1), block i layer_decay**(L-i), and the final norm and the head 1 (BEiT, arXiv 2106.08254).
-    `set_learning_rate` multiplies by `lr_scale`; a scheduler that did not would make the decay a no-op.
+    With `layer_decay` below 1, later layers of a ViT learn faster (BEiT, arXiv 2106.08254). With L blocks the stem has
+    the scale layer_decay**(L+1), block i layer_decay**(L-i), and the final norm, the head and a decoder 1.
+    `set_learning_rate` applies `lr_scale`; torch's own schedulers ignore it.
     """
     owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -107,18 +107,18 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def build_optimizer(groups: Sequence[dict[str, Any]], optim: OptimSettings, device: torch.device) -> Optimizer:
-    """Fused AdamW, several times faster than the loop on CPU and GPU alike."""
+    """Return fused AdamW, which is several times faster than the loop, on CPU and GPU alike."""
     return AdamW(list(groups), lr=0.0, betas=optim.betas, fused=device.type in ("cpu", "cuda"))
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Give every group its share of `lr`."""
+    """Set the learning rate of each group to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 def describe_groups(groups: list[dict[str, Any]], peak: float) -> list[str]:
-    """One line per parameter group: its peak learning rate as the optimiser will be given it."""
+    """Return one line per parameter group: peak learning rate, weight decay and number of parameters."""
     width = max(len(group["name"]) for group in groups)
     return [
         f"  {group['name']:<{width}}  peak lr {peak * group['lr_scale']:.3e}  "
@@ -140,7 +140,7 @@ def _block(name: str) -> int:
 
 
 def _layer(name: str, last: int) -> int:
-    """0 for the stem, i + 1 for block i, `last` for what follows the blocks."""
+    """Return 0 for the stem, i + 1 for block i, `last` for the norm, the head and a decoder."""
     if _block(name) >= 0:
         return _block(name) + 1
     stem = name.removeprefix("encoder.").startswith(("cls_token", "pos_embed", "patch_embed"))

@@ -85,7 +85,7 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         read_description(tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"12345")
     for damaged in (tmp_path / "cut.safetensors", tmp_path):
-        with pytest.raises(UserError, match="no intact safetensors file"):
+        with pytest.raises(UserError, match="is not an intact safetensors file"):
             read_description(damaged)
     for metadata in (None, {"format": "pt"}):
         with pytest.raises(UserError, match="not written by mae"):

@@ -49,7 +49,7 @@ def test_patch_and_shape_may_be_set_beside_a_name() -> None:
     ],
 )
 def test_another_kind_of_vit_is_refused_by_what_differs_k03(name: str, part: str) -> None:
-    with pytest.raises(UserError, match=rf"^model\.size is {name}, which is no plain ViT: .*{part}") as error:
+    with pytest.raises(UserError, match=rf"^model\.size is {name}, which is not a plain ViT: .*{part}") as error:
         EncoderSettings(size=name)
     assert "\n" not in str(error.value)
 
@@ -58,7 +58,7 @@ def test_another_kind_of_vit_is_refused_by_what_differs_k03(name: str, part: str
     ("name", "hint"),
     [
         ("bas", "did you mean base?"),
-        ("vit_base_patch16_224.mae", "did you mean vit_base_patch16_224? A name stands for a shape, no weights"),
+        ("vit_base_patch16_224.mae", "did you mean vit_base_patch16_224? A name means a shape, no weights are loaded"),
         ("resnet50", "such as vit_base_patch8_224"),
         ("hf-hub:timm/resnet50", "such as vit_base_patch8_224"),
     ],

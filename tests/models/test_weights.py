@@ -112,7 +112,7 @@ def test_a_classifier_takes_the_encoder_of_an_autoencoder_and_keeps_its_head(tin
     ("other", "image_size", "channels", "complaint"),
     [
         ({"depth": 1}, (16, 16), 3, r"blocks\.1\.norm1\.weight is missing; .* and 8 more"),
-        ({"depth": 3}, (16, 16), 3, r"blocks\.2\.norm1\.weight is not known; .* and 8 more"),
+        ({"depth": 3}, (16, 16), 3, r"blocks\.2\.norm1\.weight is unknown; .* and 8 more"),
         ({"width": 24}, (16, 16), 3, r"cls_token is \[1, 1, 24\] instead of \[1, 1, 16\]; .* more"),
         ({}, (16, 16), 1, r": patch_embed\.proj\.weight is \[16, 1, 4, 4\] instead of \[16, 3, 4, 4\]; set"),
         ({}, (8, 8), 3, r": pos_embed is \[1, 5, 16\] instead of \[1, 17, 16\]; set model"),
@@ -174,7 +174,7 @@ def test_without_a_decoder_in_the_file_the_own_one_stays(tiny_autoencoder: Build
     ("other", "complaint"),
     [
         ({"decoder_width": 24}, r"mask_token is \[1, 1, 24\] instead of \[1, 1, 12\]"),
-        ({"decoder_depth": 2}, r"decoder_blocks\.1\.norm1\.weight is not known"),
+        ({"decoder_depth": 2}, r"decoder_blocks\.1\.norm1\.weight is unknown"),
         ({"decoder": "cross"}, r"decoder_embed\.weight is missing"),
     ],
 )
@@ -209,11 +209,11 @@ def test_a_table_that_is_not_of_the_grid_it_should_be_of_is_refused(tiny_autoenc
 def test_missing_and_damaged_files_are_refused(tiny_autoencoder: Build, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.safetensors does not exist"):
         read_weights(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="no intact safetensors file"):
+    with pytest.raises(UserError, match="is not an intact safetensors file"):
         read_weights(tmp_path)
     whole = tmp_path / "whole.safetensors"
     save_file(file_tensors(tiny_autoencoder()), whole)
     for length in (0, 5, 500, whole.stat().st_size - 1):
         (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:length])
-        with pytest.raises(UserError, match=r"cut\.safetensors is no intact safetensors file"):
+        with pytest.raises(UserError, match=r"cut\.safetensors is not an intact safetensors file"):
             read_weights(tmp_path / "cut.safetensors")

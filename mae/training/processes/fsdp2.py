@@ -1,8 +1,8 @@
 """FSDP2: each process holds a part of every weight, of its gradient and of its optimiser state.
 
-Accelerate wraps the model (`configs/accelerate/fsdp2.yaml`). Here stands what it leaves out: its own arithmetic is not
-that of the other launches, it forgets FSDP on CPUs without a word, and it does not give out or take in whole tensors.
-Functions that say so are collective: every process has to call them.
+Accelerate wraps the model (`configs/accelerate/fsdp2.yaml`). This module adds what Accelerate lacks: arithmetic as
+without FSDP2, FSDP2 on CPUs, one unit per transformer block of any class, and loading and saving of whole tensors.
+Every process must call a function that is called collective here.
 """
 
 import os
@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from mae.errors import UserError
 from mae.models.execution import transformer_blocks
 
-# What has been tried here, by the variables in which `accelerate launch` hands on its fsdp_config.
-_TRIED = {
+# Variables in which `accelerate launch` passes its fsdp_config -> name of the setting, default, and supported value.
+_SUPPORTED = {
     "FSDP_VERSION": ("fsdp_version", "1", "2"),
     "FSDP_AUTO_WRAP_POLICY": ("fsdp_auto_wrap_policy", "NO_WRAP", "TRANSFORMER_BASED_WRAP"),
     "FSDP_TRANSFORMER_CLS_TO_WRAP": ("fsdp_transformer_layer_cls_to_wrap", "", "Block"),
@@ -30,32 +30,32 @@ _TRIED = {
 
 
 def sharding_asked_for() -> FullyShardedDataParallelPlugin | None:
-    """What the launcher's `fsdp_config` asks for, with the arithmetic of every other launch; None if for nothing.
+    """Return Accelerate's plugin if the launcher's `fsdp_config` requests FSDP2, else None.
 
-    Accelerate would round the inputs to bf16, and with them the noise that chooses the masks, the loss, and the sums
-    of gradients. Instead the weights travel as they are, and autocast decides, as it does without sharding.
+    By default Accelerate rounds inputs to bf16, and with them the noise of the masks, the loss, and sums of gradients.
+    With this plugin weights are gathered in float32 and autocast chooses the precision, as it does without FSDP2.
 
     Raises:
-        UserError: if it asks for what has not been tried here, naming the setting.
+        UserError: if a setting of `fsdp_config` has an unsupported value.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
-    _require_tried_settings()
+    _require_supported_settings()
     return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
 
 
 def shard_on_any_device(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None) -> None:
-    """Let `accelerator.prepare` shard on CPUs, where Accelerate falls back to DDP without a word."""
+    """Let `accelerator.prepare` shard on CPUs, where Accelerate silently uses DDP instead."""
     if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.fsdp_plugin = plugin
         accelerator.state.distributed_type = DistributedType.FSDP
 
 
 def shard_each_block(accelerator: Accelerator, model: nn.Module) -> None:
-    """Let `accelerator.prepare` gather each transformer block of this model by itself, whatever its class.
+    """Let `accelerator.prepare` make each transformer block of this model an FSDP2 unit, whatever its class.
 
     Raises:
-        TypeError: if blocks of different classes have the same name, by which alone Accelerate finds them.
+        TypeError: if two classes of blocks have the same name, since Accelerate finds them by name.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
@@ -70,18 +70,18 @@ def shard_each_block(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the processes hold parts of this model."""
+    """Return whether each process holds a part of this model only."""
     return isinstance(model, FSDPModule)
 
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Every process holds all weights for a while and may run the model alone, as often as it likes; no backward.
+    """Let every process hold all weights within this context, and run forward passes alone, any number of times.
 
-    Collective at its begin. Nothing happens if the model is not sharded.
+    Entering it is collective. Without sharding it does nothing.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    inner = [part for part in parts if part is not model]  # the outermost keeps what it has gathered anyway
+    inner = [part for part in parts if part is not model]  # the outermost keeps its weights gathered anyway
     for part in inner:
         part.set_reshard_after_forward(False, recurse=False)
     for part in parts:
@@ -96,7 +96,7 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 def part_of(whole_tensor: Tensor, like: Tensor) -> Tensor:
-    """What this process keeps of a tensor that all hold: its part if `like` is sharded, else all of it."""
+    """Return this process's part of a tensor that all processes hold: all of it, unless `like` is sharded."""
     here = whole_tensor.to(like.device)
     if not isinstance(like, DTensor):
         return here
@@ -104,20 +104,20 @@ def part_of(whole_tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def load_whole(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load whole tensors, which every process holds, into a model that may be sharded."""
+    """Load whole tensors, held by every process, into a model that may be sharded."""
     model.load_state_dict({name: part_of(weights[name], tensor) for name, tensor in model.state_dict().items()})
 
 
 def local_value(tensor: Tensor) -> Tensor:
-    """A plain tensor of a replicated one, such as the norm of sharded gradients."""
+    """Return a plain, whole tensor, such as the norm of sharded gradients. Collective if the tensor is distributed."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _require_tried_settings() -> None:
-    for variable, (name, default, tried) in _TRIED.items():
+def _require_supported_settings() -> None:
+    for variable, (name, default, supported) in _SUPPORTED.items():
         value = os.environ.get(variable, default)
-        if value.lower() != tried.lower():
+        if value.lower() != supported.lower():
             raise UserError(
-                f"the launcher's fsdp_config has {name} {value or '(not set)'}, allowed: {tried}; "
-                "take configs/accelerate/fsdp2.yaml"
+                f"the launcher's fsdp_config has {name} {value or '(not set)'}, allowed: {supported}; "
+                "use configs/accelerate/fsdp2.yaml"
             )
