@@ -74,10 +74,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         weights: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"weights file {path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"weights file {path} is not an intact safetensors file: {error}") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        # torch raises RuntimeError for a file that is removed after safetensors has read its header.
+        problem = f"is not an intact safetensors file: {error}" if path.exists() else "does not exist"
+        raise UserError(f"weights file {path} {problem}") from None
     return weights
 
 

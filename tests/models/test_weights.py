@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import build_classifier
+from mae.models.decoders import DECODERS
 from mae.models.encoder import build_encoder
 from mae.models.positions import resample_positions
 from mae.models.settings import EncoderSettings
@@ -151,7 +153,7 @@ def test_a_file_without_its_decoder_is_refused_when_all_is_loaded(tiny_autoencod
         load_all(model, encoder_part(file_tensors(model)), SOURCE)
 
 
-@pytest.mark.parametrize("decoder", ["self", "cross"])
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_an_autoencoder_begins_with_encoder_and_decoder_of_another(tiny_autoencoder: Build, decoder: str) -> None:
     model, other = tiny_autoencoder(decoder=decoder), tiny_autoencoder(seed=1, decoder=decoder)
     assert has_decoder(file_tensors(model))
@@ -204,6 +206,22 @@ def test_a_table_that_is_not_of_the_grid_it_should_be_of_is_refused(tiny_autoenc
     weights = file_tensors(tiny_autoencoder(image_size=(8, 8)))
     with pytest.raises(UserError, match=r"pos_embed is \[1, 5, 16\] instead of \[1, 17, 16\]"):
         load_autoencoder(tiny_autoencoder(), for_grid(weights, (3, 3), (4, 4)), SOURCE)
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_missing(
+    tiny_autoencoder: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(file_tensors(tiny_autoencoder()), path)
+
+    def load_after_header(file: Path) -> None:
+        with safe_open(file, framework="pt"):
+            file.unlink()
+            torch.UntypedStorage.from_file(str(file), False, 8)
+
+    monkeypatch.setattr("mae.models.weights.load_file", load_after_header)
+    with pytest.raises(UserError, match=r"m\.safetensors does not exist$"):
+        read_weights(path)
 
 
 def test_missing_and_damaged_files_are_refused(tiny_autoencoder: Build, tmp_path: Path) -> None:
