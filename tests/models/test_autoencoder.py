@@ -11,13 +11,13 @@ from torch import Tensor
 from mae.data.plan import plan_batches
 from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.decoders import DECODERS
 from mae.models.masking import make_mask, mask_of
 from mae.models.patches import patchify, take
 
 Build = Callable[..., MaskedAutoencoder]
 Draw = Callable[..., tuple[Tensor, Tensor]]
 
-DECODERS = ["self", "cross"]
 SHAPES = [
     {"image_size": (16, 16), "channels": 3},
     {"image_size": (8, 16), "channels": 1},
@@ -66,7 +66,7 @@ def test_any_rectangle_and_number_of_channels_trains(
     assert predicted.shape == (2, model.patches * 3 // 4, down * across * images.shape[1])
     assert torch.equal(ids, model.mask(noise).ids_hidden)
     frozen = {"encoder.pos_embed", "decoder.decoder_pos_embed"}
-    if decoder == "cross":
+    if not DECODERS[decoder].reads_normed_output:
         frozen |= {"encoder.norm.weight", "encoder.norm.bias"}
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (name not in frozen), name
