@@ -1,4 +1,4 @@
-"""The models that ours is held against, each with a copy of its weights: a plain one, and that of `transformers`.
+"""Two models to compare ours with, both with copies of its weights: a plain one, and the one of `transformers`.
 
 Both return a loss, the prediction of every patch (`logits`) and a mask that is 1 where a patch was hidden.
 """
@@ -28,15 +28,15 @@ class PlainOutput(NamedTuple):
 
 
 class PlainMaskedAutoencoder(nn.Module):
-    """The method as its paper tells it (arXiv 2111.06377), in the manner of its first code: nothing is left out.
+    """The method as its paper (arXiv 2111.06377) and its first code have it, without our savings.
 
-    Every patch is embedded, and the tokens of those that stay are gathered; a second argsort undoes the shuffle; all
-    tokens go through all blocks of the decoder; every patch is predicted, and the loss of those that were visible is
-    multiplied by zero. `attention` is softmax(q k) v, written out as it was then, or torch's fused one.
+    Every patch is embedded, and the kept tokens are gathered. A second argsort inverts the shuffle. All tokens pass all
+    blocks of the decoder. Every patch is predicted, and the loss of visible patches is multiplied by zero. `attention`
+    is softmax(q k) v in separate operations (manual), or torch's fused kernel (sdpa).
     """
 
     def __init__(self, model: MaskedAutoencoder, attention: Literal["manual", "sdpa"] = "manual") -> None:
-        """A copy of `model`, whose decoder must be of the kind `self`."""
+        """Copy `model`, whose decoder must be `self`."""
         super().__init__()
         encoder: Any = model.encoder
         decoder: Any = model.decoder
@@ -58,7 +58,7 @@ class PlainMaskedAutoencoder(nn.Module):
         self.load_state_dict(file_tensors(model))
 
     def forward(self, images: Tensor, noise: Tensor) -> PlainOutput:
-        """[batch, channels, height, width] normalised images and [batch, patches] uniform noise."""
+        """Take normalised images [batch, channels, height, width] and uniform noise [batch, patches]."""
         encoded, mask, ids_restore = self.encode(images, noise)
         logits = self.decode(encoded, ids_restore)
         error = (logits - self.target(images)).square().mean(dim=2)
@@ -130,13 +130,13 @@ class PlainAttention(nn.Module):
 
 
 def plain_blocks(blocks: Any, width: int, attention: Literal["manual", "sdpa"]) -> nn.Sequential:
-    """As many as there are in `blocks`, and of their shape."""
+    """Return plain blocks, as many as `blocks` has and of the same shape."""
     return nn.Sequential(
         *(PlainBlock(width, block.attn.num_heads, block.mlp.fc1.out_features, attention) for block in blocks)
     )
 
 
-# Our names in a file -> the names of the weights `transformers` publishes.
+# Our names in a file -> names of the weights in `transformers`.
 RENAMED = [
     (r"^cls_token$", "vit.embeddings.cls_token"),
     (r"^pos_embed$", "vit.embeddings.position_embeddings"),
@@ -154,7 +154,7 @@ RENAMED = [
 
 
 def published_names(name: str) -> list[str]:
-    """Where `transformers` publishes the tensor `name` of our files: in three parts, if it is queries, keys, values."""
+    """Return the name in `transformers` of the tensor `name` of our files, or three names for queries, keys, values."""
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
     if ".attn.qkv." in name:
@@ -163,7 +163,7 @@ def published_names(name: str) -> list[str]:
 
 
 def published_weights(model: MaskedAutoencoder) -> dict[str, Tensor]:
-    """Copies of our weights under the names that `transformers` publishes."""
+    """Return copies of our weights by the names of `transformers`."""
     weights: dict[str, Tensor] = {}
     for ours, tensor in file_tensors(model).items():
         names = published_names(ours)
@@ -172,7 +172,10 @@ def published_weights(model: MaskedAutoencoder) -> dict[str, Tensor]:
 
 
 def transformers_model(model: MaskedAutoencoder, attention: Literal["eager", "sdpa"] = "eager") -> ViTMAEForPreTraining:
-    """That of `transformers` with our weights, through a file: it initialises this model wrongly, loads it rightly."""
+    """Return the model of `transformers` with our weights.
+
+    They pass through a file, since `transformers` initialises this model wrongly but loads it correctly.
+    """
     encoder: Any = model.encoder
     decoder: Any = model.decoder
     projection, block, decoder_block = encoder.patch_embed.proj, encoder.blocks[0], decoder.decoder_blocks[0]
@@ -188,7 +191,7 @@ def transformers_model(model: MaskedAutoencoder, attention: Literal["eager", "sd
         image_size=model.grid[0] * model.patch_size[0],
         patch_size=model.patch_size[0],
         num_channels=projection.in_channels,
-        # It rounds the number of kept patches down; half a patch more keeps as many as ours, whatever floats do.
+        # The number of kept patches is rounded down; half a patch more makes it ours in spite of rounding errors.
         mask_ratio=1 - (model.kept + 0.5) / model.patches,
         norm_pix_loss=model.norm_pix_loss,
         layer_norm_eps=NORM_EPS,
