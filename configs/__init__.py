@@ -1,1 +1,1 @@
-"""The shipped settings files; each is complete and readable alone."""
+"""Shipped settings files; each is complete by itself."""
