@@ -1,11 +1,11 @@
-"""Speed and memory of the input pipeline, beside other loaders: from shards to finished batches.
+"""Speed and memory of the input pipeline, compared with other loaders: from shards to finished batches.
 
 `python benchmarks/data.py [--parts decode,loader,small,memory,index,device] [--rounds N] [--images N]`
 
-Times are CPU time (of threads, workers and main process together), so that neighbours on the machine matter little,
-and medians over rounds in which the candidates run in random order: each loader in a process of its own, one thread
-to a worker, the page cache warm, the first epoch not counted. Linux; about ten minutes on two cores. It reads the
-packs of `../shared/data` beside the repository; without them it makes photos of smooth noise and says so.
+Times are CPU times of threads, workers and main process together, so other programs on the machine matter little. They
+are medians over rounds in which the candidates run in random order: each loader in a separate process, one thread per
+worker, the page cache warm, the first epoch not counted. Linux only; about ten minutes on two cores. It reads the packs
+in `../shared/data` beside the repository; without them it makes photos of smooth noise and prints SYNTHETIC.
 """
 
 import argparse
@@ -60,16 +60,16 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 BATCH, MEMORY_BATCH, MEMORY_BATCHES = 64, 256, 24
 SMALL_IMAGES = 2000
 TIME_LIMIT = 300
-"""Seconds that one measurement may take."""
+"""Maximum seconds of one measurement."""
 SECONDS_TO_END = 20
 FAR_SAMPLES = 10**9
-"""Of the simulated set."""
+"""Number of samples in the simulated set."""
 FAR_START = (FAR_SAMPLES // MEMORY_BATCH - 1) * MEMORY_BATCH
 DATA_LIMIT = 8 << 30
-"""Bytes at which the simulation fails, so that it cannot take the machine down."""
+"""Bytes of memory at which the simulation fails, before it uses up the memory of the machine."""
 
 
-# Our own side: all that depends on how `mae.data` is called.
+# Our own side: everything that depends on the interface of `mae.data`.
 
 AUGMENTATION = AugmentSettings(crop_scale=SCALE)
 CROP_DECODER = os.environ.get("MAE_TURBOJPEG")
@@ -81,13 +81,13 @@ class Ours:
 
     workers: int = 2
     threads: int = 1
-    """Of each worker."""
+    """Threads of each worker."""
     crop_decode: bool = False
-    """Decode only the crop, by a libjpeg-turbo 3 of the machine; otherwise only what pip installs is used."""
+    """Decode only the crop, with a libjpeg-turbo 3 found on the machine; otherwise use only what pip installs."""
     views: int = 1
-    """Views made of each decoded photo."""
+    """Number of views of each decoded photo."""
     short_side: int | None = None
-    """Shards packed at this shorter side [pixels]; None: the photos as they are."""
+    """Shorter side of the photos in the shards [pixels]; None: the original photos."""
     keep_decoded: bool = False
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ class Ours:
         return ", ".join(filter(None, words))
 
     def missing(self) -> str:
-        """Why it cannot be run here, if it cannot."""
+        """Return why it cannot run here; empty if it can."""
         return "no libjpeg-turbo 3 found; MAE_TURBOJPEG names one" * (self.crop_decode and not ours_crop_decoder(True))
 
 
@@ -121,7 +121,7 @@ OUR_LOADERS = {
 
 
 def ours_crop_decoder(wanted: bool) -> bool:
-    """Turn decoding by region on or off in this process; whether it is on now."""
+    """Turn decoding of only the crop on or off in this process; return whether it is on now."""
     if wanted and CROP_DECODER is None:
         os.environ.pop("MAE_TURBOJPEG", None)
     else:
@@ -131,13 +131,13 @@ def ours_crop_decoder(wanted: bool) -> bool:
 
 
 def ours_numbers(count: int, views: int, epoch: int) -> NDArray[np.float64]:
-    """[count, views, numbers] the uniform numbers by which samples are cut in one epoch."""
+    """Return the uniform numbers [count, views, numbers] that choose the crops of one epoch."""
     key = keyed.key(Purpose.CROP, 0, epoch)
     return keyed.uniform(key, np.arange(count), views * NUMBERS_PER_SAMPLE).reshape(count, views, -1)
 
 
 def ours_views(photos: Sequence[bytes], numbers: NDArray[np.float64], side: int = SIDE, channels: int = 3) -> Tensor:
-    """Photos that are made together -> a view for each of their rows of `numbers` [photos, views, numbers]."""
+    """Return one view for each row of `numbers` [photos, views, numbers], all made together."""
     count, views = numbers.shape[:2]
     out = torch.zeros(count * views, side, side, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
     cut = TrainViews(out, numbers.reshape(count * views, -1), AUGMENTATION)
@@ -148,7 +148,7 @@ def ours_views(photos: Sequence[bytes], numbers: NDArray[np.float64], side: int 
 
 
 def ours_decode(data: bytes, channels: int) -> object:
-    """The whole image, without a view."""
+    """Decode the whole image, without making a view."""
     return decode_pixels(data, channels)
 
 
@@ -162,29 +162,29 @@ def ours_batches(index: ShardIndex, how: Ours, batch: int, side: int = SIDE, cha
 
 
 def ours_loader(shards: Sequence[Path], how: Ours, batch: int, side: int = SIDE, channels: int = 3) -> Epoch:
-    """Our loader: one stream without an end, cut into epochs of as many views as there are photos."""
+    """Return our loader: one endless stream, divided into epochs of as many views as there are photos."""
     index = ours_index(shards, shards[0].parent / "cache")
     stream = load(ours_batches(index, how, batch, side, channels), range(10**9), how.workers)
     return lambda: (made.images for made in islice(stream, math.ceil(len(index) / batch)))
 
 
 def ours_index(shards: Sequence[Path], cache: Path) -> ShardIndex:
-    """The index of shards, found or made."""
+    """Return the index of shards; build it if there is none."""
     return open_index([str(path) for path in shards], cache)
 
 
 def ours_scan(shard: Path) -> None:
-    """Read a shard once, with crc32."""
+    """Scan a shard once, with crc32."""
     scan(shard)
 
 
 def ours_ids(samples: int, start: int, batch: int) -> NDArray[np.int64]:
-    """The sample ids of one batch, with whatever tables that takes."""
+    """Return the sample ids of one batch; the time includes any table that the order may need."""
     return Order(0, samples, batch).at(start, start + batch)[0]
 
 
 def ours_far_index(near: ShardIndex, folder: Path, start: int) -> ShardIndex:
-    """An index of 1e9 samples, real where the batch at `start` reads it: elsewhere its file is one hole."""
+    """Return an index of 1e9 samples with real records for the batch at `start`; the rest of its file is sparse."""
     path = folder / "samples.bin"
     with path.open("wb") as file:
         file.truncate(FAR_SAMPLES * RECORD.itemsize)
@@ -210,7 +210,7 @@ def encoded(image: Image.Image, extension: str, quality: int) -> bytes:
 
 
 def noise(count: int, width: int, height: int, extension: str, mode: str) -> list[Photo]:
-    """Smooth noise that takes about as many bytes as photos of that size."""
+    """Make images of smooth noise that have about as many bytes as photos of the same size."""
     generator = np.random.default_rng(0)
     photos = []
     for number in range(count):
@@ -236,7 +236,7 @@ def upright(data: bytes) -> Image.Image:
 
 
 def repeated(photos: Sequence[Photo], count: int) -> list[Photo]:
-    """The photos again and again, under new keys."""
+    """Repeat the photos, with new keys, until there are `count`."""
     chosen = (photos[number % len(photos)] for number in range(count))
     return [(f"{number:06}-{key}", data, label) for number, (key, data, label) in enumerate(chosen)]
 
@@ -253,7 +253,7 @@ def write_shards(folder: Path, photos: Sequence[Photo], shards: int, extension: 
 
 
 def run_photos(root: Path, images: int) -> dict[str, Any]:
-    """Write the photos once, and repeated up to `images`, as they are and shrunk; tells what they are."""
+    """Write the photos once, and repeated up to `images`, both original and reduced; return what they are."""
     photos, name = photos_or_noise()
     small = [(key, shrink(data, short_side=384, quality=90)[0], label) for key, data, label in photos]
     for form, these in (("shards-original", photos), ("shards-384", small)):
@@ -266,14 +266,14 @@ def run_photos(root: Path, images: int) -> dict[str, Any]:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process, its threads and its workers, living or gone."""
+    """Return the CPU time of this process with its threads and all its workers, running or ended."""
     here = psutil.Process()
     times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
     return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
 
 def run_apart(*order: str) -> dict[str, Any]:
-    """What one of `RUNS` gives in a process of its own, forked from this one, which has imported all but the peers."""
+    """Return the result of one of `RUNS` in a fork of this process, which has imported everything but the peers."""
     with tempfile.TemporaryFile("w+") as words:
         receiver, sender = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.Process(target=answer, args=(order, sender, words.fileno()))
@@ -283,7 +283,7 @@ def run_apart(*order: str) -> dict[str, Any]:
             result: dict[str, Any] = receiver.recv() if receiver.poll(TIME_LIMIT) else {"error": "took too long"}
         except EOFError:
             words.seek(0)
-            result = {"error": ([line for line in words.read().splitlines() if line] or ["it died"])[-1][:100]}
+            result = {"error": ([line for line in words.read().splitlines() if line] or ["the process died"])[-1][:100]}
         process.join(SECONDS_TO_END)
         for child in psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []:
             child.kill()
@@ -293,14 +293,14 @@ def run_apart(*order: str) -> dict[str, Any]:
 
 
 def answer(order: Sequence[str], sender: Connection, words: int) -> None:
-    """Do what is ordered; all that is printed goes into the file `words`, whose last line explains a failure."""
+    """Run an order; output goes into the file descriptor `words`, whose last line explains a failure."""
     os.dup2(words, 1)
     os.dup2(words, 2)
     sender.send(RUNS[order[0]](*order[1:]))
 
 
 def interleaved(orders: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """name -> its results; each round runs all in random order, but nothing again that has failed."""
+    """Return results by name; each round runs all candidates in random order, except those that have failed."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in orders}
     for number in range(rounds):
         for name in random.sample(list(orders), len(orders)):
@@ -315,7 +315,7 @@ def error_of(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def timed_in_turn(candidates: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """name -> median CPU seconds an item; a candidate is a pass that returns how many items it made."""
+    """Return the median CPU seconds per item, by name; a candidate is a function that returns its number of items."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name in random.sample(list(candidates), len(candidates)):
@@ -332,7 +332,7 @@ def say(text: str) -> None:
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """The first and the last column are words, those between are figures."""
+    """Print a table; the first and last columns are text, the others numbers."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     say("")
@@ -346,7 +346,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
 
 
 def run_decode(root: Path, rounds: int) -> dict[str, Any]:
-    """Seconds a view of each decoder, what each gives, and how near our pixels are to Pillow's."""
+    """Measure each decoder: seconds per view, type of the output, and for ours the difference from Pillow's pixels."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     once = Forms(root / "once")
     photos = {side: [data for _, data, _ in read_pack(once.shards(side)[0])] for side in (None, 384)}
@@ -358,7 +358,7 @@ def run_decode(root: Path, rounds: int) -> dict[str, Any]:
             try:
                 candidates[name] = counting(decoder.decode_all(photos[None]), name, outputs)
                 candidates[name]()
-            except Exception as error:  # a peer that does not work here is named in the table
+            except Exception as error:  # the table shows why a peer does not work here
                 candidates.pop(name, None)
                 errors[name] = str(error)
     for name, how in OUR_DECODERS.items():
@@ -371,7 +371,7 @@ def run_decode(root: Path, rounds: int) -> dict[str, Any]:
 
 
 def counting(decode_all: Callable[[], Iterable[Tensor]], name: str, outputs: dict[str, str]) -> Callable[[], int]:
-    """A pass that returns how many views it made, and writes down of what type they are."""
+    """Return a function that makes all views, stores their type in `outputs`, and returns their number."""
 
     def run() -> int:
         for count, view in enumerate(decode_all(), 1):
@@ -394,7 +394,7 @@ def our_pass(photos: Sequence[bytes], how: Ours) -> Callable[[], Iterable[Tensor
 
 
 def quality(photos: Sequence[bytes], originals: Sequence[bytes], how: Ours) -> tuple[float, float]:
-    """PSNR [dB] of our views against Pillow's bicubic on the same crops of the originals: of all, of the worst."""
+    """Return the PSNR [dB] of all our views and of the worst, against Pillow's on the same crops of the originals."""
     ours_crop_decoder(how.crop_decode)
     errors = []
     for data, original, numbers in zip(photos, originals, ours_numbers(len(photos), how.views, 0), strict=True):
@@ -405,7 +405,7 @@ def quality(photos: Sequence[bytes], originals: Sequence[bytes], how: Ours) -> t
 
 
 def pillow_view(data: bytes, original: bytes, numbers: Sequence[float]) -> NDArray[np.float64]:
-    """The crop that ours takes from `data`, taken from the original photo."""
+    """Return the view that ours makes of `data`, made from the original photo by Pillow."""
     image, (width, height) = upright(original), upright(data).size
     box = crop_box(height, width, numbers, AUGMENTATION)
     across, down = image.width / width, image.height / height
@@ -420,7 +420,7 @@ def pillow_view(data: bytes, original: bytes, numbers: Sequence[float]) -> NDArr
 def print_decode(root: Path, rounds: int, title: str) -> None:
     say("decode")
     result = run_apart("decode", str(root), str(2 * rounds + 1))
-    head = ("decoder", "CPU ms a view", "x reference", "PSNR dB", "worst view", "output")
+    head = ("decoder", "CPU ms per view", "x reference", "PSNR dB", "worst view", "output")
     if "error" in result:
         table("Decode", head, [("all", "-", "-", "-", "-", error_of([result]))])
         return
@@ -440,7 +440,7 @@ def print_decode(root: Path, rounds: int, title: str) -> None:
 
 
 def labelled(name: str) -> str:
-    """A peer's name with its version."""
+    """Return a name, with the version if it is a peer."""
     found = (DECODERS | PEERS)[name].version() if name in DECODERS | PEERS else None
     return f"{name} [{found}]" if found else name
 
@@ -449,7 +449,7 @@ def labelled(name: str) -> str:
 
 
 def run_loader(root: Path, name: str) -> dict[str, Any]:
-    """CPU seconds and images of the second epoch, and what a batch is."""
+    """Return CPU seconds and number of images of the second epoch, and the type of a batch."""
     forms = Forms(root / "many")
     if name in OUR_LOADERS:
         how = OUR_LOADERS[name]
@@ -466,7 +466,7 @@ def run_loader(root: Path, name: str) -> dict[str, Any]:
 
 
 def run_convert(root: Path, name: str) -> dict[str, Any]:
-    """Write the photos in a peer's own form."""
+    """Write the photos in the form that a peer needs."""
     peer, many = PEERS[name], Forms(root / "many")
     assert peer.convert is not None
     peer.convert(many.form(peer.form), [photo for shard in many.shards() for photo in read_pack(shard)])
@@ -494,11 +494,11 @@ def print_loader(root: Path, rounds: int, title: str) -> None:
             rows.append((labelled(name), f"{speeds[name]:.0f}", ratio, results[name][0]["output"]))
         else:
             rows.append((labelled(name), "-", "-", notes[name] or error_of(results[name])))
-    head = ("loader", "views a CPU second", "x reference", "output")
+    head = ("loader", "views per CPU second", "x reference", "output")
     table(f"Shards to finished batches of {BATCH}: 2 workers, {title}", head, rows)
 
 
-# small: the overhead beside decode, and the cached mode.
+# small: the cost in addition to decoding, and the mode that keeps decoded images.
 
 
 @dataclass(frozen=True)
@@ -509,7 +509,7 @@ class SmallSet:
     extension: str
 
     def photos(self) -> tuple[list[Photo], bool]:
-        """The first photos of the pack, or noise; and whether they are real."""
+        """Return the first photos of the pack, or noise, and whether they are real."""
         packs = sorted((DATA / self.pack).glob(f"{self.pack}-train-*.tar.gz"))
         if packs:
             return read_pack(packs[0])[:SMALL_IMAGES], True
@@ -524,7 +524,7 @@ SMALL_SETS = {
 
 
 def run_small(name: str, rounds: int) -> dict[str, Any]:
-    """Seconds a sample in this process: decode alone, decode and view, the loader, the loader with kept pixels."""
+    """Return seconds per sample: decode alone, decode and view, the loader, and the loader with kept pixels."""
     which = SMALL_SETS[name]
     photos, is_real = which.photos()
     numbers = ours_numbers(len(photos), 1, 0)
@@ -576,17 +576,17 @@ def print_small(rounds: int) -> None:
         note = "" if result["is_real"] else "SYNTHETIC noise of that size"
         rows.append((name, *(f"{figure:.0f}" for figure in figures), f"{reference / cached:.1f}", note))
     head = (
-        "small images", "reference recipe", "ours", "decode", "beside", "of it crop, resize, flip", "ours, cached",
-        "reference / cached", "",
+        "small images", "reference recipe", "ours", "decode", "the rest", "crop, resize, flip", "ours, kept decoded",
+        "reference / kept", "",
     )  # fmt: skip
-    table("Small images: CPU microseconds a sample, one thread, no workers", head, rows)
+    table("Small images: CPU microseconds per sample, one thread, no workers", head, rows)
 
 
-# device: JPEGs decoded on a GPU, beside the same batches made by the processors.
+# device: JPEGs decoded on a GPU, compared with the same batches decoded on the CPU.
 
 
 def run_device(root: Path, where: Literal["cpu", "device"]) -> dict[str, Any]:
-    """Views a second by the clock, and views a CPU second; without a GPU torch's CPU stands in for it."""
+    """Return views per second and per CPU second; without a GPU, torch's CPU takes its place."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index = ours_index(Forms(root / "many").shards(), root / "many" / "cache")
     data = DataSettings(image_size=(SIDE,), decode_on=where, cache_dir=index.folder.parent)
@@ -603,7 +603,7 @@ def run_device(root: Path, where: Literal["cpu", "device"]) -> dict[str, Any]:
 
 
 def print_device(root: Path, rounds: int) -> None:
-    names = {"the processors": "cpu", "the device": "device"}
+    names = {"the CPU": "cpu", "the device": "device"}
     results = interleaved({name: ("device", str(root), where) for name, where in names.items()}, rounds)
     rows = []
     for name, found in results.items():
@@ -612,15 +612,15 @@ def print_device(root: Path, rounds: int) -> None:
             continue
         medians = [statistics.median(result[word] for result in found) for word in ("clock", "cpu")]
         rows.append((name, *(f"{figure:.0f}" for figure in medians), found[0]["device"]))
-    head = ("decoded by", "views a second", "views a CPU second", "device")
-    table(f"Finished batches of {BATCH} on the device, a worker for each core", head, rows)
+    head = ("decoded by", "views per second", "views per CPU second", "device")
+    table(f"Finished batches of {BATCH} on the device, one worker per core", head, rows)
 
 
-# memory: of one worker, and at the far end of 1e9 samples.
+# memory: of one worker, and for the last batch of 1e9 samples.
 
 
 def run_memory(root: Path, threads: int) -> dict[str, Any]:
-    """Megabytes of the worker after each batch, and of this process after its imports."""
+    """Return the megabytes of the worker after each batch, and of this process after its imports."""
     imports = memory(os.getpid())
     epoch = ours_loader(Forms(root / "many").shards(), Ours(1, threads), MEMORY_BATCH)
     after: list[dict[str, float]] = []
@@ -632,7 +632,7 @@ def run_memory(root: Path, threads: int) -> dict[str, Any]:
 
 
 def memory(process: int) -> dict[str, float]:
-    """Megabytes: resident, resident without mapped files such as libraries, proportional share, greatest resident."""
+    """Return megabytes: resident, resident without mapped files such as libraries, proportional share, peak."""
     lines = (Path(f"/proc/{process}/{name}").read_text().splitlines() for name in ("status", "smaps_rollup"))
     words = [line.split() for file in lines for line in file]
     kilobytes = {first: int(rest[0]) for first, *rest in words if rest and rest[-1] == "kB"}
@@ -646,14 +646,14 @@ def memory(process: int) -> dict[str, float]:
 
 
 def run_order() -> dict[str, Any]:
-    """What the sample ids of the batch at the far end of 1e9 samples take."""
+    """Measure how long the sample ids of the last batch of 1e9 samples take, and their memory."""
     before, began = memory(os.getpid())["resident"], time.perf_counter()
     ours_ids(FAR_SAMPLES, FAR_START, MEMORY_BATCH)
     return {"seconds": time.perf_counter() - began, "megabytes": memory(os.getpid())["peak"] - before}
 
 
 def run_resume(root: Path) -> dict[str, Any]:
-    """What the first batch after a resume at the far end of 1e9 samples takes."""
+    """Measure how long a resume at the last batch of 1e9 samples takes to make that batch, and its memory."""
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_LIMIT, DATA_LIMIT))
     with tempfile.TemporaryDirectory() as folder:
         near = ours_index(Forms(root / "once").shards(), Path(folder) / "cache")
@@ -668,14 +668,14 @@ def run_resume(root: Path) -> dict[str, Any]:
 def print_memory(root: Path, rounds: int) -> None:
     rows = []
     for name, threads in (("1 thread", 1), ("2 threads", 2)):
-        say(f"memory of a worker of {name}")
+        say(f"memory of a worker with {name}")
         rows.append((name, *worker_figures(run_apart("memory", str(root), str(threads)))))
-    head = ("one worker of", "above imports", "second half - first", "resident", "without files", "PSS", "")
-    table(f"Memory: greatest MB at batch {MEMORY_BATCH} over {MEMORY_BATCHES} batches", head, rows)
+    head = ("one worker with", "beyond imports", "second half - first", "resident", "without files", "PSS", "")
+    table(f"Memory: maximum MB at batch {MEMORY_BATCH} over {MEMORY_BATCHES} batches", head, rows)
     far = interleaved({"order": ("order",), "resume": ("resume", str(root))}, rounds)
     names = {"order": "sample ids of one batch", "resume": f"first batch of {MEMORY_BATCH} after a resume"}
     lines = [(names[name], *far_figures(results)) for name, results in far.items()]
-    table("The far end of 1e9 samples, simulated", ("", "MB", "seconds", ""), lines)
+    table("The last batch of 1e9 samples, simulated", ("", "MB", "seconds", ""), lines)
 
 
 def worker_figures(result: dict[str, Any]) -> tuple[str, ...]:
@@ -697,11 +697,11 @@ def far_figures(results: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     return f"{megabytes:.0f}", f"{seconds:.3f}", ""
 
 
-# index: megabytes a second of one core, files in the page cache.
+# index: megabytes per second on one core, files in the page cache.
 
 
 def run_index(root: Path, rounds: int) -> dict[str, Any]:
-    """CPU seconds a byte of indexing shards, beside other ways of reading them through."""
+    """Return the CPU seconds per byte of indexing shards, and of other ways to read them completely."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     shards = Forms(root / "many").shards()
     size = sum(path.stat().st_size for path in shards)
@@ -738,7 +738,7 @@ def run_index(root: Path, rounds: int) -> dict[str, Any]:
         "ours, with crc32": ours,
         "ours, with crc32, and the pixel statistics of at most 2,000 images": ours_whole,
         "zlib.crc32 of the files alone": checksum,
-        "tarfile, read through": standard_tar,
+        "tarfile, reading every member": standard_tar,
         f"webdataset [{version('webdataset')}], undecoded": web_dataset,
     }
     return timed_in_turn(candidates, rounds)
@@ -750,7 +750,7 @@ def print_index(root: Path, rounds: int) -> None:
     rows = [("all", "-", error_of([result]))]
     if "error" not in result:
         rows = [(name, f"{1e-6 / seconds:,.0f}", "") for name, seconds in result.items()]
-    table("Index: reading shards through, warm page cache", ("reader", "MB a CPU second", ""), rows)
+    table("Index: reading whole shards, warm page cache", ("reader", "MB per CPU second", ""), rows)
 
 
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -770,17 +770,17 @@ PARTS = ("decode", "loader", "small", "memory", "index", "device")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="which tables, with commas between")
+    parser.add_argument("--parts", default=",".join(PARTS), help="tables to print, separated by commas")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=1000, help="images of an epoch of the loaders")
+    parser.add_argument("--images", type=int, default=1000, help="images per epoch of the loaders")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork")  # for workers too: peers are given functions that cannot be pickled
+    multiprocessing.set_start_method("fork")  # for workers too: some peers have functions that cannot be pickled
     parts = options.parts.split(",")
     if unknown := set(parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; allowed: {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="mae-benchmark-") as folder:
-        os.environ["TMPDIR"] = tempfile.tempdir = folder  # what peers leave behind goes with it
+        os.environ["TMPDIR"] = tempfile.tempdir = folder  # files that peers leave behind are deleted with it
         root = Path(folder)
         title = run_apart("photos", str(root), str(options.images))["title"]
         print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {title}")

@@ -1,13 +1,13 @@
-"""What a decoder costs and what its encoder learns: short runs with equal settings, side by side.
+"""Cost of each decoder and what its encoder learns: short runs with equal settings, side by side.
 
 `python benchmarks/decoders.py --train 'cifar10-train-*.tar' --test 'cifar10-test-*.tar' --out FOLDER [--epochs N]`
 
-Every run has the same small encoder (128 channels, 4 blocks), data order, masks, rates and length, and one thread; only
-the decoder differs. After each epoch its checkpoint is measured by the accuracy of 20 nearest neighbours (cosine) of
-the encoder's cls token, without any training: 10,000 images of the training set vote on 5,000 of the test set, beside
-the same vote of plain pixels and of an encoder that has learned nothing. The losses are comparable: predicting a share
-of the hidden patches, chosen by chance, has the same expectation as predicting all. An interrupted run goes on where it
-was; the table and the curves are made anew of all that is there.
+Every run has the same small encoder (128 channels, 4 blocks), data order, masks, learning rate and length, and one
+thread; only the decoder differs. After each epoch, the encoder of the checkpoint is evaluated without any training, by
+the accuracy of the 20 nearest neighbours (cosine) of its cls token: 10,000 training images classify 5,000 test images.
+Plain pixels and an untrained encoder are evaluated in the same way. The losses are comparable: predicting a random
+share of the hidden patches has the same expected loss as predicting all. Start the same command again to resume an
+interrupted run; the table and the curves are then made from all results.
 """
 
 import argparse
@@ -49,22 +49,22 @@ DECODERS = {
     "self 128/4": "--model.decoder self --model.decoder_width 128 --model.decoder_depth 4 --model.decoder_heads 4",
     "self 256/4": "--model.decoder self --model.decoder_width 256 --model.decoder_depth 4 --model.decoder_heads 8",
 }
-VOTERS, ASKED, NEIGHBOURS = 10_000, 5_000, 20
+TRAIN_IMAGES, TEST_IMAGES, NEIGHBOURS = 10_000, 5_000, 20
 
 
 class Result(NamedTuple):
-    """Of one run."""
+    """Losses, accuracies and time of one run."""
 
     losses: list[tuple[float, float]]
-    """Epoch and mean loss of each tenth of an epoch."""
+    """Epoch and mean loss, for each tenth of an epoch."""
     accuracies: list[float]
-    """After each epoch."""
+    """Accuracy after each epoch."""
     seconds: float
-    """CPU time of the training, of all epochs."""
+    """CPU time of the whole training."""
 
 
 def train(flags: Sequence[str], shards: str, folder: Path, epochs: int, steps_per_epoch: int) -> float:
-    """`mae pretrain` in a process of its own; the CPU seconds it took, kept beside the run."""
+    """Run `mae pretrain` in a separate process, and return its CPU seconds; they are stored beside the run."""
     kept = folder.with_suffix(".seconds")
     if kept.exists():
         return float(kept.read_text())
@@ -94,11 +94,11 @@ def trained_encoder(path: Path) -> tuple[Features, ModelDescription]:
 
 
 def voted(features: Features, description: ModelDescription, train_shards: str, test_shards: str) -> float:
-    """Accuracy of the nearest neighbours."""
+    """Return the accuracy of the nearest neighbours."""
     statistics = PixelStatistics(description.mean, description.std)
 
     def collect(shards: str, most: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Of images spread evenly over the shards."""
+        """Return features and labels of `most` images, spread evenly over the shards."""
         data = DataSettings(shards=(shards,), image_size=description.image_size, crop_pct=1.0, workers=0)
         index = open_shards(data.shards, data, print)
         ids = np.linspace(0, len(index) - 1, most).astype(np.int64)
@@ -109,11 +109,11 @@ def voted(features: Features, description: ModelDescription, train_shards: str, 
         return tokens.numpy(), torch.cat([batch.labels for batch in found]).numpy()
 
     classifier = KNeighborsClassifier(NEIGHBOURS, weights="distance", metric="cosine")
-    return float(classifier.fit(*collect(train_shards, VOTERS)).score(*collect(test_shards, ASKED)))
+    return float(classifier.fit(*collect(train_shards, TRAIN_IMAGES)).score(*collect(test_shards, TEST_IMAGES)))
 
 
 def baselines(path: Path, train_shards: str, test_shards: str) -> dict[str, float]:
-    """Of what nothing was learned for: the pixels themselves, and an encoder like that of `path` as it begins."""
+    """Return the accuracy without learning: of the pixels, and of an untrained encoder like the one in `path`."""
     description = read_description(path)
     torch.manual_seed(0)
     encoder = build_encoder(description.encoder(), description.image_size, description.channels).eval()
@@ -122,7 +122,7 @@ def baselines(path: Path, train_shards: str, test_shards: str) -> dict[str, floa
 
 
 def nearest_neighbours(path: Path, train_shards: str, test_shards: str) -> float:
-    """Accuracy without training, kept beside the checkpoint's folder."""
+    """Return the accuracy of the encoder of a checkpoint; it is stored in the run folder."""
     kept = path.parent.parent.parent / f"{path.parent.name}.knn"
     if kept.exists():
         return float(kept.read_text())
@@ -132,7 +132,7 @@ def nearest_neighbours(path: Path, train_shards: str, test_shards: str) -> float
 
 
 def measure(folder: Path, seconds: float, train_shards: str, test_shards: str, steps_per_epoch: int) -> Result:
-    """Losses from the log, accuracies of the checkpoints of whole epochs."""
+    """Return the losses in the log, and the accuracies of the checkpoints at the ends of epochs."""
     records: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [(r["step"] / steps_per_epoch, r["loss"]) for r in records if r["kind"] == "train"]
     checkpoints = sorted((folder / "checkpoints").glob("step-*/model.safetensors"))
@@ -141,11 +141,11 @@ def measure(folder: Path, seconds: float, train_shards: str, test_shards: str, s
 
 
 def draw(results: dict[str, Result], path: Path) -> None:
-    """Loss and accuracy over epochs."""
+    """Draw loss and accuracy over the epochs."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for name, result in results.items():
-        # The first ones are those of the first predictions; of the last line few steps are left.
+        # The first losses are of an almost untrained model; the last one is a mean of few steps.
         loss.plot(*zip(*result.losses[2:-1], strict=True), label=name)
         accuracy.plot(range(1, len(result.accuracies) + 1), [100 * a for a in result.accuracies], marker="o")
     loss.set(xlabel="epoch", ylabel="loss")
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(DECODERS), default=list(DECODERS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    # Without the last incomplete batch, so that a multiple of it never passes the end of an epoch by much.
+    # Without the last incomplete batch, so that a multiple of it is never far behind the end of an epoch.
     steps_per_epoch = len(open_shards((options.train,), DataSettings(workers=0), print)) // 128
     results = {}
     for name in options.only:

@@ -1,10 +1,10 @@
-"""The loaders that `benchmarks/data.py` measures ours against, each by its own documented recipe.
+"""Other loaders, with which `benchmarks/data.py` compares ours; each follows its own documented recipe.
 
-A peer turns the forms of one set of photos on disk into an `Epoch`: a function that is called once an epoch and gives
-the images of each batch. All do the same work: random resized crop to 224 px of 20 to 100 % of the area, bicubic with
-antialiasing, mirrored half of the time. Each imports its package only when it is asked to run.
+A peer turns photos on disk into an `Epoch`: a function that is called once per epoch and yields the images of each
+batch. All do the same work: a random resized crop to 224 px of 20 to 100 % of the area, bicubic with antialiasing,
+mirrored half of the time. Each imports its package only when it runs.
 """
-# ruff: noqa: PLC0415, S311 -- a peer is imported when it runs; crops want no cryptographic randomness
+# ruff: noqa: PLC0415, S311 -- a peer is imported when it runs; crops need no cryptographic randomness
 
 import contextlib
 import io
@@ -38,12 +38,12 @@ Photo = tuple[str, bytes, int]
 
 @dataclass(frozen=True)
 class Forms:
-    """One set of photos in the forms that the loaders read; each is made before any clock runs."""
+    """One set of photos in the forms that the loaders read; each form is made before the timing begins."""
 
     root: Path
 
     def shards(self, short_side: int | None = None) -> list[Path]:
-        """WebDataset tars, as the photos are or with a shorter side of that many pixels."""
+        """Return the WebDataset tars: of the original photos, or reduced to a shorter side of `short_side` pixels."""
         return sorted((self.root / f"shards-{short_side or 'original'}").glob("*.tar"))
 
     def form(self, name: str) -> Path:
@@ -53,32 +53,32 @@ class Forms:
 @dataclass(frozen=True)
 class Peer:
     load: Callable[[Forms, int, int], Epoch]
-    """(forms, batch size, workers) -> its epochs."""
+    """Function (forms, batch size, workers) -> epochs."""
     distributions: tuple[str, ...] = ()
-    """What has to be installed besides what this project needs anyway: one of these."""
+    """Packages, one of which must be installed in addition to this project's own; () if none is needed."""
     form: str = ""
-    """Folder with the photos in the peer's own form, where tars do not serve it."""
+    """Folder with the photos in the peer's own form, if it does not read tars."""
     convert: Callable[[Path, Sequence[Photo]], None] | None = None
-    """Writes that form."""
+    """Function (folder, photos) that writes this form."""
 
     def version(self) -> str | None:
-        """Of the package; None where it is not installed."""
+        """Return the version of the package; None if it is not installed."""
         return installed(self.distributions) if self.distributions else version("torchvision")
 
 
 @dataclass(frozen=True)
 class Decoder:
     decode_all: Callable[[Sequence[bytes]], Callable[[], Iterable[Tensor]]]
-    """Photos in memory -> a function that makes a view of each, on one thread."""
+    """Function: photos in memory -> a function that makes a view of each, on one thread."""
     distributions: tuple[str, ...] = ()
 
     def version(self) -> str | None:
-        """Of the package; None where it is not installed."""
+        """Return the version of the package; None if it is not installed."""
         return installed(self.distributions) if self.distributions else version("torchvision")
 
 
 def installed(distributions: Sequence[str]) -> str | None:
-    """The version of the first of these that is installed."""
+    """Return the version of the first installed one of `distributions`; None if none is installed."""
     for distribution in distributions:
         with contextlib.suppress(PackageNotFoundError):
             return version(distribution)
@@ -86,7 +86,7 @@ def installed(distributions: Sequence[str]) -> str | None:
 
 
 def v1_view(side: int, channels: int = 3) -> Callable[[Image.Image], Tensor]:
-    """The recipe of the MAE paper's code: Pillow and torchvision v1, to normalised float32."""
+    """Return the recipe of the MAE paper's code: Pillow and torchvision v1, to normalised float32."""
     return v1.Compose([  # type: ignore[no-any-return]
         v1.RandomResizedCrop(side, SCALE, RATIO, interpolation=BICUBIC),
         v1.RandomHorizontalFlip(),
@@ -103,7 +103,7 @@ V2_VIEW: Callable[[Tensor], Tensor] = v2.Compose([
     v2.ToDtype(torch.float32, scale=True),
     v2.Normalize(MEAN, STD),
 ])  # fmt: skip
-"""torchvision's present recipe: uint8 tensors up to the last step, to normalised float32."""
+"""torchvision's current recipe: uint8 tensors until the last step, then normalised float32."""
 
 
 def decode_with_pillow(data: bytes) -> Image.Image:
@@ -119,7 +119,7 @@ def v2_view(data: bytes) -> Tensor:
 
 
 def repeat(loader: Iterable[Any]) -> Epoch:
-    """The epochs of a loader of (images, labels)."""
+    """Turn a loader of (images, labels) into an `Epoch`."""
     return lambda: (images for images, _ in loader)
 
 
@@ -188,7 +188,7 @@ def dali(dtype: str) -> Callable[[Forms, int, int], Epoch]:
 
 
 def dali_view(images: Any, dtype: str) -> Any:
-    """Encoded images -> views; "float32" normalised, channels first, or "uint8", channels last."""
+    """Turn encoded images into views: normalised "float32", channels first, or "uint8", channels last."""
     from nvidia.dali import fn, types
 
     crops = fn.decoders.image_random_crop(images, random_area=list(SCALE), random_aspect_ratio=list(RATIO))
@@ -225,7 +225,7 @@ def decode_with_dali(photos: Sequence[bytes]) -> Callable[[], Iterable[Tensor]]:
 
 
 def random_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) by the rule of torchvision's RandomResizedCrop, without its tensors."""
+    """Return (top, left, height, width) by the rule of torchvision's RandomResizedCrop, without its tensors."""
     for _ in range(10):
         area = height * width * random.uniform(*SCALE)
         aspect = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
@@ -255,7 +255,7 @@ def spdl_stack(frames: list[Any]) -> Tensor:
 
 
 def spdl_threads(view: Callable[[bytes], Any], stack: Callable[[list[Any]], Tensor]) -> Callable[..., Epoch]:
-    """Its pipeline of threads in the trainer's process, with a decoder of one's choice."""
+    """Return spdl's pipeline of threads in the trainer's process, with a given decoder."""
 
     def load(forms: Forms, batch: int, workers: int) -> Epoch:
         import spdl.io
@@ -338,7 +338,7 @@ def mosaic_streaming(forms: Forms, batch: int, workers: int) -> Epoch:
 
 
 def write_ffcv(share_as_jpeg: float) -> Callable[[Path, Sequence[Photo]], None]:
-    """Its ImageNet recipe: at most 500 px, JPEG of quality 90 for a share of the photos, raw pixels for the rest."""
+    """Return a writer of ffcv's ImageNet recipe: at most 500 px, JPEG 90 for a share of the photos, the rest raw."""
 
     def write(folder: Path, photos: Sequence[Photo]) -> None:
         from ffcv.fields import IntField, RGBImageField

@@ -1,19 +1,19 @@
-"""Speed and memory of a training step, beside a plain implementation and `transformers`.
+"""Speed and memory of a training step, compared with a plain implementation and `transformers`.
 
 `python benchmarks/step.py [--case NAME]... [--row NAME]... [--rounds N] [--threads N] [--no-memory] [--json FILE]`
 
-A step is forward, backward, AdamW and zeroing of the gradients, of the same weights, images and noise for each row.
-*Plain* does all that the paper says, in the manner of its first code, with torch's own AdamW, and asks for the loss in
-each step (`benchmarks/models.py`); `transformers` is trained by torch's own AdamW too; ours as by `mae pretrain`: fused
-AdamW, and nobody waits for the loss. *Loss* is how far the loss of the first step is from plain's; rows without it
-compute something else, less patches or with another decoder.
+A step is forward, backward, AdamW and zeroing of the gradients, with the same weights, images and noise in each row.
+*Plain* computes everything as the paper's first code does, with torch's own AdamW, and reads the loss in each step
+(`benchmarks/models.py`). `transformers` also uses torch's own AdamW. Ours trains like `mae pretrain`: fused AdamW, no
+wait for the loss. *Loss* is the relative difference of the first loss from plain's; rows without it compute something
+else: fewer patches, or another decoder.
 
-The rows take turns in random order; times are medians, and a ratio is the median of those within a round. Without a GPU
-the time is what a processor spends, which neighbours change less than that of the clock beside it; the peak memory, all
-that a step needs above its imports, is that of a process of its own, at a batch where activations are the most of it.
-With a GPU the time is that of the clock, for ten steps that are waited for together, in bf16; at the end stands what
-`mae pretrain` makes of JPEG shards, and the largest batches. Each table is printed, and written, as soon as it is
-known: all that a GPU is asked is meant for nine minutes, which nobody has measured yet.
+The rows take turns in random order. Times are medians, and a ratio is the median of the ratios within each round.
+Without a GPU, CPU time counts, which other programs change less than wall time; both are shown. The peak
+memory is all that a step needs beyond its imports, in a separate process, with a batch where activations dominate.
+With a GPU, the time is the wall time of ten steps with one wait at their end, in bf16. Last come the speed of
+`mae pretrain` from JPEG shards and the largest batches. Each table is printed, and written, as soon as it is ready.
+On a GPU all of it should take nine minutes; this has not been measured yet.
 """
 
 import argparse
@@ -63,11 +63,11 @@ class Case:
     size: Literal["tiny", "small", "base", "large"]
     batch: int
     memory_batch: int
-    """Where memory is measured."""
+    """Number of images when memory is measured."""
     side: int = 224
     patch: int = 16
     decoder: tuple[int | None, int | None, int | None] = (512, 8, 16)
-    """Width, blocks and heads; those of the paper, which were made for larger encoders than Ti and S."""
+    """Width, blocks and heads; by default the paper's, which are meant for larger encoders than Ti and S."""
 
     def settings(self) -> MaskedAutoencoderSettings:
         width, depth, heads = self.decoder
@@ -96,13 +96,13 @@ class Row:
     model: Literal["ours", "plain", "transformers"] = "ours"
     attention: Literal["manual", "eager", "sdpa"] = "sdpa"
     plain_update: bool = False
-    """torch's own AdamW, and a wait for the loss in each step."""
+    """Use torch's own AdamW, and wait for the loss in each step."""
     all_patches: bool = False
     """Predict the visible patches too."""
     checkpointing: Checkpointing = "none"
     compiled: bool = False
     changed: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the model that make its loss another than plain's."""
+    """Model settings with which the loss differs from plain's."""
 
 
 QUARTER: dict[str, Any] = {"predict_ratio": 0.25}
@@ -119,21 +119,21 @@ ROWS = {
     "ours": Row(),
     "ours, plain's update": Row(plain_update=True),
     "ours, all patches predicted": Row(all_patches=True),
-    "ours, GELUs again": Row(checkpointing="gelu"),
-    "ours, blocks again": Row(checkpointing="blocks"),
+    "ours, GELU recomputed": Row(checkpointing="gelu"),
+    "ours, blocks recomputed": Row(checkpointing="blocks"),
     "ours, compiled": Row(compiled=True),
     "ours, a quarter predicted": Row(changed=QUARTER),
     "ours, cross, a quarter": Row(changed=CROSS),
-    "ours, cross, a quarter, GELUs again": Row(changed=CROSS, checkpointing="gelu"),
+    "ours, cross, a quarter, GELU recomputed": Row(changed=CROSS, checkpointing="gelu"),
     "ours, cross, a quarter, compiled": Row(changed=CROSS, compiled=True),
     "ours, preset decoder": Row(changed=PRESET),
     "ours, preset decoder, cross, a quarter": Row(changed=CROSS | PRESET),
 }
-LARGEST_BATCH_ROWS = (REFERENCE, "ours", "ours, blocks again")
+LARGEST_BATCH_ROWS = (REFERENCE, "ours", "ours, blocks recomputed")
 
 
 Step = Callable[..., Tensor]
-"""Takes the number of images, by default all; returns the loss."""
+"""Function: number of images (default: all) -> loss."""
 
 
 class Times(NamedTuple):
@@ -141,27 +141,27 @@ class Times(NamedTuple):
 
     wall: float
     cpu: float
-    """Of all threads of this process."""
+    """CPU seconds of all threads of this process."""
 
 
 @dataclass
 class Result:
-    """What is known of a row."""
+    """Results of a row."""
 
     case: str
     row: str
     batch: int
     flops: int
-    """Of a step on one image, as our model with these settings needs them."""
+    """FLOPs of a training step on one image, for our model with the settings of this row."""
     times: list[Times] = field(default_factory=list)
     loss: float = math.nan
-    """Of the first step."""
+    """Loss of the first step."""
     memory: int | None = None
-    """Bytes at the peak, with `memory_batch` images of the case."""
+    """Peak memory [bytes] with `memory_batch` images."""
     error: str = ""
 
     def seconds(self) -> list[float]:
-        """What counts: wall time with a GPU, else CPU time."""
+        """Return the times that count: wall time with a GPU, otherwise CPU time."""
         return [times.wall if GPU else times.cpu for times in self.times]
 
 
@@ -169,7 +169,7 @@ class Result:
 
 
 def rows_of(case: Case, names: Sequence[str] | None) -> dict[str, Row]:
-    """Those named, and plain; without those of the preset decoder where that is the decoder of the case."""
+    """Return the named rows and plain, without the rows of the preset decoder if the case already has it."""
     same = replace(case.settings(), **PRESET).decoder_shape == case.settings().decoder_shape
     return {
         name: row
@@ -183,7 +183,7 @@ def settings_of(case: Case, row: Row) -> MaskedAutoencoderSettings:
 
 
 def build_step(case: Case, row: Row, batch: int) -> Step:
-    """The same weights, images and noise for each row."""
+    """Return the training step of a row; weights, images and noise are the same for each row."""
     torch.manual_seed(0)
     with DEVICE:
         ours = MaskedAutoencoder(settings_of(case, row), (case.side, case.side), CHANNELS)
@@ -210,7 +210,7 @@ def build_step(case: Case, row: Row, batch: int) -> Step:
 
 
 def model_and_loss(ours: MaskedAutoencoder, row: Row) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
-    """The model of a row, with the weights of `ours`, and (images, noise) -> loss."""
+    """Return the model of a row, with the weights of `ours`, and a function (images, noise) -> loss."""
     if row.model == "plain":
         assert row.attention != "eager"
         with DEVICE:
@@ -229,7 +229,7 @@ def model_and_loss(ours: MaskedAutoencoder, row: Row) -> tuple[nn.Module, Callab
 
 
 def loss_after_all(model: MaskedAutoencoder, images: Tensor, noise: Tensor) -> Tensor:
-    """The same loss, of predictions of all patches."""
+    """Return the usual loss, but predict all patches for it."""
     ids = model.mask(noise).ids_hidden
     return model.loss(take(patchify(images, model.patch_size), ids), take(model.predict_all(images, noise), ids))
 
@@ -255,7 +255,7 @@ def synchronize() -> None:
 
 
 def time_rows(case: Case, names: Sequence[str] | None, rounds: int) -> list[Result]:
-    """The rows in turn, in random order, each with a model of its own; plain, with which all are compared, is first."""
+    """Time the rows in turn, in random order, each with its own model; plain, their reference, is the first result."""
     results: dict[str, Result] = {}
     steps: dict[str, Step] = {}
     for name, row in rows_of(case, names).items():
@@ -279,7 +279,7 @@ def time_rows(case: Case, names: Sequence[str] | None, rounds: int) -> list[Resu
 
 
 def timed(step: Step, count: int) -> Times:
-    """Of one step, out of `count` that are waited for together."""
+    """Return the times of one step, averaged over `count` steps with one wait at their end."""
     synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
@@ -289,16 +289,16 @@ def timed(step: Step, count: int) -> Times:
 
 
 def peak_memory(case: Case, name: str, batch: int) -> int:
-    """Bytes that a step needs at its peak, weights and AdamW's moments included."""
+    """Return the bytes that a step needs at its peak, including weights and AdamW's moments."""
     before = memory_from_here()
     step = build_step(case, ROWS[name], batch)
-    step(1)  # makes the moments
+    step(1)  # creates the moments
     step()
     return memory_at_peak() - before
 
 
 def memory_from_here() -> int:
-    """Bytes in use; the peak begins anew."""
+    """Reset the peak, and return the bytes in use."""
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
@@ -313,13 +313,13 @@ def memory_at_peak() -> int:
 
 
 def resident(what: str) -> int:
-    """Bytes, as the kernel counts them for this process."""
+    """Return one of the kernel's counts of bytes for this process."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return next(int(words[1]) * 1024 for words in lines if words[0] == f"{what}:")
 
 
 def largest_batches(case: Case) -> dict[str, int]:
-    """The greatest number of images the GPU holds, of the case's batch and its doubles; 0 if not even that."""
+    """Return how many images fit on the GPU: the case's batch, doubled while it fits; 0 if it does not fit at all."""
     found = dict.fromkeys(LARGEST_BATCH_ROWS, 0)
     for name in found:
         batch = case.batch
@@ -331,8 +331,8 @@ def largest_batches(case: Case) -> dict[str, int]:
 
 
 def end_to_end(case: Case) -> dict[str, float]:
-    """Medians of what `mae pretrain` logs on JPEG shards, with a worker for each processor but one."""
-    # Only here: the loaders of other projects, which this module knows, are not needed otherwise.
+    """Return medians of what `mae pretrain` logs on JPEG shards, with one worker per core, except one core."""
+    # Imported here: `data` needs the loaders of other projects, which nothing else in this file needs.
     from data import photos_or_noise, repeated, write_shards  # noqa: PLC0415
 
     from mae.pipelines.pretrain import main as pretrain  # noqa: PLC0415
@@ -358,7 +358,7 @@ def end_to_end(case: Case) -> dict[str, float]:
 
 
 def apart(work: Callable[..., Any], *arguments: object) -> Any:
-    """What `work` gives in a new process."""
+    """Return the result of `work` in a new process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -367,10 +367,10 @@ def apart(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 def measure(case: Case, options: argparse.Namespace) -> list[Result]:
-    """All that is asked for of a case."""
+    """Measure the chosen rows of a case."""
     results: list[Result] = apart(time_rows, case, options.row, options.rounds)
     if options.memory and not GPU:
-        # What a step frees goes back at once, so that the peak is what it needs and not what malloc keeps.
+        # Freed memory is returned at once; otherwise the peak would include what malloc keeps.
         os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
         for result in results:
             result.memory = apart(peak_memory, case, result.row, case.memory_batch)
@@ -379,7 +379,7 @@ def measure(case: Case, options: argparse.Namespace) -> list[Result]:
 
 
 def cells(case: Case, result: Result, plain: Result) -> dict[str, str]:
-    """Title of a column -> what stands there; a figure that is not known is left out."""
+    """Return the cells of a row by column title; unknown figures are left out."""
     found = {f"{case.name}, {case.batch} images": result.row}
     if result.error:
         return found | {"loss": result.error}
@@ -395,7 +395,7 @@ def cells(case: Case, result: Result, plain: Result) -> dict[str, str]:
         found["MFU"] = f"{result.flops * result.batch / seconds / peak:.1%}"
     if result.memory and plain.memory:
         found[f"peak MB at {case.memory_batch}"] = f"{result.memory / 1e6:,.0f}"
-        found["of plain's"] = f"{result.memory / plain.memory:.2f}"
+        found["share of plain's"] = f"{result.memory / plain.memory:.2f}"
     if not plain.error and not ROWS[result.row].changed:
         difference = abs(result.loss / plain.loss - 1)
         found["loss"] = f"{difference:.0e}" if difference else "0"
@@ -403,7 +403,7 @@ def cells(case: Case, result: Result, plain: Result) -> dict[str, str]:
 
 
 def print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """In Markdown; the first column holds words, the others figures."""
+    """Print a table in Markdown; the first column is text, the others numbers."""
     titles = list({title: None for row in rows for title in row})
     lines = [
         titles,
@@ -420,12 +420,12 @@ def machine(threads: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", choices=CASES, help="only this model; may be given again")
-    parser.add_argument("--row", action="append", choices=ROWS, help="only this row and plain; may be given again")
+    parser.add_argument("--case", action="append", choices=CASES, help="only this model; can be repeated")
+    parser.add_argument("--row", action="append", choices=ROWS, help="only this row and plain; can be repeated")
     parser.add_argument("--rounds", type=int, default=5 if GPU else 9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="time alone")
-    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="measure only time")
+    parser.add_argument("--json", type=Path, help="file to which all figures are written")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     cases = [CASES[name] for name in options.case or CASES]

@@ -1,14 +1,14 @@
-"""What small runs compute, to the last bit: for a refactoring, which must not change it.
+"""Traces of small runs, exact to the last bit, to test that a refactoring does not change any result.
 
-Record on the old commit, change the code, then compare. It uses only commands, so the same file works on both:
+Record on the old commit, change the code, then compare. Only commands are used, so the same file works on both commits:
 
     python benchmarks/traces.py --out before.json
     python benchmarks/traces.py --out after.json --against before.json
 
 A trace holds each logged loss, gradient norm and learning rate, the sample ids of each step and process, each
-evaluation, and the sha256 of the final tensors (of tensors, not files: safetensors orders its header at random). Each
-case is run to its end, then a copy without its later checkpoints is resumed. Bits depend on the machine, the library
-versions and the number of threads (here 1), so a trace is compared on the machine that recorded it, and is not stored.
+evaluation, and the sha256 of the final tensors (not of the files: safetensors orders its header at random). Each case
+runs to its end; then a copy without the later checkpoints is resumed. The bits depend on the machine, the library
+versions and the number of threads (here 1). So compare traces only on one machine; none are stored here.
 """
 
 import argparse
@@ -38,7 +38,7 @@ KEPT_FIELDS = ("kind", "step", "epoch", "lr", "loss", "grad_norm", "skipped", "a
 
 
 class Case(NamedTuple):
-    """One run; `flags` come after those that all runs of its command share."""
+    """One run; `flags` follow the flags that all runs of its command share, and override them."""
 
     command: str
     flags: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def all_traces(folder: Path, jobs: int) -> dict[str, Any]:
-    """The trace of each case and of its resumed copy, those first that others begin from."""
+    """Return the traces of each case and its resumed copy; the case that others start from runs first."""
     shards = folder / "shards"
     launch(["-m", "mae", "pack", "digits", "--out", str(shards), "--workers", "0"])
     traces = traces_of("self", folder, shards)
@@ -96,6 +96,7 @@ def all_traces(folder: Path, jobs: int) -> dict[str, Any]:
 
 
 def traces_of(name: str, folder: Path, shards: Path) -> dict[str, Any]:
+    """Run a case, resume a copy of it from an earlier checkpoint, and return both traces."""
     case, run = CASES[name], folder / name.replace(" ", "-")
     start(case, run, folder, shards)
     traces = {name: trace(run)}
@@ -126,7 +127,7 @@ def start(case: Case, run: Path, folder: Path, shards: Path) -> None:
 
 def launch(words: list[str]) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(  # noqa: S603 - words of this file
+    done = subprocess.run(  # noqa: S603 - our own command
         [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
@@ -134,7 +135,7 @@ def launch(words: list[str]) -> None:
 
 
 def trace(run: Path) -> dict[str, Any]:
-    """What a run has computed."""
+    """Return the trace of a finished run."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         "log": [{name: record[name] for name in KEPT_FIELDS if name in record} for record in records],
@@ -151,7 +152,7 @@ def digest(path: Path) -> str:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Say for each case whether its traces are equal; exit with 1 if any is not."""
+    """Print for each trace whether it is equal; exit with 1 if any differs."""
     different = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     for name, old in before.items():
         parts = [part for part, value in old.items() if value != after.get(name, {}).get(part)]

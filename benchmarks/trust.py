@@ -1,26 +1,25 @@
-"""What it costs that a run can be trusted: checkpoints, the guard against what is not finite, and requests to stop.
+"""Cost of what makes a run safe: checkpoints, the guard against non-finite values, and requests to stop.
 
 `python benchmarks/trust.py [--blocks N] [--processes N]`
 
-The model of `configs/pretrain/digits.yaml` on 32 images of 8x8 pixels a process, with one thread each: shorter steps
-than anyone trains with, so that every share is greater here than in earnest. All runs live in one process (with
-`--processes`, in each of those that torchrun starts) and take turns in random order, so that the other users of the
-machine meet all of them. Wall time is what counts where a core is free; CPU time, of all threads of the process, hardly
-depends on who else is there, and is all that can be trusted on a busy machine.
+The model of `configs/pretrain/digits.yaml` trains on 32 images of 8x8 pixels per process, with one thread each. Real
+steps are longer, so every share is greater here than in real training. All runs are in one process (with `--processes`,
+in each process that torchrun starts) and take turns in random order, so other programs disturb all runs alike. Wall
+time counts if a core is free. CPU time of all threads of the process hardly depends on other programs, and is the only
+reliable figure on a busy machine.
 
-*Checkpoints.* Two runs take turns in blocks of 100 steps, one with a checkpoint in the middle of each block, which its
-thread writes beside the steps that follow. The 20 steps from there on are held against 20 times the median of their own
-block, which was as busy; of what they take longer, the median over the blocks is taken, and the same of the run without
-checkpoints is taken off. Training itself waits for the copy of the tensors, which is measured alone and taken off too.
-CPU time holds the thread's work; a whole save is also measured alone.
+*Checkpoints.* Two runs take turns in blocks of 100 steps. One has a checkpoint in the middle of each block, which a
+thread writes during the next steps. The 20 steps from the checkpoint on are compared with 20 times the median step of
+the same block, which was equally busy. The cost is the median of this excess over the blocks, minus the same for the
+run without checkpoints. Training waits for the copy of the tensors, so the copy is measured alone and subtracted too.
+CPU time includes the work of the thread; a whole save is also measured alone.
 
-*Guard, ballot, watch and signals.* The loop has no switch for them. So *bare* does what the loop does, without them, in
-lines of this file; the runs take turns after each step, and the median of the difference at the same step is given.
-*Bare again* is the same once more: how far equal runs differ here. The norm of the gradient is computed in all of
-them, since it is logged in any case. Below that, each piece that *bare* leaves out is called alone, beside what takes
-its place there, on tensors of the model's size, and with the caches of the processor emptied before, as a step leaves
-them. With several processes the result of a ballot is asked for at once, so that its whole way to the others and back
-counts; in training that passes while the step is computed.
+*Guard, consensus, watchdog and signals.* The loop cannot turn them off. So *bare* does the loop's work without them, in
+this file. The runs take turns after each step, and the median difference at the same step is printed. *Bare again* is
+an equal run: it shows how far equal runs differ here. All runs compute the norm of the gradient, which is logged.
+Then each piece that *bare* leaves out is called alone and compared with what replaces it in *bare*, on tensors of the
+model's size and with cold processor caches, as after a step. With several processes, the result of the consensus is
+read at once, so its whole exchange counts; in training the exchange runs while the step is computed.
 """
 
 import argparse
@@ -69,15 +68,15 @@ IMAGES, SIDE, BATCH = 1437, 8, 32
 BLOCK, WARM_UP, BESIDE, LOG_EVERY, NEVER = 100, 50, 20, 25, 10**9
 CALLS = 300
 FAR_BYTES = 1 << 25
-"""More than the caches of a core hold."""
+"""More bytes than the caches of a core hold."""
 BARE = ("bare", "bare again")
 
 Times = NDArray[np.float64]
-"""[..., 2] seconds on the wall and of the processors."""
+"""[..., 2] wall seconds and CPU seconds."""
 
 
 class World(NamedTuple):
-    """What all runs share."""
+    """Objects that all runs share."""
 
     folder: Path
     accelerator: Accelerator
@@ -85,7 +84,7 @@ class World(NamedTuple):
     stop: StopRequest
     stacks: Stacks
     numbers: Iterator[int]
-    """Of the runs, for their folders."""
+    """Numbers for the names of the run folders."""
 
 
 def main() -> None:
@@ -122,7 +121,7 @@ def measure(folder: Path, blocks: int) -> None:
 
 
 def checkpoints(world: World, blocks: int, table: "Table") -> None:
-    """Blocks of steps with a checkpoint in each, and without."""
+    """Measure blocks of steps with a checkpoint in each, and without."""
     jobs = {"with": start(world, checkpoint_every=BLOCK), "without": start(world, NEVER)}
     loops = {name: _Loop(job, world.stop, world.stacks).steps() for name, job in jobs.items()}
     for loop in loops.values():
@@ -142,14 +141,14 @@ def checkpoints(world: World, blocks: int, table: "Table") -> None:
     copy, save = (each / BLOCK for each in save_times(world, jobs["without"]))
     table.row("a step", step)
     table.row("a checkpoint every 100 steps", cost, step)
-    table.row("  of that the copy", copy, step)
+    table.row("  of which the copy", copy, step)
     table.row("  beyond the copy", cost - copy, step)
-    table.row("  all its work, were it not beside", save, step)
+    table.row("  a whole save in the foreground", save, step)
     finish(jobs.values())
 
 
 def step_by_step(world: World, blocks: int, table: "Table") -> None:
-    """Steps of the loop, and of one without all that makes it safe."""
+    """Measure steps of the loop, and of a loop without the parts that make it safe."""
     jobs = {name: start(world, NEVER) for name in ("loop", *BARE)}
     loops = {name: bare_steps(job) if name in BARE else _Loop(job, world.stop, world.stacks).steps()
              for name, job in jobs.items()}  # fmt: skip
@@ -161,7 +160,7 @@ def step_by_step(world: World, blocks: int, table: "Table") -> None:
                 times[name].append(seconds)
     bare = np.median(times["bare"], axis=0)
     table.row("a bare step", bare)
-    for name, run in (("guard, ballot, watch and signals", "loop"), ("  two equal runs differ by", "bare again")):
+    for name, run in (("guard, consensus, watchdog, signals", "loop"), ("  two equal runs differ by", "bare again")):
         table.row(name, np.median(np.stack(times[run]) - np.stack(times["bare"]), axis=0), bare)
     pieces = pieces_alone(world, *(jobs[name] for name in BARE))
     for name, seconds in pieces.items():
@@ -171,7 +170,7 @@ def step_by_step(world: World, blocks: int, table: "Table") -> None:
 
 
 def shuffled(names: Iterable[str], seed: int) -> list[str]:
-    """The same order in all processes."""
+    """Return the names in a random order that is the same in all processes."""
     listed = list(names)
     return random.Random(seed).sample(listed, len(listed))  # noqa: S311 (no secret)
 
@@ -183,7 +182,7 @@ def timed(work: Callable[[], object]) -> Times:
 
 
 def wait(job: Job) -> None:
-    """Until nothing is being written."""
+    """Wait until no checkpoint is being written."""
     if job.writer is not None:
         job.writer.wait()
 
@@ -195,7 +194,7 @@ def finish(jobs: Iterable[Job]) -> None:
 
 
 def bare_steps(job: Job) -> Iterator[int]:
-    """The steps of `mae.training.loop` without all that is measured here."""
+    """Yield the steps of `mae.training.loop` without the parts that are measured here."""
     meter = Meter(job.accelerator, job.folder, job.progress, job.settings.data.max_bad_samples)
     batches = job.micro_batches(0, job.total)
     with job.progress.running(0, job.total):
@@ -218,7 +217,7 @@ def bare_steps(job: Job) -> Iterator[int]:
 
 
 def report(job: Job, meter: Meter, done: int) -> None:
-    """A line of the log, as the loop writes it."""
+    """Write a line of the log, as the loop does."""
     meter.read(done)
     timing = meter.timing(job.plan.global_batch, job.task.flops_per_image)
     record = {"kind": "train", "step": done, **meter.steps.means(), **timing}
@@ -229,7 +228,7 @@ def report(job: Job, meter: Meter, done: int) -> None:
 
 
 def pieces_alone(world: World, job: Job, plain: Job) -> dict[str, Times]:
-    """What each piece adds to a step."""
+    """Return the time that each piece adds to a step."""
     for parameter in (*job.model.parameters(), *plain.model.parameters()):
         parameter.grad = torch.full_like(parameter, 1e-6) if parameter.requires_grad else None
     loss, norm = torch.ones((), requires_grad=True), torch.ones(())
@@ -240,16 +239,16 @@ def pieces_alone(world: World, job: Job, plain: Job) -> dict[str, Times]:
         ballot.result()
 
     return {
-        "poison a loss that is not finite": added(lambda: poisoned(loss).backward(), loss.backward),
+        "make gradients of a bad loss NaN": added(lambda: poisoned(loss).backward(), loss.backward),
         "a step that can be skipped": added(lambda: step_unless(job.optimizer, ~norm.isfinite()), plain.optimizer.step),
-        "ballot on stops and failed writes": added(vote),
-        "watch for a step that is stuck": added(world.stacks.alive),
-        "ask whether a signal came": added(lambda: world.stop.reason is None),
+        "consensus on stops and failed writes": added(vote),
+        "watch for a stuck step": added(world.stacks.alive),
+        "check for a signal": added(lambda: world.stop.reason is None),
     }
 
 
 def save_times(world: World, job: Job) -> tuple[Times, Times]:
-    """Of the copy of all tensors, into memory that is there already; and of a whole save, in this thread."""
+    """Return the times of copying all tensors into memory allocated before, and of a whole save in this thread."""
     tensors = job.state.tensors()
     copies = {group: HostCopy() for group in tensors}
 
@@ -268,7 +267,7 @@ def save_times(world: World, job: Job) -> tuple[Times, Times]:
 
 
 def added(work: Callable[[], object], without: Callable[[], object] = lambda: None, calls: int = CALLS) -> Times:
-    """What `work` takes longer: the median difference of interleaved calls, out of cold caches."""
+    """Return how much longer `work` takes than `without`: the median over alternating calls with cold caches."""
     far = np.zeros(FAR_BYTES, dtype=np.uint8)
 
     def cold(call: Callable[[], object]) -> Times:
@@ -280,7 +279,7 @@ def added(work: Callable[[], object], without: Callable[[], object] = lambda: No
 
 
 def start(world: World, checkpoint_every: int) -> Job:
-    """A new run, as `mae pretrain` starts it."""
+    """Start a new run as `mae pretrain` does."""
     config = ["--config", str(ROOT / "configs" / "pretrain" / "digits.yaml")]
     run_dir = world.folder / f"run-{next(world.numbers)}"
     settings = parse(PretrainSettings, [*config, "--run_dir", str(run_dir)], prog="trust")
@@ -296,7 +295,7 @@ def start(world: World, checkpoint_every: int) -> Job:
 
 
 def write_shards(folder: Path) -> None:
-    """As many images as the digits' training set has, of noise."""
+    """Write one shard of `IMAGES` images of noise."""
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE), dtype=np.uint8)
     with (folder / "train-000000.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
@@ -307,7 +306,7 @@ def write_shards(folder: Path) -> None:
 
 
 class Table:
-    """Prints a row as soon as it is known, on the first process."""
+    """Table of which the first process prints each row as soon as it is known."""
 
     def __init__(self, accelerator: Accelerator, blocks: int) -> None:
         self._speaks = accelerator.is_main_process
@@ -316,7 +315,7 @@ class Table:
         self._print(f"{'':<38}{'wall us':>10}{'share':>9}{'CPU us':>12}{'share':>9}")
 
     def row(self, name: str, seconds: Times, whole: Times | None = None) -> None:
-        """Times of a step, and what share of `whole` they are."""
+        """Print the times of a step, and their share of `whole`."""
         cells = [f"{1e6 * each:,.1f}" for each in seconds]
         shares = ["", ""] if whole is None else [f"{share:.2%}" for share in seconds / whole]
         self._print(f"{name:<38}{cells[0]:>10}{shares[0]:>9}{cells[1]:>12}{shares[1]:>9}")
