@@ -43,7 +43,8 @@ _WORKER_GONE = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (?:is killed by signal|exited unexpectedly)"
 )
 _TIMED_OUT = "DataLoader timed out"
-_NO_SPACE = os.strerror(errno.ENOSPC)
+# torch 2.11 reports a full /dev/shm by the second text.
+_NO_SPACE = (os.strerror(errno.ENOSPC), "unable to allocate shared memory")
 
 _workers: WeakSet[BaseProcess] = WeakSet()
 os.register_at_fork(after_in_child=_workers.clear)
@@ -205,7 +206,7 @@ def _prepare_worker(_: int) -> None:
 
 def _exit_for_unsent_batch(error: Exception, _: object) -> None:
     """End a worker whose batch cannot be sent; the queue would drop the batch, and the trainer would wait for it."""
-    if _NO_SPACE in str(error):
+    if any(text in str(error) for text in _NO_SPACE):
         os._exit(_NO_SHARED_MEMORY)
     traceback.print_exception(error)
     os._exit(1)
