@@ -37,7 +37,7 @@ def run(settings: ExportSettings) -> Path:
     difference = export_timm(read_weights(model), read_description(model), out, model)
     sys.stdout.write(
         f"exported to {out}; loaded back, features differ by at most {difference:.1e}\n"
-        f'  timm.create_model("local-dir:{out}", pretrained=True)\n'
+        f'  timm.create_model("local-dir:{out}", pretrained=True)  # timm 1.0.26 or newer\n'
     )
     return out
 

@@ -1,5 +1,7 @@
 """Export to timm: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
+Older versions of timm than 1.0.26 take the file of such a folder for a pickle and fail.
+
 The folder holds `model.safetensors`, the encoder alone under timm's names and in float32, and `config.json` with
 the architecture and the normalisation. It is loaded back by timm and compared before it takes its place.
 """

@@ -90,7 +90,7 @@ def test_s10_a_palette_becomes_its_colours() -> None:
 def test_s10_cmyk_becomes_rgb() -> None:
     ink = RGBA.astype(float)
     expected = (255 - ink[:, :, :3]) * (255 - ink[:, :, 3:]) / 255
-    found = pixels_of(encoded(Image.fromarray(RGBA, mode="CMYK"), "TIFF"), 3)
+    found = pixels_of(encoded(Image.frombytes("CMYK", RGBA.shape[1::-1], RGBA.tobytes()), "TIFF"), 3)
     assert np.abs(found - expected).max() <= 1
 
 
@@ -269,7 +269,7 @@ def test_s10_sixteen_bit_colour_keeps_its_upper_byte(bits: bytes) -> None:
 
 
 def test_s10_gray_with_alpha_keeps_the_alpha_for_four_channels_only() -> None:
-    data = encoded(Image.fromarray(np.stack([GRAY, 255 - GRAY], axis=2), mode="LA"))
+    data = encoded(Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(255 - GRAY)]))
     assert np.array_equal(pixels_of(data, 1)[:, :, 0], GRAY)
     assert np.array_equal(pixels_of(data, 3), np.stack([GRAY] * 3, axis=2))
     assert np.array_equal(pixels_of(data, 4), np.stack([GRAY, GRAY, GRAY, 255 - GRAY], axis=2))
