@@ -1,10 +1,12 @@
-# `make demo` and `make test` each set up .venv by themselves; neither needs the other.
+# Each target sets up its environment by itself; none needs another.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?=
+LOWEST := .venv-lowest
+RUN := $(LOWEST)/run
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-lowest lint bench clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -12,6 +14,18 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(SLOW)
+
+# With the oldest versions that pyproject.toml allows: four commands on the demo's digits, then the tests. The whole
+# demo would take minutes; a short one is among the tests.
+test-lowest: $(LOWEST)/installed
+	rm -rf $(RUN)
+	$(LOWEST)/bin/mae pack digits --out $(RUN)/shards
+	$(LOWEST)/bin/mae pretrain --config configs/pretrain/digits.yaml --epochs 5 --optim.warmup_epochs 1 \
+		--data.shards '$(RUN)/shards/train-*.tar' --run_dir $(RUN)/pre
+	$(LOWEST)/bin/mae finetune --config configs/finetune/digits.yaml --epochs 2 --optim.warmup_epochs 1 \
+		--data.shards '$(RUN)/shards/train-*.tar' --eval_shards '$(RUN)/shards/test-*.tar' --init $(RUN)/pre --run_dir $(RUN)/tuned
+	$(LOWEST)/bin/mae export $(RUN)/pre --to timm --out $(RUN)/encoder
+	$(LOWEST)/bin/python -m pytest
 
 lint: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
@@ -31,5 +45,13 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	touch $@
 
+# pip finds the newest versions only; uv finds the oldest too.
+$(LOWEST)/installed: pyproject.toml
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python -q --resolution lowest-direct -e '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) $(LOWEST) demo build *.egg-info

@@ -1,7 +1,9 @@
 """What the whole suite shares: shape checks at every border, an empty cache, and shards made on the fly."""
 
 import io
+import platform
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,17 @@ from PIL import Image
 
 # Every jaxtyping annotation of the library is checked at run time, in tests only.
 install_import_hook("mae", "beartype.beartype")
+
+
+SHOWN = ("torchvision", "timm", "accelerate", "webdataset", "tyro", "numpy", "pillow", "transformers", "pytest")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say in the log what it ran on; pytest's own header is not shown with `-q`."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        libraries = ", ".join(f"{name} {version(name)}" for name in SHOWN)
+        reporter.write_line(f"Python {platform.python_version()}, torch {torch.__version__}, {libraries}")
 
 
 @pytest.fixture(autouse=True)
