@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import timm
 import torch
@@ -53,6 +53,8 @@ PRETRAINED, FROM_SCRATCH = "pretrained", "from scratch"
 @dataclass(frozen=True)
 class DemoSettings:
     """Run the whole job on scikit-learn's scanned digits: 8x8 images, two CPU cores, about three minutes."""
+
+    EXAMPLE: ClassVar = "mae demo --out demo"
 
     out: Path = Path("demo")
     """New folder for the shards, the runs and the report."""

@@ -1,12 +1,13 @@
-"""Settings: frozen dataclasses filled from a YAML file and from flags by one strict parser.
+"""Settings: frozen dataclasses, filled from a YAML file and from flags by one strict parser.
 
-The YAML file is read as flags that nobody had to type: both go through tyro, so a value means the same
-and fails the same in either place. Flags win over the file.
+The entries of the YAML file become flags: both go through tyro, so a value means the same and fails the same in either
+place. Flags win over the file.
 """
 
 import dataclasses
 import difflib
 import io
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,44 +21,40 @@ import tyro
 import yaml
 
 from mae.errors import UserError, is_rank_zero
+from mae.help import help_of
+from mae.schema import settings_of, values_before
 
 Settings = TypeVar("Settings")
+
+# Files in the folder of a run; it is the log that tells the settings of a run from those that somebody wrote.
+_SETTINGS_FILE, _LOG_FILE = "settings.yaml", "metrics.jsonl"
 
 
 def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
     """Fill the dataclass `schema` from `argv`, in which `--config FILE` names a YAML file to start from.
 
+    `--help` prints the help of the command `prog` and ends the program.
+
     Raises:
         UserError: for an unknown key, a wrong type, a value out of range or an unreadable file.
     """
+    if {"-h", "--help"} & set(argv):
+        sys.stdout.write(help_of(schema, prog) if is_rank_zero() else "")
+        raise SystemExit(0)
     path, flags = _split_config_flag(argv)
-    from_file = _flags_of_file(path, schema) if path is not None else []
-    help_text = f"{schema.__doc__}\n--config FILE reads these settings from a YAML file first; flags win over it."
-    complaint = io.StringIO()
-    try:
-        with redirect_stderr(complaint):
-            return tyro.cli(
-                schema,
-                args=[*from_file, *_spelt_out(flags, set(_switches(schema)))],
-                prog=prog,
-                description=help_text,
-                use_underscores=True,
-                console_outputs=is_rank_zero(),
-                config=(tyro.conf.FlagConversionOff,),
-            )
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        raise UserError(_one_line(complaint.getvalue())) from None
+    words = [*(_flags_of_file(path, schema) if path else ()), *_spelt_out(flags, set(_switches(schema)))]
+    settings = _parse(schema, words, prog)
+    earlier = _earlier_values(schema, path, getattr(settings, "run_dir", None))
+    return _parse(schema, [*earlier, *words], prog) if earlier else settings
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """The nested mapping of plain values that `save` writes and `parse` reads back."""
-    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    """Return the nested mapping of plain values that `dump` writes and `parse` reads back."""
+    return {field.name: plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"data": {"workers": 2}}` -> `{"data.workers": 2}`."""
+    """Return a nested mapping with full names: `{"data": {"workers": 2}}` becomes `{"data.workers": 2}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -68,12 +65,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def dump(settings: Any) -> str:
-    """The settings as YAML text; `mae COMMAND --config` reads it back to an equal dataclass."""
+    """Return the settings as YAML text, which `mae COMMAND --config` reads back to an equal dataclass."""
     return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; tags and duplicate keys are refused.
+    """Read a YAML mapping, and refuse tags and duplicate keys.
 
     Raises:
         UserError: if the file is missing, is not YAML or is not a mapping.
@@ -98,20 +95,20 @@ def check(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence, and takes keys of any type; both are mistakes here."""
+    """YAML loader that refuses duplicate keys and keys that are not text; PyYAML silently accepts both."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", node.start_mark)
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def _split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Take `--config FILE` or `--config=FILE` out of the arguments."""
+    """Return the path of `--config FILE` or `--config=FILE`, and the other arguments."""
     path: Path | None = None
     rest: list[str] = []
     words = iter(argv)
@@ -129,38 +126,78 @@ def _split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def _spelt_out(flags: Sequence[str], switches: set[str]) -> Iterator[str]:
-    """`--check` alone is short for `--check True`."""
+    """Yield the flags with `True` after each switch that has no value: `--check` is short for `--check True`."""
     for word, following in zip_longest(flags, flags[1:], fillvalue=""):
         yield word
         if word in switches and following not in ("True", "False"):
             yield "True"
 
 
-def _switches(schema: type, prefix: str = "--") -> Iterator[str]:
-    """The flags whose value is True or False."""
-    for name, annotation in get_type_hints(schema).items():
-        if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-            yield from _switches(annotation, f"{prefix}{name}.")
-        elif annotation is bool:
-            yield prefix + name
+def _switches(schema: type) -> Iterator[str]:
+    """Yield the flags whose value is True or False."""
+    return (f"--{setting.name}" for setting in settings_of(schema) if setting.annotation is bool)
 
 
-def _flags_of_file(path: Path, schema: type) -> list[str]:
-    return list(_flags(load_yaml(path), schema, path, prefix=""))
+def _parse(schema: type[Settings], words: Sequence[str], prog: str) -> Settings:
+    """Let tyro fill the schema, and turn its complaint into a `UserError` of one line."""
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(
+                schema,
+                args=words,
+                prog=prog,
+                use_underscores=True,
+                console_outputs=is_rank_zero(),
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UserError(_one_line(complaint.getvalue())) from None
 
 
-def _flags(tree: Mapping[str, Any], schema: type, path: Path, prefix: str) -> Iterator[str]:
-    fields = get_type_hints(schema)
+def _earlier_values(schema: type, config: Path | None, run_dir: Path | None) -> list[str]:
+    """Return flags for the settings that were added since the run in `run_dir`, or the run that saved `config`."""
+    before = values_before(schema)
+    if not before:
+        return []
+    files = [config] if config and config.name == _SETTINGS_FILE and (config.parent / _LOG_FILE).exists() else []
+    if run_dir and (run_dir / _SETTINGS_FILE).exists():
+        files.append(run_dir / _SETTINGS_FILE)
+    words: list[str] = []
+    for file in files:
+        missing = {name: value for name, value in before.items() if name not in flatten(load_yaml(file))}
+        for name, value in missing.items():
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words
+
+
+def _flags_of_file(path: Path, schema: type) -> Iterator[str]:
+    return _flags(load_yaml(path), schema, path, getattr(schema, "REMOVED", {}))
+
+
+def _flags(
+    tree: Mapping[str, Any], schema: type, path: Path, removed: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """Yield the entries of a YAML file as flags; of removed settings only the last default is accepted."""
+    hints = get_type_hints(schema)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(schema)}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in fields:
-            raise UserError(f"{path}: unknown setting {name!r}{_nearest(str(key), list(fields), prefix)}")
+            gone = flatten({name: value})
+            if not gone or not gone.keys() <= removed.keys():
+                raise UserError(f"{path}: unknown setting {name!r}{_nearest(str(key), list(fields), prefix)}")
+            for old, found in gone.items():
+                check(found == removed[old], f"{path}: {old}", found, f"{removed[old]}, since this setting was removed")
+            continue
         section = fields[key]
         if dataclasses.is_dataclass(section):
             if not isinstance(value, Mapping):
                 raise UserError(f"{path}: {name} is a section of settings, got {value!r}")
             assert isinstance(section, type)
-            yield from _flags(value, section, path, f"{name}.")
+            yield from _flags(value, section, path, removed, f"{name}.")
         elif isinstance(value, Mapping):
             raise UserError(f"{path}: {name} takes a value, got a section of settings")
         else:
@@ -169,8 +206,11 @@ def _flags(tree: Mapping[str, Any], schema: type, path: Path, prefix: str) -> It
 
 
 def _words(value: object, annotation: Any, name: str) -> Iterator[str]:
-    """What follows a flag. Of wrong types only those are refused here that would no longer show as text, which is all
-    that tyro sees: YAML reads `no`, `1_000` and `12:30` as False, 1000 and 750."""
+    """Yield the words that follow a flag.
+
+    tyro sees text only, and finds most wrong types itself. Refused here are those that it could not recognise: YAML
+    reads `no`, `1_000` and `12:30` as False, 1000 and 750.
+    """
     options = get_args(annotation) if get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
     tuples = [option for option in options if get_origin(option) is tuple]
     if isinstance(value, list) and not tuples:
@@ -192,7 +232,8 @@ def _nearest(key: str, known: list[str], prefix: str) -> str:
     return f"; known here: {', '.join(prefix + name for name in known)}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value of a setting as YAML and JSON hold it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, Enum):
@@ -200,12 +241,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
 def _one_line(boxed: str) -> str:
-    """tyro frames its complaints in boxes of several lines; the same words on one line."""
+    """Return a complaint of tyro, which is a box of several lines, as one line."""
     lines = []
     for raw in boxed.splitlines():
         line = raw.strip("│╭╮╰╯─ ")

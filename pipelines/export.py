@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -21,6 +21,8 @@ from mae.settings import parse
 @dataclass(frozen=True)
 class ExportSettings:
     """Write the encoder of a pretraining or fine-tuning run as a folder that another library loads."""
+
+    EXAMPLE: ClassVar = "mae export runs/first --out encoders/first"
 
     source: Positional[Path]
     """Folder of a finished run, a checkpoint folder, or a model file."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tyro.conf import Positional
 
@@ -27,6 +28,8 @@ BAD_FILE = "bad-images.txt"
 @dataclass(frozen=True)
 class IndexSettings:
     """Check tar shards strictly; store the position, checksum and label of every sample, and the pixel statistics."""
+
+    EXAMPLE: ClassVar = "mae index 'shards/train-*.tar'"
 
     shards: Positional[tuple[str, ...]]
     """Tar shards: paths, globs, braces, folders, or the same with s3://, gs://, hf:// or http(s)://."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -28,6 +28,9 @@ DIGITS = "digits"
 @dataclass(frozen=True)
 class PackSettings:
     """Write images into tar shards that WebDataset, timm, Hugging Face datasets and mae read; resume if interrupted."""
+
+    EXAMPLE: ClassVar = "mae pack images/train --out shards"
+    FIRST: ClassVar = ("out", "split")
 
     source: Positional[str]
     """A labelled tree (class/image), a flat folder of images, tar shards (path, glob, braces, folder or URL), or

@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import yaml
 
 from mae.errors import UserError
 from mae.pipelines.pretrain import run
+from mae.schema import Before
 from mae.settings import check, dump, flatten, load_yaml, parse, to_dict
 from mae.tasks.finetuning import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
@@ -87,7 +88,7 @@ def test_flatten_names_settings_as_flags_do() -> None:
     [
         ("run_dir: a\ninnr: {}", ["'innr'", "did you mean inner?"]),
         ("run_dir: a\ninner: {szes: 1}", ["'inner.szes'", "did you mean inner.sizes?"]),
-        ("run_dir: a\ninner: {1: 2}", ["not valid YAML: key 1 is no text"]),
+        ("run_dir: a\ninner: {1: 2}", ["not valid YAML: key 1 is not text"]),
         ("run_dir: a\ninner: 3", ["inner is a section"]),
         ("run_dir: {a: 1}", ["run_dir takes a value"]),
         ("run_dir: a\nkind: [mlp]", ["kind takes one value, got a list"]),
@@ -170,8 +171,56 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         parse(Outer, ["--help"], prog="test")
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    for text in ("--run_dir", "Sizes [pixels].", "A rate [1/step].", "(default: None)", "--config FILE"):
+    for text in ("--run_dir", "Sizes [pixels].", "A rate [1/step]. (default: None)", "--config FILE"):
         assert text in shown
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Settings of a later version: `old` and a section are gone, `new` was added."""
+
+    REMOVED: ClassVar[dict[str, object]] = {"old": 2, "gone.rate": None, "inner.kept": [1]}
+
+    run_dir: Path
+    new: Annotated[tuple[int, ...], Before((1, 2))] = (3,)
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_a_removed_setting_in_a_file_is_accepted_at_its_last_default_only(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("run_dir: a\nold: 2\ngone: {rate: null}\ninner: {kept: [1], rate: 5}\n")
+    assert parse(Changed, ["--config", str(path)], prog="test") == Changed(Path("a"), inner=Inner(rate=5))
+    for text, words in {
+        "old: 3": "old is 3; allowed: 2, since this setting was removed",
+        "gone: {rate: 1}": "gone.rate is 1; allowed: None",
+        "inner: {kept: 1}": "inner.kept is 1; allowed: [1]",
+        "gone: {rte: 1}": "unknown setting 'gone'",
+        "gone: {}": "unknown setting 'gone'",
+    }.items():
+        path.write_text(f"run_dir: a\n{text}\n")
+        with pytest.raises(UserError, match=re.escape(words)):
+            parse(Changed, ["--config", str(path)], prog="test")
+
+
+def test_an_added_setting_has_its_old_meaning_in_runs_that_are_older(tmp_path: Path) -> None:
+    """By the run's folder as by its settings file; unless it is given, or the file is not that of a run."""
+
+    def new(*flags: str) -> tuple[int, ...]:
+        return parse(Changed, flags, prog="test").new
+
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    assert new("--run_dir", str(run)) == (3,)
+    saved = run / "settings.yaml"
+    saved.write_text(f"run_dir: {run}\n")
+    assert new("--run_dir", str(run)) == (1, 2)
+    assert new("--run_dir", str(run), "--new", "7") == (7,)
+    assert new("--config", str(saved), "--run_dir", str(other)) == (3,)
+    (run / "metrics.jsonl").touch()
+    assert new("--config", str(saved), "--run_dir", str(other)) == (1, 2)
+    saved.write_text(f"run_dir: {run}\nnew: 5\n")
+    assert new("--config", str(saved)) == (5,)
+    assert new("--run_dir", str(run)) == (3,)  # which the comparison with the run refuses
 
 
 # What the pipelines' own settings refuse, all of it before anything is read or written.

@@ -1,65 +1,66 @@
-"""Which images, and how they reach the model."""
+"""Images to train on, and how they reach the model."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mae.data.store.shards import default_cache_dir
+from mae.schema import MayChange
 from mae.settings import check
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which images, and how they reach the model."""
+    """Images to train on, and how they reach the model."""
 
-    shards: tuple[str, ...] = ()
+    shards: MayChange[tuple[str, ...]] = ()
     """Tar shards to train on: paths, globs, braces or folders; .tar.gz is unpacked into the cache."""
-    workers: int = 4
-    """Processes per rank that decode images; 0 decodes in the training process. Changes speed only."""
-    threads: int = 1
-    """Threads of each of these processes. Changes speed only."""
+    workers: MayChange[int] = 4
+    """Processes per rank that decode images; 0: the training process decodes. Changes speed only."""
+    threads: MayChange[int] = 1
+    """Decoding threads per worker. Changes speed only."""
     image_size: tuple[int, ...] = (224,)
     """Height and width [pixels] of the images the model sees; one number for a square."""
     channels: int = 3
-    """1 gray, 3 RGB, 4 RGBA, or any number that .npy images have."""
+    """Channels of an image: 1 gray, 3 RGB, 4 RGBA, or any number in .npy images."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel on a scale of 0..1; None: what `mae pack` stored, else measured at the start."""
+    """Mean of each channel on a scale of 0 to 1; None: as stored by `mae pack`, else measured at the start."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel on a scale of 0..1; None: as for mean."""
+    """Standard deviation of each channel on a scale of 0 to 1; None: as for data.mean."""
     crop_pct: float = 0.875
-    """Evaluation resizes so that the central crop is this share of the image's side (timm's crop_pct)."""
+    """Side of the central crop in evaluation, as a share of the resized image's side (timm's crop_pct)."""
     decode_on: Literal["cpu", "device"] = "cpu"
-    """Where JPEGs are decoded, cut and resized; device: by nvJPEG on a GPU, for machines with few processors. The
-    pixels then differ by a level or so."""
-    keep_decoded: bool = False
-    """Keep every decoded image in the memory of each worker; for sets of a few hundred megabytes of pixels."""
-    cache_dir: Path | None = None
-    """Where remote and gzipped shards are kept on this machine; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
-    cache_bytes: float = 100e9
-    """Most bytes of remote shards that are kept on this machine at a time."""
-    index: Path | None = None
-    """Folder of the shards' index; None: beside the shards, or in the cache where that cannot be written."""
-    max_bad_samples: int = 0
-    """Bad images that are replaced by their next good neighbours and listed in the run folder; one more stops the
-    run."""
-    skip_without_image: bool = False
-    """Pass over samples that have a label or text but no image; otherwise they stop the run."""
+    """Where JPEGs are decoded, cropped and resized. device: by nvJPEG on a GPU, for machines with few processors; the
+    pixels then differ by about one level of 255."""
+    keep_decoded: MayChange[bool] = False
+    """Keep all decoded images in the memory of each worker; for sets of a few hundred megabytes of pixels."""
+    cache_dir: MayChange[Path | None] = None
+    """Folder for copies of remote and gzipped shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+    cache_bytes: MayChange[float] = 100e9
+    """Greatest total size of these copies [bytes]."""
+    index: MayChange[Path | None] = None
+    """Folder of the shard index; None: beside the shards, or in the cache if that folder is read-only."""
+    max_bad_samples: MayChange[int] = 0
+    """Number of bad images that may be replaced by the next good one; they are listed in the run folder. One more stops
+    the run."""
+    skip_without_image: MayChange[bool] = False
+    """Leave out samples that have a label or text but no image; otherwise they stop the run."""
     reader: Literal["indexed", "stream"] = "indexed"
-    """indexed: every sample once an epoch, in an exact order; stream: for sources without range requests, with weaker
+    """indexed: each sample once per epoch, in an exact order. stream: for sources without range requests, with weaker
     promises, which are printed at the start."""
     stream_samples: int | None = None
-    """Samples that count as an epoch of a stream, which does not know how many it has."""
+    """Number of samples that count as an epoch of a stream, whose length is unknown."""
     views_per_image: int = 1
-    """Crops, each under a mask of its own, that are cut from one decoding (repeated augmentation). They count as so
-    many samples: an epoch of N samples then shows N / views_per_image images. The views of an image stand in the same
-    batch."""
+    """Crops taken from each decoded image, each with its own mask (repeated augmentation). Each counts as a sample, so
+    that an epoch of N samples shows N / views_per_image images. All views of an image are in the same batch."""
     chunk_samples: int = 64
-    """Consecutive samples that the order moves as one, and that are read from remote shards as one."""
+    """Number of consecutive samples that the shuffled order keeps together, and that are read from remote shards at
+    once."""
     window_chunks: int = 16
-    """Chunks whose samples are mixed with each other, in each lane."""
+    """Number of chunks per lane whose samples are shuffled with each other."""
     lanes: int = 64
-    """Places of the shuffled set that every global batch is drawn from. Sets of at most lanes * window_chunks *
-    chunk_samples samples are shuffled as a whole."""
+    """Number of places in the shuffled set from which each global batch is drawn. Sets of at most lanes *
+    window_chunks * chunk_samples samples are shuffled completely."""
 
     def __post_init__(self) -> None:
         check(self.workers >= 0, "data.workers", self.workers, "0 or more")
@@ -95,10 +96,10 @@ class DataSettings:
 
     @property
     def cache(self) -> Path:
-        """The folder that `cache_dir` means."""
+        """Folder for copies of shards."""
         return self.cache_dir or default_cache_dir()
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """Height and width of an image in pixels."""
         return self.image_size[0], self.image_size[-1]

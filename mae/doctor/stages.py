@@ -1,7 +1,7 @@
 """The two commands that the doctor examines, each with its settings and its task."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from mae.data.index import ShardIndex
 from mae.data.source import IndexedSource
@@ -17,6 +17,9 @@ class PretrainDoctorSettings(PretrainSettings):
     `mae doctor finetune` checks a fine-tuning. Exit code 0: start; 2: do not. No run folder is made.
     """
 
+    EXAMPLE: ClassVar = "mae doctor --data.shards 'train-*.tar' --run_dir runs/first"
+    FIRST: ClassVar = ("processes", *PretrainSettings.FIRST)
+
     processes: int | None = None
     """Number of processes of the run, on all machines; None: one per GPU of this machine, or one on CPUs."""
 
@@ -27,6 +30,9 @@ class FinetuneDoctorSettings(FinetuneSettings):
 
     Exit code 0: start; 2: do not. No run folder is made.
     """
+
+    EXAMPLE: ClassVar = "mae doctor finetune --data.shards 'train-*.tar' --run_dir runs/two"
+    FIRST: ClassVar = ("processes", *FinetuneSettings.FIRST)
 
     processes: int | None = None
     """Number of processes of the run, on all machines; None: one per GPU of this machine, or one on CPUs."""

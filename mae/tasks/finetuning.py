@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from mae.models.classifier import build_classifier
 from mae.models.description import ModelDescription, describe_model
 from mae.models.flops import classifier_flops
 from mae.models.weights import load_encoder
+from mae.schema import MayChange
 from mae.settings import check
 from mae.training.optimizer import OptimSettings, parameter_groups
 from mae.training.origin import find_origin, with_statistics
@@ -83,13 +84,16 @@ class RegularizationSettings:
 class FinetuneSettings(TrainSettings):
     """Fine-tune an encoder with a head on its cls token; the defaults are the paper's ViT-B/16 recipe."""
 
+    EXAMPLE: ClassVar = "mae finetune --init runs/first --data.shards 'train-*.tar' --run_dir runs/two"
+    FIRST: ClassVar = (*TrainSettings.FIRST, "optim.layer_decay", "eval_shards")
+
     head: Literal["mlp", "linear"] = "mlp"
     """On the normed cls token: one hidden layer of the encoder's width with GELU, or a single linear layer."""
     batch_size: int = 1024
     """Global batch [images per optimiser step], over all processes and accumulation steps."""
-    eval_shards: tuple[str, ...] = ()
+    eval_shards: MayChange[tuple[str, ...]] = ()
     """Labelled tar shards to measure accuracy on after each `eval_every` epochs and at the end."""
-    eval_every: float = 1.0
+    eval_every: MayChange[float] = 1.0
     """Epochs between evaluations."""
     labels_per_class: int | None = None
     """Train on this many samples of each class, chosen by the seed; None: on all."""

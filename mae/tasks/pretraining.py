@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from mae.models.description import ModelDescription, describe_model
 from mae.models.flops import autoencoder_flops
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.models.weights import load_autoencoder
+from mae.schema import MayChange
 from mae.settings import check
 from mae.training.optimizer import parameter_groups
 from mae.training.origin import find_origin, with_statistics
@@ -30,13 +31,16 @@ from mae.training.task import LossOf, Task
 class PretrainSettings(TrainSettings):
     """Pretrain a masked autoencoder; the defaults are the paper's ViT-B/16 recipe."""
 
+    EXAMPLE: ClassVar = "mae pretrain --data.shards 'shards/train-*.tar' --run_dir runs/first"
+    FIRST: ClassVar = (*TrainSettings.FIRST, "model.mask_ratio")
+
     epochs: float = 800.0
     """Number of times each sample is seen; the last batch is completed from the next epoch."""
     batch_size: int = 4096
     """Global batch [images per optimiser step], over all processes and accumulation steps."""
-    picture_every: int = 5000
+    picture_every: MayChange[int] = 5000
     """Steps between reconstruction pictures; one more is drawn at the end."""
-    picture_images: int = 8
+    picture_images: MayChange[int] = 8
     """Number of images in a reconstruction picture: always the same images under the same masks."""
     model: MaskedAutoencoderSettings = field(default_factory=MaskedAutoencoderSettings)
 

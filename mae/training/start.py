@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from mae.data.plan import BatchPlan
-from mae.errors import UserError
+from mae.errors import UserError, first_of
 from mae.models.execution import checkpoint_activations, compile_blocks
 from mae.settings import dump
 from mae.training.checkpoints.manifest import DataPosition, Standing
@@ -24,7 +24,8 @@ from mae.training.optimizer import build_optimizer, cosine_schedule
 from mae.training.processes.accelerator import library_versions, require_agreement
 from mae.training.processes.fsdp2 import is_sharded, shard_each_block
 from mae.training.progress import TrainingProgress
-from mae.training.run_folder.folder import RunFolder, settings_hash
+from mae.training.run_folder.compare import deciding, differences
+from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import AUTO, TrainSettings
 from mae.training.state import TrainingState, published
 from mae.training.task import Task
@@ -58,7 +59,7 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         libraries=json.dumps(library_versions()),
     )
     with _locked(folder, accelerator):
-        beginning = Standing(0, DataPosition(0, batches.fingerprint, plan.global_batch), settings_hash(settings), {})
+        beginning = Standing(0, DataPosition(0, batches.fingerprint, plan.global_batch), deciding(settings), {})
         found = _find(folder, settings, beginning, progress)
         start = _standing(folder, found, beginning)
         model, state = _prepare(task, settings, accelerator)
@@ -133,10 +134,10 @@ def _find(
     found = newest_checkpoint(folder.checkpoints, progress.say)
     if found is None and settings.resume is not None:
         found = verify_checkpoint(settings.resume)
-    elif found is not None and found.standing.settings != beginning.settings:
+    elif found and found.standing.settings is not None and (other := differences(found.standing.settings, settings)):
         raise UserError(
-            f"{found.path} was made with other settings than {folder.path} holds; give the run its own settings.yaml, "
-            "or begin another run_dir from it with --resume"
+            f"{found.path} was made with other settings than {folder.path} holds: {first_of(other, most=6)}; "
+            "give the run its own settings.yaml, or begin another run_dir from it with --resume"
         )
     if found is not None and not settings.restart_data_order:
         require_same_data(found, beginning.position.fingerprint, beginning.position.global_batch)

@@ -95,6 +95,6 @@ def job_of(shard: Path, run_dir: Path, allowed: int, start: int = 0, log_every: 
         folder=RunFolder(run_dir),
         writer=None,
         progress=TrainingProgress("train", accelerator.is_main_process),
-        start=Standing(start, DataPosition(8 * start, source.index.fingerprint, 8), "", {}),
+        start=Standing(start, DataPosition(8 * start, source.index.fingerprint, 8), {}, {}),
         total=300,
     )

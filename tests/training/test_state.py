@@ -15,7 +15,7 @@ from mae.training.ema import WeightAverage
 from mae.training.optimizer import OptimSettings, build_optimizer, parameter_groups
 from mae.training.state import TrainingState, published
 
-STANDING = Standing(7, DataPosition(56, "f", 8), "s", {"pipeline": {"best": {"step": 3, "accuracy": 0.5}}})
+STANDING = Standing(7, DataPosition(56, "f", 8), {"seed": 1}, {"pipeline": {"best": {"step": 3, "accuracy": 0.5}}})
 
 
 def trained(seed: int, decay: float | None, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer, TrainingState]:

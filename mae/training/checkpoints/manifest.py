@@ -11,7 +11,8 @@ from typing import Any
 from mae.data.order import ORDER_VERSION
 from mae.errors import CheckpointError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_OLDER_FORMAT = 2
 MODEL_FILE, MANIFEST_FILE = "model.safetensors", "manifest.json"
 SET_ASIDE = ".old"
 """Ends the name of a checkpoint while another of the same step takes its place."""
@@ -47,8 +48,8 @@ class Standing:
     step: int
     """Optimiser steps done."""
     position: DataPosition
-    settings: str
-    """sha256 of the settings that decide what is learned."""
+    settings: Mapping[str, Any] | None
+    """Settings that decide the weights, by full name; None in a checkpoint of format 2, which holds only their hash."""
     notes: dict[str, Any]
     """What the loop and the pipeline have to remember, as JSON."""
 
@@ -96,15 +97,19 @@ class Manifest:
         try:
             content = json.loads(text)
             found = content["format_version"]
-            if found != FORMAT_VERSION:
-                raise ValueError(f"its format version is {found}, this program reads {FORMAT_VERSION}")
+            if found not in (_OLDER_FORMAT, FORMAT_VERSION):
+                raise ValueError(
+                    f"its format version is {found}, this program reads {_OLDER_FORMAT} and {FORMAT_VERSION}"
+                )
             if content.pop("sha256") != _digest(content):
                 raise ValueError("it is changed")
             return Manifest(
                 Standing(
                     int(content["step"]),
                     DataPosition(**content["position"]),
-                    str(content["settings"]),
+                    # A hash would differ for each setting added since, so it is not compared; data, batch and the names
+                    # and shapes of tensors still are.
+                    None if found == _OLDER_FORMAT else dict(content["settings"]),
                     dict(content["notes"]),
                 ),
                 dict(content["libraries"]),

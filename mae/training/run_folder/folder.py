@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import socket
@@ -21,9 +20,10 @@ from mae.data.store.shards import Shard
 from mae.errors import UserError, first_of
 from mae.files import write_atomically
 from mae.models.weights import write_weights
-from mae.settings import dump, flatten, load_yaml, to_dict
+from mae.settings import dump, flatten, load_yaml
 from mae.training.checkpoints.manifest import MODEL_FILE
-from mae.training.settings import AUTO, FREE_ON_RESUME, TrainSettings
+from mae.training.run_folder.compare import differences
+from mae.training.settings import AUTO, TrainSettings
 
 Settings = TypeVar("Settings", bound=TrainSettings)
 
@@ -91,11 +91,10 @@ class RunFolder:
                     "give a new or empty folder"
                 )
             return
-        differences = _differences(load_yaml(saved), to_dict(settings))
-        if differences:
+        if found := differences(self._begun_with(), settings):
             raise UserError(
                 f"run_dir {self.path} holds a run with other settings: "
-                + first_of(differences, most=6)
+                + first_of(found, most=6)
                 + "; start it with its own settings to resume it, or give another run_dir"
             )
 
@@ -247,19 +246,3 @@ class RunFolder:
         except OSError as error:
             with suppress(OSError):  # stderr may be on the same disk
                 sys.stderr.write(f"warning: a line is missing from {path}: {error.strerror}\n")
-
-
-def settings_hash(settings: Any) -> str:
-    """sha256 of the settings that decide what is learned."""
-    flat = {name: value for name, value in flatten(to_dict(settings)).items() if name not in FREE_ON_RESUME}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, now = flatten(old), flatten(new)
-    missing = "(not set)"
-    return [
-        f"{name} was {before.get(name, missing)}, is {now.get(name, missing)}"
-        for name in dict.fromkeys([*before, *now])
-        if name not in FREE_ON_RESUME and before.get(name, missing) != now.get(name, missing)
-    ]

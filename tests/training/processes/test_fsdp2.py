@@ -238,7 +238,7 @@ def test_a_bad_batch_of_one_rank_is_skipped_by_all(value: float, on_two_ranks: T
 def save(trainer: Trainer, root: Path) -> None:
     writers = trainer.accelerator.num_processes if is_sharded(trainer.bare) else 1
     writer = CheckpointWriter(root, keep=1, rank=trainer.rank, writers=writers, leg="first")
-    standing = Standing(5, DataPosition(5 * BATCH, "fingerprint", BATCH, ORDER_VERSION), "settings", {})
+    standing = Standing(5, DataPosition(5 * BATCH, "fingerprint", BATCH, ORDER_VERSION), {}, {})
     writer.save(trainer.state.tensors(), {}, standing)
     writer.wait()
     assert writer.failure is None

@@ -1,0 +1,71 @@
+"""What a settings class says about its settings: type, default, and what a change of each means for a run.
+
+    log_every: MayChange[int] = 50
+    new_order: Annotated[int, Before(1)] = 2
+
+A settings class may also have these class variables: `EXAMPLE`, a command line for its help; `FIRST`, the full names of
+the settings that its help shows first; `REMOVED`, the last default of each setting that it no longer has, by full name.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
+
+T = TypeVar("T")
+
+REQUIRED = dataclasses.MISSING
+"""Default of a setting that has none."""
+_MAY_CHANGE = object()
+MayChange = Annotated[T, _MAY_CHANGE]
+"""Type of a setting that may change when a run is resumed: it changes speed, places or what is shown, never weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """Value that an added setting has in runs from before it was added; needed only if its default is another."""
+
+    value: Any
+
+
+class Setting(NamedTuple):
+    """One setting of a settings class or of one of its sections."""
+
+    name: str
+    """Full name, such as `data.workers`."""
+    annotation: Any
+    marks: tuple[Any, ...]
+    """Metadata of the annotation."""
+    default: Any
+    owner: type
+    """Class that it is read from."""
+
+    @property
+    def may_change(self) -> bool:
+        """Whether it may change when a run is resumed."""
+        return _MAY_CHANGE in self.marks
+
+
+def settings_of(schema: type, prefix: str = "", section: Any = None) -> Iterator[Setting]:
+    """Yield the settings of a dataclass and of its sections, in order of declaration.
+
+    The defaults are those of `schema`, or the values of `section`, an instance of it.
+    """
+    hints = get_type_hints(schema, include_extras=True)
+    for field in dataclasses.fields(schema):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        annotation = get_args(hints[field.name])[0] if marks else hints[field.name]
+        default = _default(field) if section is None else getattr(section, field.name)
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            yield from settings_of(annotation, f"{prefix}{field.name}.", default)
+        else:
+            yield Setting(prefix + field.name, annotation, marks, default, schema)
+
+
+def values_before(schema: type) -> dict[str, Any]:
+    """Return the value of each setting marked `Before` in runs that are older than it, by full name."""
+    marked = ((setting.name, mark) for setting in settings_of(schema) for mark in setting.marks)
+    return {name: mark.value for name, mark in marked if isinstance(mark, Before)}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
