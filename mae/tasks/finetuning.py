@@ -55,16 +55,16 @@ class FinetuneOptimSettings(OptimSettings):
 
 @dataclass(frozen=True)
 class RegularizationSettings:
-    """What keeps a classifier from learning its training images by heart."""
+    """Regularization of a classifier: stochastic depth, label smoothing, mixup and cutmix."""
 
     drop_path: float = 0.1
     """Rate of stochastic depth at the last block; it rises linearly from 0 at the first."""
     label_smoothing: float = 0.1
-    """Share of the target that is spread over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     mixup: float = 0.8
     """Alpha of mixup's beta distribution; 0 turns it off."""
     cutmix: float = 1.0
-    """Alpha of cutmix's beta distribution; 0 turns it off. With both on, each batch takes one by chance."""
+    """Alpha of cutmix's beta distribution; 0 turns it off. With both on, one is chosen at random for each batch."""
 
     def __post_init__(self) -> None:
         for name in ("drop_path", "label_smoothing"):
@@ -88,15 +88,15 @@ class FinetuneSettings(TrainSettings):
     FIRST: ClassVar = (*TrainSettings.FIRST, "optim.layer_decay", "eval_shards")
 
     head: Literal["mlp", "linear"] = "mlp"
-    """On the normed cls token: one hidden layer of the encoder's width with GELU, or a single linear layer."""
+    """Classifier on the normed cls token; mlp: one hidden layer of the encoder's width, with GELU; linear: none."""
     batch_size: int = 1024
     """Global batch [images per optimiser step], over all processes and accumulation steps."""
     eval_shards: MayChange[tuple[str, ...]] = ()
-    """Labelled tar shards to measure accuracy on after each `eval_every` epochs and at the end."""
+    """Labelled tar shards on which accuracy is measured, every eval_every epochs and at the end."""
     eval_every: MayChange[float] = 1.0
     """Epochs between evaluations."""
     labels_per_class: int | None = None
-    """Train on this many samples of each class, chosen by the seed; None: on all."""
+    """Number of samples of each class to train on, chosen by the seed; None: all samples."""
     augment: AugmentSettings = field(default_factory=lambda: AugmentSettings(crop_scale=(0.08, 1.0), rand_augment=9))
     regularization: RegularizationSettings = field(default_factory=RegularizationSettings)
     optim: FinetuneOptimSettings = field(default_factory=FinetuneOptimSettings)

@@ -103,7 +103,7 @@ def test_a_run_folder_inside_the_data_is_refused_k08(doctor: Doctor, flags: list
     code, found = doctor(*flags, "--run_dir", tmp_path / "shards" / "run")
     assert code == 2
     assert found["run folder"][0] == "problem"
-    assert "lies in the folder of the shards" in found["run folder"][1]
+    assert "is in the folder of the shards" in found["run folder"][1]
     assert not (tmp_path / "shards" / "run").exists()
 
 

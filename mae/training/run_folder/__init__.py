@@ -1,1 +1,1 @@
-"""The folder of a run: its settings, its log, its lock."""
+"""Folder of a run: its settings, log and lock, and what may change when the run is resumed."""

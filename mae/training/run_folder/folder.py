@@ -1,4 +1,4 @@
-"""The folder of a run: one set of settings, one log, its checkpoints, its model, its report."""
+"""Folder of a run: its settings, log, lock, checkpoints, model and report."""
 
 import errno
 import fcntl
@@ -30,56 +30,57 @@ Settings = TypeVar("Settings", bound=TrainSettings)
 SETTINGS_FILE, METRICS_FILE, REPORT_FILE = "settings.yaml", "metrics.jsonl", "report.html"
 BAD_SAMPLES_FILE, SKIPPED_FILE = "bad-samples.txt", "skipped-steps.jsonl"
 ROLLBACK_FILE, EXIT_FILE, LOCK_FILE = "rollback.json", "exit.json", ".lock"
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# What a file system answers that has no locks.
+_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """A return of the weights to an earlier step, while the data went on."""
+    """Return of a run to the weights of an earlier step, after which it continued with new data."""
 
     step: int
-    """Of the checkpoint that was taken up again."""
+    """Step of the checkpoint to which it returned."""
     samples: int
-    """Data position from which it went on."""
+    """Data position at which it continued."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run, and what is written there."""
+    """Paths of a run; reads and writes the files there."""
 
     path: Path
     _locks: list[BinaryIO] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def checkpoints(self) -> Path:
-        """`step-NNNNNNNNN` folders."""
+        """Folder of the checkpoints, which are called `step-NNNNNNNNN`."""
         return self.path / "checkpoints"
 
     @property
     def pictures(self) -> Path:
-        """PNG files named by step."""
+        """Folder of PNG files named by step."""
         return self.path / "pictures"
 
     @property
     def model(self) -> Path:
-        """The whole model at the end of the run."""
+        """File of the complete model at the end of the run."""
         return self.path / MODEL_FILE
 
     @property
     def report(self) -> Path:
-        """One self-contained page."""
+        """File of the report, a single self-contained page."""
         return self.path / REPORT_FILE
 
     @property
     def skipped(self) -> Path:
-        """Samples of the steps that were skipped because loss or gradient was not finite."""
+        """File of the sample ids of steps that were skipped because loss or gradient was not finite."""
         return self.path / SKIPPED_FILE
 
     def check(self, settings: Any) -> None:
-        """Refuse a folder that belongs to something else; read only, so that every rank may ask.
+        """Compare the folder with `settings`; reads only, so that every rank may call it.
 
         Raises:
-            UserError: if the folder holds other files or a run with other settings, naming the differences.
+            UserError: if the folder holds other files, or a run with other settings, which are named.
         """
         saved = self.path / SETTINGS_FILE
         if self.path.exists() and not self.path.is_dir():
@@ -99,19 +100,21 @@ class RunFolder:
             )
 
     def keep_out_of(self, shards: Iterable[Shard]) -> None:
-        """Refuse a run among the data, which may be read-only, shared, or cleared away.
+        """Refuse a run folder inside a folder of shards, which may be read-only, shared, or cleared.
 
         Raises:
-            UserError: naming the folder of the shards that the run would lie in.
+            UserError: if it is inside one, which is named.
         """
         run = self.path.resolve()
         for folder in {Path(shard.url).parent for shard in shards if not shard.is_remote}:
             if run.is_relative_to(folder.resolve()):
-                raise UserError(f"run_dir {self.path} lies in the folder of the shards, {folder}; give one outside")
+                raise UserError(f"run_dir {self.path} is in the folder of the shards, {folder}; give one outside it")
 
     def with_its_statistics(self, data: DataSettings) -> DataSettings:
-        """`data` with the mean and std that the run began with, unless they are set: they may be measured better since,
-        but a run goes on with its own."""
+        """Return `data` with the mean and std that the run began with, unless they are set.
+
+        They may have been measured again since then, but must not change within a run.
+        """
         if data.mean is not None:
             return data
         before = self._begun_with()
@@ -119,18 +122,17 @@ class RunFolder:
         return replace(data, mean=tuple(mean), std=tuple(std)) if mean and std else data
 
     def with_its_micro_batch(self, settings: Settings) -> Settings:
-        """`settings` with the micro-batch that the run began with where one is to be found by trial: another one would
-        change the last bits."""
+        """Return `settings` with the run's first micro-batch in place of auto: another would change the last bits."""
         before = self._begun_with() if settings.micro_batch_size == AUTO else {}
         return replace(settings, micro_batch_size=before.get("micro_batch_size")) if before else settings
 
     def _begun_with(self) -> dict[str, Any]:
-        """The settings that are saved here, by their full names; empty for a new run."""
+        """Return the saved settings by full name; empty for a new run."""
         saved = self.path / SETTINGS_FILE
         return flatten(load_yaml(saved)) if saved.exists() else {}
 
     def create(self, settings: Any) -> None:
-        """Make the folder and save the resolved settings.
+        """Create the folder and save the resolved settings.
 
         Raises:
             UserError: if the folder cannot be written.
@@ -142,10 +144,10 @@ class RunFolder:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from None
 
     def lock(self) -> None:
-        """Keep every other process out until `unlock`, or until this one ends in whatever way.
+        """Keep every other process out until `unlock`, or until this process ends in any way.
 
         Raises:
-            UserError: if another process, which is named, holds the folder, or if it cannot be written.
+            UserError: if another process, which is named, has locked the folder, or if it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -153,10 +155,10 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from None
         try:
-            # A record lock is not inherited by workers, which may live a little longer than a trainer that is killed.
+            # A record lock is not inherited by workers, which may outlive a killed trainer for a moment.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _NO_LOCKS_HERE:
+            if error.errno not in _LOCKS_UNSUPPORTED:
                 file.seek(0)
                 holder = file.read().decode(errors="replace").strip() or "another process"
                 file.close()
@@ -169,7 +171,7 @@ class RunFolder:
         self._locks.append(file)
 
     def unlock(self) -> None:
-        """Let others in."""
+        """Let other processes use the folder."""
         while self._locks:
             self._locks.pop().close()
 
@@ -178,7 +180,7 @@ class RunFolder:
         self._append(METRICS_FILE, [record])
 
     def record_samples(self, rank: int, step: int, ids: Sequence[int]) -> None:
-        """Append the ids that one rank takes at one step to its own file."""
+        """Append the sample ids of one rank at one step to the file of that rank."""
         self._append(f"samples-rank{rank}.jsonl", [{"step": step, "ids": list(ids)}])
 
     def record_skipped(self, samples: Mapping[int, Sequence[int]]) -> None:
@@ -186,38 +188,38 @@ class RunFolder:
         self._append(SKIPPED_FILE, [{"step": step, "ids": sorted(ids)} for step, ids in samples.items()])
 
     def record_rollback(self, rollback: Rollback) -> None:
-        """Remember that the weights went back, also over a restart."""
+        """Save a rollback, so that it is also known after a restart."""
         write_atomically(self.path / ROLLBACK_FILE, json.dumps(asdict(rollback)).encode())
 
     def rollback(self) -> Rollback | None:
-        """The return of this run, of which there is one at most."""
+        """Return the rollback of this run, of which there is at most one."""
         path = self.path / ROLLBACK_FILE
         return Rollback(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def record_exit(self, reason: str, message: str) -> None:
-        """Write how this start of the run ended, for whoever decides about the next; launchers hide exit codes."""
+        """Write how this launch ended, for the script that decides about the next; launchers hide exit codes."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"reason": reason, "message": message, "time": time, "host": socket.gethostname()}
-        with suppress(OSError):  # a full disk is what the message may be about
+        with suppress(OSError):  # the message may be about a full disk
             write_atomically(self.path / EXIT_FILE, json.dumps(record, indent=2).encode())
 
     def forget_exit(self) -> None:
-        """A start that has not ended yet has no reason for it."""
+        """Remove the record of how the last launch ended."""
         (self.path / EXIT_FILE).unlink(missing_ok=True)
 
     def record_bad_samples(self, names: Sequence[str]) -> None:
-        """Append bad images, which were replaced, to `bad-samples.txt`."""
+        """Append the names of bad images that were replaced to `bad-samples.txt`."""
         path = self.path / BAD_SAMPLES_FILE
         with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.writelines(f"{name}\n" for name in names)
 
     def bad_samples(self) -> set[str]:
-        """The bad images that the run has met so far."""
+        """Return the names of the bad images that the run has found so far."""
         path = self.path / BAD_SAMPLES_FILE
         return set(path.read_text("utf-8", "surrogateescape").splitlines()) if path.exists() else set()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of `metrics.jsonl`; a line cut off by a kill is left out."""
+        """Return the records of `metrics.jsonl`, without a last line that was cut off by a kill."""
         path = self.path / METRICS_FILE
         if not path.exists():
             return []
@@ -228,17 +230,17 @@ class RunFolder:
         ]
 
     def forget_after(self, step: int) -> None:
-        """Drop the log of steps that will be run again."""
+        """Remove the records of later steps, which will be run again, from `metrics.jsonl`."""
         kept = [record for record in self.metrics() if record["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.path / METRICS_FILE, text.encode())
 
     def publish(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str = MODEL_FILE) -> None:
-        """Put a model where everybody looks for it; it appears whole."""
+        """Write a model file atomically into the folder."""
         write_weights(self.path / name, weights, metadata)
 
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add lines of JSON to a log. A log that cannot be written, on a full disk say, does not end a run."""
+        """Append lines of JSON to a log; one that cannot be written, as on a full disk, does not end the run."""
         path = self.path / name
         try:
             with path.open("a", encoding="utf-8") as file:
