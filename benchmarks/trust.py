@@ -59,8 +59,10 @@ from mae.training.job import Job
 from mae.training.loop import _Loop, seed_step
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import set_learning_rate
-from mae.training.processes.accelerator import Ballot, Stacks, start_accelerator
+from mae.training.processes.accelerator import start_accelerator
+from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.signals import StopRequest, stop_on_signal
+from mae.training.processes.watchdog import StackWatchdog
 from mae.training.progress import TrainingProgress
 from mae.training.start import start_job
 
@@ -83,7 +85,7 @@ class World(NamedTuple):
     accelerator: Accelerator
     index: ShardIndex
     stop: StopRequest
-    stacks: Stacks
+    watchdog: StackWatchdog
     numbers: Iterator[int]
     """Of the runs, for their folders."""
 
@@ -114,17 +116,17 @@ def measure(folder: Path, blocks: int) -> None:
     accelerator = start_accelerator("fp32")
     index = open_index([str(folder / "shards" / "*.tar")], folder)
     with stop_on_signal() as stop:
-        world = World(folder, accelerator, index, stop, Stacks(600.0), count())
+        world = World(folder, accelerator, index, stop, StackWatchdog(600.0), count())
         table = Table(accelerator, blocks)
         checkpoints(world, blocks, table)
         step_by_step(world, blocks, table)
-        world.stacks.stop()
+        world.watchdog.stop()
 
 
 def checkpoints(world: World, blocks: int, table: "Table") -> None:
     """Blocks of steps with a checkpoint in each, and without."""
     jobs = {"with": start(world, checkpoint_every=BLOCK), "without": start(world, NEVER)}
-    loops = {name: _Loop(job, world.stop, world.stacks).steps() for name, job in jobs.items()}
+    loops = {name: _Loop(job, world.stop, world.watchdog).steps() for name, job in jobs.items()}
     for loop in loops.values():
         for _ in range(WARM_UP):
             next(loop)
@@ -151,7 +153,7 @@ def checkpoints(world: World, blocks: int, table: "Table") -> None:
 def step_by_step(world: World, blocks: int, table: "Table") -> None:
     """Steps of the loop, and of one without all that makes it safe."""
     jobs = {name: start(world, NEVER) for name in ("loop", *BARE)}
-    loops = {name: bare_steps(job) if name in BARE else _Loop(job, world.stop, world.stacks).steps()
+    loops = {name: bare_steps(job) if name in BARE else _Loop(job, world.stop, world.watchdog).steps()
              for name, job in jobs.items()}  # fmt: skip
     times: dict[str, list[Times]] = {name: [] for name in jobs}
     for step in range(WARM_UP + blocks * BLOCK):
@@ -233,17 +235,17 @@ def pieces_alone(world: World, job: Job, plain: Job) -> dict[str, Times]:
     for parameter in (*job.model.parameters(), *plain.model.parameters()):
         parameter.grad = torch.full_like(parameter, 1e-6) if parameter.requires_grad else None
     loss, norm = torch.ones((), requires_grad=True), torch.ones(())
-    ballot = Ballot(job.accelerator, 600.0)
+    consensus = RankConsensus(job.accelerator, 600.0)
 
     def vote() -> None:
-        ballot.cast(0, 0)
-        ballot.result()
+        consensus.submit(0, 0)
+        consensus.maximum()
 
     return {
         "poison a loss that is not finite": added(lambda: poisoned(loss).backward(), loss.backward),
         "a step that can be skipped": added(lambda: step_unless(job.optimizer, ~norm.isfinite()), plain.optimizer.step),
         "ballot on stops and failed writes": added(vote),
-        "watch for a step that is stuck": added(world.stacks.alive),
+        "watch for a step that is stuck": added(world.watchdog.reset),
         "ask whether a signal came": added(lambda: world.stop.reason is None),
     }
 

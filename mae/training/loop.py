@@ -22,10 +22,11 @@ from mae.training.guard import poisoned, step_unless
 from mae.training.job import Job
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import set_learning_rate
-from mae.training.processes.accelerator import Ballot, Stacks
+from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.first_error import failure_of
 from mae.training.processes.fsdp2 import local_value
 from mae.training.processes.signals import StopRequest, stop_on_signal
+from mae.training.processes.watchdog import StackWatchdog
 from mae.training.progress import duration
 from mae.training.run_folder.folder import Rollback
 
@@ -40,10 +41,10 @@ def training(job: Job) -> Iterator[Iterator[int]]:
     done again if the run dies in between. While the context lasts, signals ask for a checkpoint and an end; how the
     run ended is written to its folder.
     """
-    stacks = Stacks(job.settings.timeout)
+    watchdog = StackWatchdog(job.settings.timeout)
     try:
         with stop_on_signal() as stop, job.progress.running(job.start.step, job.total):
-            yield _Loop(job, stop, stacks).steps()
+            yield _Loop(job, stop, watchdog).steps()
     except PreemptedError as end:
         if job.accelerator.is_main_process:
             job.folder.record_exit("preempted", str(end))
@@ -57,7 +58,7 @@ def training(job: Job) -> Iterator[Iterator[int]]:
         if job.accelerator.is_main_process:
             job.folder.record_exit("finished", f"{job.total} steps")
     finally:
-        stacks.stop()
+        watchdog.stop()
         if job.writer is not None:
             job.writer.close()
         job.folder.unlock()
@@ -74,9 +75,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 class _Loop:
     """The steps of a job, and what may come between them: a stop, a roll-back, a checkpoint that fails."""
 
-    def __init__(self, job: Job, stop: StopRequest, stacks: Stacks) -> None:
-        self.job, self.stop, self.stacks = job, stop, stacks
-        self.ballot = Ballot(job.accelerator, job.settings.timeout)
+    def __init__(self, job: Job, stop: StopRequest, watchdog: StackWatchdog) -> None:
+        self.job, self.stop, self.watchdog = job, stop, watchdog
+        self.consensus = RankConsensus(job.accelerator, job.settings.timeout)
         notes = job.start.notes
         self.owes_a_yield: bool = notes.get("owes_a_yield", False)
         self.meter = Meter(
@@ -96,11 +97,11 @@ class _Loop:
         if self.owes_a_yield:
             yield self.done
         while self.done < job.total:
-            self.stacks.alive()
-            self.ballot.cast(self.stop.number, job.writer.failures_in_a_row if job.writer else 0)
+            self.watchdog.reset()
+            self.consensus.submit(self.stop.number, job.writer.failures_in_a_row if job.writer else 0)
             self.step()
             self.done, self.samples = self.done + 1, self.samples + job.plan.global_batch
-            asked, failures = self.ballot.result()
+            asked, failures = self.consensus.maximum()
             if failures >= _FAILED_WRITES_AT_MOST:
                 self.require_written()
             self.complain()

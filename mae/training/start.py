@@ -21,13 +21,14 @@ from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
 from mae.training.job import Job, total_steps
 from mae.training.micro_batch import agree_on_micro_batch
 from mae.training.optimizer import build_optimizer, cosine_schedule
-from mae.training.processes.accelerator import library_versions, require_agreement
+from mae.training.processes.agreement import require_agreement
 from mae.training.processes.fsdp2 import is_sharded
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder.folder import RunFolder, settings_hash
 from mae.training.settings import AUTO, TrainSettings
 from mae.training.state import TrainingState, published
 from mae.training.task import Task
+from mae.versions import library_versions
 
 
 def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: TrainingProgress) -> Job:

@@ -35,7 +35,7 @@ from mae.training.checkpoints.manifest import (
     step_of,
 )
 from mae.training.checkpoints.tensor_files import HostCopy, LocalRows, file_name, local_rows
-from mae.training.processes.accelerator import library_versions
+from mae.versions import library_versions
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Groups (`model`, `optimizer`, `ema`) of named tensors, each whole or distributed by rows."""

@@ -19,7 +19,8 @@ from torch.distributed import TCPStore
 
 from mae.errors import BadDataError, PreemptedError, UserError
 from mae.training.processes import first_error
-from mae.training.processes.accelerator import Ballot, start_accelerator
+from mae.training.processes.accelerator import start_accelerator
+from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.first_error import errors_said_once, failure_of
 
 HOST = socket.gethostname()
@@ -135,12 +136,12 @@ def start(tmp_path: Path, launcher: Callable[[], int]) -> Iterator[Callable[...,
 
 def train(rank: int, fails: int, failure: Callable[[], object], timeout: float = 20.0, steps: int = 10_000) -> None:
     """Vote in each step; one rank does something else at step 5."""
-    ballot = Ballot(start_accelerator("fp32", timeout), timeout)
+    consensus = RankConsensus(start_accelerator("fp32", timeout), timeout)
     for step in range(steps):
         if step == 5 and rank == fails:
             failure()
-        ballot.cast(0)
-        ballot.result()
+        consensus.submit(0)
+        consensus.maximum()
 
 
 def raise_error(error: BaseException) -> None:
