@@ -54,7 +54,7 @@ from mae.settings import parse
 from mae.tasks.pretraining import Pretraining, PretrainSettings
 from mae.training.checkpoints.tensor_files import HostCopy
 from mae.training.checkpoints.writer import CheckpointWriter
-from mae.training.guard import poisoned, step_unless
+from mae.training.guard import nan_gradients_if_nonfinite, step_unless
 from mae.training.job import Job
 from mae.training.loop import _Loop, seed_step
 from mae.training.meter import Meter, Steps
@@ -242,7 +242,7 @@ def pieces_alone(world: World, job: Job, plain: Job) -> dict[str, Times]:
         consensus.maximum()
 
     return {
-        "poison a loss that is not finite": added(lambda: poisoned(loss).backward(), loss.backward),
+        "poison a loss that is not finite": added(lambda: nan_gradients_if_nonfinite(loss).backward(), loss.backward),
         "a step that can be skipped": added(lambda: step_unless(job.optimizer, ~norm.isfinite()), plain.optimizer.step),
         "ballot on stops and failed writes": added(vote),
         "watch for a step that is stuck": added(world.watchdog.reset),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def poisoned(loss: Tensor) -> Tensor:
+def nan_gradients_if_nonfinite(loss: Tensor) -> Tensor:
     """The loss itself, to the last bit, if it is finite; otherwise one whose every gradient is NaN."""
     return loss * (1 + 0 * loss.detach())
 

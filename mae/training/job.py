@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from mae.data.batch import Batch, TrainingBatches
 from mae.data.loader import load
 from mae.data.plan import BatchPlan
-from mae.training.checkpoints.manifest import Standing
+from mae.training.checkpoints.manifest import RunPosition
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.optimizer import CosineSchedule
 from mae.training.progress import TrainingProgress
@@ -45,7 +45,7 @@ class Job:
     writer: CheckpointWriter | None
     """None on ranks that write no checkpoints."""
     progress: TrainingProgress
-    start: Standing
+    start: RunPosition
     """Position at which this start begins."""
     total: int
     """Number of optimiser steps of the whole run."""

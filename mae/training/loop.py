@@ -3,7 +3,7 @@
 import math
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,9 +16,9 @@ from mae import keyed
 from mae.data.batch import to_device
 from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.keyed import Purpose
-from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import newest_checkpoint
-from mae.training.guard import poisoned, step_unless
+from mae.training.guard import nan_gradients_if_nonfinite, step_unless
 from mae.training.job import Job
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import set_learning_rate
@@ -31,6 +31,8 @@ from mae.training.progress import duration
 from mae.training.run_folder.folder import Rollback
 
 _FAILED_WRITES_AT_MOST = 3
+# Keys of a checkpoint's notes; old checkpoints hold them too.
+_STEP_HOOK_PENDING, _UNLOGGED_STEPS = "owes_a_yield", "unlogged"
 
 
 @contextmanager
@@ -79,9 +81,13 @@ class _Loop:
         self.job, self.stop, self.watchdog = job, stop, watchdog
         self.consensus = RankConsensus(job.accelerator, job.settings.timeout)
         notes = job.start.notes
-        self.owes_a_yield: bool = notes.get("owes_a_yield", False)
+        self.step_hook_pending: bool = notes.get(_STEP_HOOK_PENDING, False)
         self.meter = Meter(
-            job.accelerator, job.folder, job.progress, job.settings.data.max_bad_samples, unlogged=notes.get("unlogged")
+            job.accelerator,
+            job.folder,
+            job.progress,
+            job.settings.data.max_bad_samples,
+            unlogged_steps=notes.get(_UNLOGGED_STEPS),
         )
         self.complaint: str | None = None
         self.go_to(job.start.step, job.start.position.samples)
@@ -94,7 +100,7 @@ class _Loop:
     def steps(self) -> Iterator[int]:
         """Yields the number of steps done."""
         job = self.job
-        if self.owes_a_yield:
+        if self.step_hook_pending:
             yield self.done
         while self.done < job.total:
             self.watchdog.reset()
@@ -116,7 +122,7 @@ class _Loop:
                 self.leave(signal.Signals(asked).name)
             yield self.done
             # Within a row of skipped steps there is nothing new to save, and the weights may be why.
-            if saving and (last or not self.meter.in_a_row):
+            if saving and (last or not self.meter.skipped_in_a_row):
                 self.save()
         if job.start.step < job.total:
             self.require_written()
@@ -147,7 +153,7 @@ class _Loop:
             with nullcontext() if is_last else job.accelerator.no_sync(job.model):
                 with job.accelerator.autocast():
                     loss = job.loss_of(job.model, to_device(batch, job.accelerator.device))
-                job.accelerator.backward(poisoned(loss) / job.plan.accumulation)
+                job.accelerator.backward(nan_gradients_if_nonfinite(loss) / job.plan.accumulation)
             losses.append(loss.detach())
         return torch.stack(losses).mean(), ids
 
@@ -181,7 +187,7 @@ class _Loop:
             f"data wait {timing['data_wait']:.0%}{mfu}  ETA {duration(left)}",
         )
         self.meter.restart(Steps())
-        return self.meter.in_a_row
+        return self.meter.skipped_in_a_row
 
     def roll_back(self) -> None:
         """Take up the weights of the last checkpoint again, and leave out the data since.
@@ -208,7 +214,7 @@ class _Loop:
             )
         job.state.restore(found)
         job.notes.clear()
-        job.notes.update(found.standing.notes.get("pipeline", {}))
+        job.notes.update(found.run_position.notes.get("pipeline", {}))
         if job.accelerator.is_main_process:
             job.folder.record_rollback(Rollback(found.step, self.samples))
             job.folder.forget_after(found.step)
@@ -217,7 +223,7 @@ class _Loop:
             f"{most} steps in a row were skipped up to step {self.done}: back to step {found.step}, "
             f"with the data that follow sample {self.samples:,}"
         )
-        self.meter.in_a_row = 0
+        self.meter.skipped_in_a_row = 0
         self.meter.restart(Steps())
         self.go_to(found.step, self.samples)
 
@@ -230,13 +236,13 @@ class _Loop:
         job, done = self.job, self.done
         if not self.is_new_line():
             self.meter.read(done)
-        if self.meter.in_a_row:
+        if self.meter.skipped_in_a_row:
             self.finish_writing()
             raise PreemptedError(
                 f"{reason}: left at step {done} of {job.total} within skipped steps, which are not saved; "
                 "start the same command to go on from the last checkpoint"
             )
-        self.save(owes_a_yield=True, unlogged=self.meter.steps.plain())
+        self.save({_STEP_HOOK_PENDING: True, _UNLOGGED_STEPS: self.meter.steps.to_json()})
         self.require_written()
         raise PreemptedError(f"{reason}: saved at step {done} of {job.total}; start the same command to go on")
 
@@ -245,7 +251,7 @@ class _Loop:
         settings = self.job.settings
         return self.done % settings.log_every == 0 or self.done % settings.checkpoint_every == 0
 
-    def save(self, **notes: Any) -> None:
+    def save(self, notes: Mapping[str, Any] | None = None) -> None:
         """Begin to write a checkpoint.
 
         Raises:
@@ -258,9 +264,11 @@ class _Loop:
                 "begin another run_dir from the last checkpoint (--resume) with a lower optim.base_lr"
             )
         position = DataPosition(self.samples, job.start.position.fingerprint, job.plan.global_batch)
-        standing = Standing(self.done, position, job.start.settings, {"pipeline": dict(job.notes), **notes})
+        run_position = RunPosition(
+            self.done, position, job.start.settings, {"pipeline": dict(job.notes), **(notes or {})}
+        )
         if job.writer is not None:
-            job.writer.save(job.state.tensors(), job.task.description.metadata(), standing)
+            job.writer.save(job.state.tensors(), job.task.description.metadata(), run_position)
 
     def complain(self) -> None:
         """Say once what is wrong with the last checkpoint; training goes on, and tries again at the next."""

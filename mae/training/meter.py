@@ -38,7 +38,7 @@ class Steps:
             "skipped": sum(self.skipped),
         }
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For JSON, which knows no NaN: the figures of skipped steps are left out."""
         return {
             "losses": _finite(self.losses, self.skipped),
@@ -56,7 +56,7 @@ class Meter:
         folder: RunFolder,
         progress: TrainingProgress,
         max_bad_samples: int,
-        unlogged: dict[str, Any] | None = None,
+        unlogged_steps: dict[str, Any] | None = None,
     ) -> None:
         self._accelerator, self._folder, self._progress = accelerator, folder, progress
         self._max_bad_samples = max_bad_samples
@@ -64,9 +64,9 @@ class Meter:
         self._bad: list[str] = []
         self._lost = ""
         self._began = time.perf_counter()
-        self.in_a_row = 0
+        self.skipped_in_a_row = 0
         """Steps skipped in succession up to the newest that was read."""
-        self.restart(Steps(**unlogged) if unlogged else Steps())
+        self.restart(Steps(**unlogged_steps) if unlogged_steps else Steps())
 
     def restart(self, steps: Steps) -> None:
         """Begin a new line of the log, of which `steps` are known already."""
@@ -110,8 +110,8 @@ class Meter:
         skipped = [not math.isfinite(norm) for norm in norms]
         rows = []
         for skip in skipped:
-            self.in_a_row = self.in_a_row + 1 if skip else 0
-            rows.append(self.in_a_row)
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skip else 0
+            rows.append(self.skipped_in_a_row)
         if any(skipped):
             self._record_skipped(done - len(skipped), skipped)
         self.steps = Steps(self.steps.losses + losses, self.steps.norms + norms, self.steps.skipped + skipped)

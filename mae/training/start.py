@@ -15,7 +15,7 @@ from mae.data.plan import BatchPlan
 from mae.errors import UserError
 from mae.models.execution import checkpoint_activations, compile_blocks
 from mae.settings import dump
-from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, require_same_data, verify_checkpoint
 from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
 from mae.training.job import Job, total_steps
@@ -26,7 +26,7 @@ from mae.training.processes.fsdp2 import is_sharded
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder.folder import RunFolder, settings_hash
 from mae.training.settings import AUTO, TrainSettings
-from mae.training.state import TrainingState, published
+from mae.training.state import TrainingState, final_weights
 from mae.training.task import Task
 from mae.versions import library_versions
 
@@ -59,9 +59,9 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         libraries=json.dumps(library_versions()),
     )
     with _locked(folder, accelerator):
-        beginning = Standing(0, DataPosition(0, batches.fingerprint, plan.global_batch), settings_hash(settings), {})
+        beginning = RunPosition(0, DataPosition(0, batches.fingerprint, plan.global_batch), settings_hash(settings), {})
         found = _find(folder, settings, beginning, progress)
-        start = _standing(folder, found, beginning)
+        start = _start_position(folder, found, beginning)
         model, state = _prepare(task, settings, accelerator)
         if found:
             state.restore(found)
@@ -97,7 +97,7 @@ def finish_job(job: Job) -> None:
     if job.accelerator.is_main_process and not is_published:
         last = newest_checkpoint(job.folder.checkpoints, job.progress.say)
         assert last is not None, "the last checkpoint has just been written"
-        job.folder.publish(published(last), job.task.description.metadata())
+        job.folder.publish(final_weights(last), job.task.description.metadata())
     job.accelerator.wait_for_everyone()
 
 
@@ -127,13 +127,13 @@ def _prepare(task: Task, settings: TrainSettings, accelerator: Accelerator) -> t
 
 
 def _find(
-    folder: RunFolder, settings: TrainSettings, beginning: Standing, progress: TrainingProgress
+    folder: RunFolder, settings: TrainSettings, beginning: RunPosition, progress: TrainingProgress
 ) -> Checkpoint | None:
     """Return the run's newest good checkpoint, else the one to begin from, compared with settings and data."""
     found = newest_checkpoint(folder.checkpoints, progress.say)
     if found is None and settings.resume is not None:
         found = verify_checkpoint(settings.resume)
-    elif found is not None and found.standing.settings != beginning.settings:
+    elif found is not None and found.run_position.settings != beginning.settings:
         raise UserError(
             f"{found.path} was made with other settings than {folder.path} holds; give the run its own settings.yaml, "
             "or begin another run_dir from it with --resume"
@@ -145,7 +145,7 @@ def _find(
     return found
 
 
-def _standing(folder: RunFolder, found: Checkpoint | None, beginning: Standing) -> Standing:
+def _start_position(folder: RunFolder, found: Checkpoint | None, beginning: RunPosition) -> RunPosition:
     """Return the position at which this start begins: that of `found`, with today's data."""
     if found is None:
         return beginning
@@ -158,7 +158,7 @@ def _standing(folder: RunFolder, found: Checkpoint | None, beginning: Standing) 
     else:
         samples = old.samples
     position = DataPosition(samples, now.fingerprint, now.global_batch)
-    return Standing(found.step, position, beginning.settings, found.standing.notes)
+    return RunPosition(found.step, position, beginning.settings, found.run_position.notes)
 
 
 def _say_where(folder: RunFolder, found: Checkpoint | None, total: int, progress: TrainingProgress) -> None:
@@ -172,7 +172,7 @@ def _writer(
     folder: RunFolder, settings: TrainSettings, accelerator: Accelerator, sharded: bool
 ) -> CheckpointWriter | None:
     """Return the writer of this rank: rank 0 writes what all ranks hold; of sharded tensors, each rank its own part."""
-    (leg,) = broadcast_object_list([uuid.uuid4().hex[:12]])
+    (launch_id,) = broadcast_object_list([uuid.uuid4().hex[:12]])
     if not (sharded or accelerator.is_main_process):
         return None
     return CheckpointWriter(
@@ -181,7 +181,7 @@ def _writer(
         settings.keep_every,
         rank=accelerator.process_index,
         writers=accelerator.num_processes if sharded else 1,
-        leg=str(leg),
+        launch_id=str(launch_id),
     )
 
 

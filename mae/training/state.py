@@ -80,7 +80,7 @@ class TrainingState:
         return bool(torch.stack(finite).all())
 
     @contextmanager
-    def shown(self) -> Iterator[nn.Module]:
+    def evaluation_weights(self) -> Iterator[nn.Module]:
         """The plain model for a picture or an evaluation, with averaged weights where there is an average.
 
         Every rank must enter; inside each may run the model alone, as often as it likes.
@@ -97,7 +97,7 @@ class TrainingState:
             yield
 
 
-def published(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def final_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The weights that a run leaves behind: those of the checkpoint, averaged ones where there are any."""
     return checkpoint.tensors(MODEL) | checkpoint.tensors(AVERAGE)
 

@@ -118,8 +118,8 @@ def test_after_so_many_skips_in_a_row_the_weights_go_back_once_and_the_data_go_o
     found = verify_checkpoint(step_folder(one.folder.checkpoints, 6))
     before.state.restore(found)
     position = replace(found.position, samples=9 * 8)
-    standing = replace(found.standing, position=position)
-    expected = run(replace(before, start=standing, folder=RunFolder(tmp_path / "other"), writer=None))
+    run_position = replace(found.run_position, position=position)
+    expected = run(replace(before, start=run_position, folder=RunFolder(tmp_path / "other"), writer=None))
     assert plain(final.tensors("model")) == expected
 
 
@@ -153,7 +153,7 @@ class Unwritable(CheckpointWriter):
     failing: Sequence[int] = ()
 
     def _write(self, save: Any) -> None:
-        if save.standing.step in self.failing:
+        if save.run_position.step in self.failing:
             self.failure = "disk full"
             self.failures_in_a_row += 1
         else:
@@ -205,7 +205,7 @@ def resumed(shard: Path, run_dir: Path, log_every: int = 1) -> Job:
     found = newest_checkpoint(again.folder.checkpoints, lambda text: None)
     assert found is not None
     again.state.restore(found)
-    return replace(again, start=found.standing)
+    return replace(again, start=found.run_position)
 
 
 def trace(folder: RunFolder) -> list[tuple[int, float, float]]:

@@ -41,7 +41,7 @@ class DataPosition:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunPosition:
     """Where a run stands."""
 
     step: int
@@ -71,7 +71,7 @@ class FileIdentity:
 class Manifest:
     """The content of `manifest.json`."""
 
-    standing: Standing
+    run_position: RunPosition
     libraries: Mapping[str, str]
     """Versions of what wrote it."""
     files: Mapping[str, FileIdentity]
@@ -80,7 +80,7 @@ class Manifest:
         """As it is written, with the sha256 of itself."""
         content = {
             "format_version": FORMAT_VERSION,
-            **asdict(self.standing),
+            **asdict(self.run_position),
             "libraries": dict(self.libraries),
             "files": {name: asdict(identity) for name, identity in self.files.items()},
         }
@@ -101,7 +101,7 @@ class Manifest:
             if content.pop("sha256") != _digest(content):
                 raise ValueError("it is changed")
             return Manifest(
-                Standing(
+                RunPosition(
                     int(content["step"]),
                     DataPosition(**content["position"]),
                     str(content["settings"]),

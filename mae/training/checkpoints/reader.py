@@ -20,7 +20,7 @@ from mae.training.checkpoints.manifest import (
     DataPosition,
     FileIdentity,
     Manifest,
-    Standing,
+    RunPosition,
     is_set_aside,
     step_of,
 )
@@ -32,7 +32,7 @@ class Checkpoint:
     """A checkpoint whose every file has been verified."""
 
     path: Path
-    standing: Standing
+    run_position: RunPosition
     libraries: dict[str, str]
     """Versions of what wrote it."""
     files: tuple[str, ...]
@@ -41,12 +41,12 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Optimiser steps done."""
-        return self.standing.step
+        return self.run_position.step
 
     @property
     def position(self) -> DataPosition:
         """Where the run stands in its data."""
-        return self.standing.position
+        return self.run_position.position
 
     def tensors(self, group: str) -> dict[str, Tensor]:
         """The whole tensors of `model`, `optimizer` or `ema`, on the CPU, however many ranks saved them.
@@ -159,4 +159,4 @@ def _verified(path: Path) -> Checkpoint:
             )
     for group in groups_of(manifest.files):
         require_whole(path, files_of(group, manifest.files))
-    return Checkpoint(path, manifest.standing, dict(manifest.libraries), tuple(manifest.files))
+    return Checkpoint(path, manifest.run_position, dict(manifest.libraries), tuple(manifest.files))

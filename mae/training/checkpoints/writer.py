@@ -29,7 +29,7 @@ from mae.training.checkpoints.manifest import (
     SET_ASIDE,
     FileIdentity,
     Manifest,
-    Standing,
+    RunPosition,
     is_set_aside,
     step_folder,
     step_of,
@@ -44,9 +44,9 @@ _HIDDEN = ".tmp-"
 # A rank that cannot write its part renames the hidden folder, which takes no room, and leaves the reason in it.
 _FAILED, _REASON = ".failed-", "reason"
 _SECONDS_TO_GIVE_A_REASON = 2.0
-_PATIENCE = 600.0  # seconds that rank 0 waits for the parts of the others
-_GRACE = 10.0  # the same once the run is leaving: who has not written by then may be dead
-_GLANCE = 0.02  # seconds between two looks
+_PART_TIMEOUT = 600.0  # seconds that rank 0 waits for the parts of the others
+_EXIT_TIMEOUT = 10.0  # the same once the run is leaving: who has not written by then may be dead
+_POLL_SECONDS = 0.02  # seconds between two looks
 _REMEDIES = {
     errno.ENOSPC: "make room there, or lower keep_checkpoints",
     errno.EDQUOT: "make room in your quota, or lower keep_checkpoints",
@@ -83,22 +83,22 @@ class CheckpointWriter:
         *,
         rank: int = 0,
         writers: int = 1,
-        leg: str = "",
+        launch_id: str = "",
         background: bool = True,
     ) -> None:
         """The first `writers` ranks write.
 
-        `leg` is a word that all ranks of this start share and no earlier start had.
+        `launch_id` is a word that all ranks of this start share and no earlier start had.
 
         Raises:
             UserError: if the folder cannot be made.
         """
-        if writers > 1 and not leg:
+        if writers > 1 and not launch_id:
             raise ValueError("several writers need a word that tells their parts from those of an earlier start")
         self.failure, self.failures_in_a_row, self.warning = None, 0, None
         self._root, self._keep, self._keep_every = root, keep, keep_every
         self._rank, self._writers, self._background = rank, writers, background
-        self._leg = leg or uuid.uuid4().hex[:12]
+        self._launch_id = launch_id or uuid.uuid4().hex[:12]
         self._saves = 0
         self._copies: dict[str, HostCopy] = {}
         self._thread: Thread | None = None
@@ -111,7 +111,7 @@ class CheckpointWriter:
             except OSError as error:
                 raise UserError(f"folder {root} for checkpoints cannot be made: {error.strerror}") from None
 
-    def save(self, tensors: Tensors, metadata: Mapping[str, str], standing: Standing) -> None:
+    def save(self, tensors: Tensors, metadata: Mapping[str, str], run_position: RunPosition) -> None:
         """Copy `tensors` to host memory and have them written from there; all ranks save at the same steps.
 
         Waits for the save before. Returns once the tensors may change again; what then goes wrong on the disk
@@ -122,13 +122,13 @@ class CheckpointWriter:
             return
         self._saves += 1
         self._copy(tensors, metadata)
-        notes = json.loads(json.dumps(standing.notes))  # the loop goes on changing its own
+        notes = json.loads(json.dumps(run_position.notes))  # the loop goes on changing its own
         save = _Save(
-            replace(standing, notes=notes),
-            self._root / f"{_HIDDEN}{standing.step:09d}-{self._leg}.{self._saves}",
+            replace(run_position, notes=notes),
+            self._root / f"{_HIDDEN}{run_position.step:09d}-{self._launch_id}.{self._saves}",
             bytes_needed(tensors),
         )
-        self._deadline = time.monotonic() + _PATIENCE
+        self._deadline = time.monotonic() + _PART_TIMEOUT
         if self._background:
             self._thread = Thread(target=self._write, args=(save,), name="checkpoint", daemon=True)
             self._thread.start()
@@ -147,7 +147,7 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Wait for the save in progress, but only a little for the parts of ranks that may be dead."""
-        self._deadline = min(self._deadline, time.monotonic() + _GRACE)
+        self._deadline = min(self._deadline, time.monotonic() + _EXIT_TIMEOUT)
         self.wait()
         self._copies.clear()
 
@@ -195,7 +195,7 @@ class CheckpointWriter:
             return
         for rank in range(1, self._writers):
             files |= self._files_of_rank(save, rank)
-        write_atomically(save.hidden / MANIFEST_FILE, Manifest(save.standing, library_versions(), files).to_json())
+        write_atomically(save.hidden / MANIFEST_FILE, Manifest(save.run_position, library_versions(), files).to_json())
         self._put_in_place(save)
 
     def _write_files(self, save: "_Save") -> dict[str, FileIdentity]:
@@ -213,14 +213,14 @@ class CheckpointWriter:
             _require_no_failure(save)
             if time.monotonic() > self._deadline:
                 raise _NotWrittenError(f"rank {rank} has not written its part in time")
-            time.sleep(_GLANCE)
+            time.sleep(_POLL_SECONDS)
         listed = json.loads(path.read_bytes())
         path.unlink()
         return {name: FileIdentity(**identity) for name, identity in listed.items()}
 
     def _put_in_place(self, save: "_Save") -> None:
         """At no moment is there no checkpoint of this step, if there was one before."""
-        place = step_folder(self._root, save.standing.step)
+        place = step_folder(self._root, save.run_position.step)
         if os.path.lexists(place):
             aside = place.with_name(f"{place.name}{SET_ASIDE}")
             if os.path.lexists(aside):
@@ -233,7 +233,7 @@ class CheckpointWriter:
         """Only now that a new one is safe; returns what stands in the way."""
         try:
             self._remove_leftovers()
-            for path in superseded(self._root.iterdir(), save.standing.step, self._keep, self._keep_every):
+            for path in superseded(self._root.iterdir(), save.run_position.step, self._keep, self._keep_every):
                 self._remove_checkpoint(path)
         except OSError as error:
             return f"{error.filename} cannot be removed ({error.strerror}); the disk may fill up"
@@ -241,14 +241,14 @@ class CheckpointWriter:
 
     def _remove_checkpoint(self, path: Path) -> None:
         """Out of sight first, so that no half of it is ever found."""
-        gone = self._root / f"{_HIDDEN}gone-{path.name}-{self._leg}.{self._saves}"
+        gone = self._root / f"{_HIDDEN}gone-{path.name}-{self._launch_id}.{self._saves}"
         path.rename(gone)
         _remove(gone)
 
     def _remove_leftovers(self) -> None:
         """What saves that were cut short have left; another rank may have begun its part of this save, or the next."""
         for path in self._root.glob(f"{_HIDDEN}*"):
-            match = re.match(rf"{re.escape(_HIDDEN)}\d+-{re.escape(self._leg)}\.(\d+)", path.name)
+            match = re.match(rf"{re.escape(_HIDDEN)}\d+-{re.escape(self._launch_id)}\.(\d+)", path.name)
             if match is None or int(match[1]) < self._saves:
                 _remove(path)
 
@@ -265,7 +265,7 @@ class CheckpointWriter:
                 write_atomically(failed / _REASON, reason.encode())
             else:
                 _remove(failed)
-        self.failure = f"checkpoint of step {save.standing.step} is not written: {reason}"
+        self.failure = f"checkpoint of step {save.run_position.step} is not written: {reason}"
         self.failures_in_a_row += 1
 
     def _reason(self, save: "_Save", error: Exception) -> str:
@@ -295,7 +295,7 @@ def _reason_of_others(save: "_Save") -> "_NotWrittenError | None":
     for failed in sorted(save.hidden.parent.glob(f"{save.hidden.name}{_FAILED}*")):
         give_reason_by = time.monotonic() + _SECONDS_TO_GIVE_A_REASON
         while not (failed / _REASON).exists() and time.monotonic() < give_reason_by:
-            time.sleep(_GLANCE)
+            time.sleep(_POLL_SECONDS)
         try:
             return _NotWrittenError((failed / _REASON).read_text("utf-8"))
         except FileNotFoundError:
@@ -327,7 +327,7 @@ def _remove(path: Path) -> None:
 class _Save:
     """One save in progress."""
 
-    standing: Standing
+    run_position: RunPosition
     hidden: Path
     """Where it is made; no other save has had this name."""
     needed: int
