@@ -25,8 +25,9 @@ from mae.errors import UserError
 from mae.training.checkpoints import writer as checkpoint_writer
 from mae.training.checkpoints.manifest import step_folder
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, verify_checkpoint
+from mae.training.checkpoints.retention import superseded
 from mae.training.checkpoints.tensor_files import HostCopy
-from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed, superseded
+from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
 from training.checkpoints.samples import GROUPS, groups, names, run_position, write
 
 LARGE = 60_000
