@@ -37,7 +37,6 @@ class Job:
     """Model as Accelerate prepared it."""
     state: TrainingState
     """Weights, optimiser state and average, which checkpoints hold."""
-    optimizer: Optimizer
     schedule: CosineSchedule
     batches: TrainingBatches
     loss_of: LossOf
@@ -51,6 +50,11 @@ class Job:
     """Number of optimiser steps of the whole run."""
     notes: dict[str, Any] = field(default_factory=dict)
     """JSON values that the pipeline finds again after a resume."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Optimiser as Accelerate prepared it."""
+        return self.state.optimizer
 
     @property
     def plan(self) -> BatchPlan:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from mae.data.batch import TrainingBatches
 from mae.data.plan import BatchPlan
 from mae.errors import UserError
 from mae.models.execution import checkpoint_activations, compile_blocks
@@ -46,25 +47,15 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         settings = replace(settings, micro_batch_size=plan.per_process)
     batches, loss_of = task.batches(plan, accelerator.process_index), task.loss_of(plan.per_process)
     total = total_steps(batches.samples, settings.epochs, plan.global_batch)
-    steps_per_epoch = batches.samples / plan.global_batch
-    schedule = cosine_schedule(settings.optim, plan.global_batch, settings.epochs, steps_per_epoch, total)
     folder = RunFolder(settings.run_dir)
     folder.check(settings)
     folder.keep_out_of(batches.shards)
-    require_agreement(
-        accelerator,
-        settings=dump(settings),
-        data=batches.fingerprint,
-        plan=repr((plan, total)),
-        libraries=json.dumps(library_versions()),
-    )
+    _require_same_start(accelerator, settings, batches, total)
     with _locked(folder, accelerator):
         beginning = RunPosition(0, DataPosition(0, batches.fingerprint, plan.global_batch), settings_hash(settings), {})
         found = _find(folder, settings, beginning, progress)
         start = _start_position(folder, found, beginning)
-        model, state = _prepare(task, settings, accelerator)
-        if found:
-            state.restore(found)
+        model, state = _prepare(task, settings, accelerator, found)
         _say_where(folder, found, total, progress)
         if accelerator.is_main_process:
             folder.create(settings)
@@ -78,8 +69,9 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         accelerator=accelerator,
         model=model,
         state=state,
-        optimizer=state.optimizer,
-        schedule=schedule,
+        schedule=cosine_schedule(
+            settings.optim, plan.global_batch, settings.epochs, batches.samples / plan.global_batch, total
+        ),
         batches=batches,
         loss_of=loss_of,
         folder=folder,
@@ -101,6 +93,18 @@ def finish_job(job: Job) -> None:
     job.accelerator.wait_for_everyone()
 
 
+def _require_same_start(
+    accelerator: Accelerator, settings: TrainSettings, batches: TrainingBatches, total: int
+) -> None:
+    require_agreement(
+        accelerator,
+        settings=dump(settings),
+        data=batches.fingerprint,
+        plan=repr((batches.plan, total)),
+        libraries=json.dumps(library_versions()),
+    )
+
+
 @contextmanager
 def _locked(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
     """Lock the folder on rank 0; an error within unlocks it."""
@@ -115,15 +119,20 @@ def _locked(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
         raise
 
 
-def _prepare(task: Task, settings: TrainSettings, accelerator: Accelerator) -> tuple[nn.Module, TrainingState]:
-    """Build the model, set how it is run, and let Accelerate wrap model and optimiser."""
+def _prepare(
+    task: Task, settings: TrainSettings, accelerator: Accelerator, found: Checkpoint | None
+) -> tuple[nn.Module, TrainingState]:
+    """Build model and optimiser, let Accelerate wrap them, and restore `found`."""
     model = task.build_model()
     groups = task.parameter_groups(model)
     checkpoint_activations(model, settings.activation_checkpointing)
     if settings.compile:
         compile_blocks(model)
     prepared, optimizer = accelerator.prepare(model, build_optimizer(groups, settings.optim, accelerator.device))
-    return prepared, TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay)
+    state = TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay)
+    if found:
+        state.restore(found)
+    return prepared, state
 
 
 def _find(

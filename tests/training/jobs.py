@@ -88,7 +88,6 @@ def job_of(shard: Path, run_dir: Path, allowed: int, start: int = 0, log_every: 
         accelerator=accelerator,
         model=prepared,
         state=TrainingState(accelerator.unwrap_model(prepared), optimizer, None),
-        optimizer=optimizer,
         schedule=cosine_schedule(optim, 8, 100.0, float(STEPS_PER_EPOCH), 300),
         batches=task.batches(plan, accelerator.process_index),
         loss_of=task.loss_of(plan.per_process),
