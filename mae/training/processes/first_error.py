@@ -39,7 +39,8 @@ _SECONDS_LEFT_TO_THE_STUCK = 20.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LOOKS_IN_HASTE = 0.05
 
-_LOST_CONTACT = re.compile(r"\b[Gg]loo\b|\bNCCL\b|Connection (closed|reset) by peer|Timed out waiting|Broken pipe")
+# Both libraries name themselves in their errors, which are not always `DistError`s.
+_LOST_CONTACT = re.compile(r"\b([Gg]loo|NCCL)\b")
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,13 @@ def _await(store: Store, note: str) -> None:
         _require_store()
 
 
+def _appears(store: Store, note: str, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not (found := store.check([note])) and time.monotonic() < until:
+        time.sleep(_SECONDS_BETWEEN_LOOKS_IN_HASTE)
+    return found
+
+
 @dataclass(frozen=True)
 class _Outcome:
     is_first: bool
@@ -174,11 +182,8 @@ def _elect(is_echo: bool) -> _Outcome:
 
 def _call_roll(store: Store) -> list[str]:
     """The ranks that do not answer; none if another process comes to speak meanwhile."""
-    until = time.monotonic() + _SECONDS_OF_ROLL_CALL
-    while time.monotonic() < until:
-        if store.check(["speaker"]):
-            return []
-        time.sleep(_SECONDS_BETWEEN_LOOKS_IN_HASTE)
+    if _appears(store, "speaker", _SECONDS_OF_ROLL_CALL):
+        return []
     absent = [rank for rank in range(int(os.environ["WORLD_SIZE"])) if not store.check([f"here/{rank}"])]
     return [f"{rank} on {_host(store, rank)}" for rank in absent]
 
@@ -228,11 +233,8 @@ def _leave(failure: Failure) -> NoReturn:
 
 
 def _code_of_the_speaker(store: Store, otherwise: int) -> int:
-    until = time.monotonic() + _SECONDS_TO_SPEAK
-    while not store.check(["said"]):
-        if time.monotonic() > until:
-            return otherwise
-        time.sleep(_SECONDS_BETWEEN_LOOKS_IN_HASTE)
+    if not _appears(store, "said", _SECONDS_TO_SPEAK):
+        return otherwise
     time.sleep(_SECONDS_BEHIND_THE_SPEAKER)
     return int(store.get("said"))
 

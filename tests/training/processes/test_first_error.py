@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
@@ -323,6 +324,31 @@ def test_r02_the_rank_that_kept_the_store_is_killed(start: Callable[..., Job]) -
     assert job.exit_codes == [-9, 1]
     assert job.said[1].startswith(f"rank 1 of 2 on {HOST}: error: rank 1 lost contact with the others")
     assert job.said[1].count("\n") == 1
+
+
+@pytest.mark.parametrize(("end", "words"), [("leave", "closed|reset"), ("freeze", "Timed out")])
+def test_the_words_of_gloo_still_tell_a_loss_of_contact(
+    end: str, words: str, on_two_ranks: Callable[[Callable[[], Any]], list[Any]]
+) -> None:
+    """Texts of libraries may change with any release."""
+
+    def lose_contact() -> tuple[str, bool]:
+        from torch import distributed
+
+        consensus = RankConsensus(start_accelerator("fp32"), 1.0)
+        if os.environ["RANK"] == "1":
+            if end == "freeze":
+                time.sleep(3)
+            distributed.destroy_process_group()
+            return "", True
+        consensus.submit(0)
+        with pytest.raises(RuntimeError) as failure:
+            consensus.maximum()
+        return str(failure.value), first_error._is_echo(failure.value)
+
+    (text, is_echo), _ = on_two_ranks(lose_contact)
+    assert re.search(words, text)
+    assert is_echo
 
 
 def test_one_process_keeps_its_tracebacks_and_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
