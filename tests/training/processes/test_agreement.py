@@ -33,7 +33,7 @@ from mae.training.processes.agreement import require_agreement
         ),
         pytest.param(
             {"plan": "64"},
-            "versions of mae, which compare: nothing on rank 0, plan on rank 1",
+            "versions of mae (the facts that they compare): nothing on rank 0, plan on rank 1",
             id="k10-other-facts-r04-plan",
         ),
     ],
