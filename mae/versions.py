@@ -9,10 +9,10 @@ from mae import __version__
 
 
 def library_versions() -> dict[str, str]:
-    """Version of all that can change a number or a file."""
+    """Return the version of everything that can change a number or a file."""
     return {
         "python": platform.python_version(),
         "mae": __version__,
-        "torch": torch.__version__,  # with its build, which the package's version lacks
+        "torch": torch.__version__,  # with its build, unlike the version of the package
         **{name: version(name) for name in ("timm", "accelerate", "numpy", "safetensors")},
     }

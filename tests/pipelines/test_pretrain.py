@@ -178,7 +178,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     capsys.readouterr()
     run(settings(shards, tmp_path / "run"))
     shown = capsys.readouterr().out
-    assert "step-000000013 is not used: model.safetensors is changed or cut" in shown
+    assert "step-000000013 is not used: model.safetensors was changed or truncated" in shown
     assert "from step-000000012" in shown
     assert_equal_tensors(straight.model, expected)
 

@@ -170,7 +170,7 @@ def test_a_save_that_fails_is_said_and_tried_again_c03(
     run(replace(one, writer=writer))
     saved = {int(path.name[5:]) for path in one.folder.checkpoints.glob("step-*")}
     assert saved == {2, 4, 6, 8, 10, 12} - set(failing)
-    assert "warning: disk full; training goes on" in capsys.readouterr().out
+    assert "warning: disk full; training continues" in capsys.readouterr().out
 
 
 def test_after_three_failures_in_a_row_the_run_ends_c03(shard: Path, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_signal_to_one_rank_is_one_to_all_p02(shard: Path, tmp_path: Path, on_
             run(one)
 
     first, second = on_two_ranks(cut)
-    assert first == second == f"error: SIGTERM: saved at step 7 of {TOTAL}; start the same command to go on"
+    assert first == second == f"error: SIGTERM: saved at step 7 of {TOTAL}; the same command resumes from there"
     straight = on_two_ranks(lambda: run(job(shard, tmp_path / "straight", log_every=5)))
     again = on_two_ranks(lambda: run(resumed(shard, tmp_path / "cut", log_every=5)))
     assert again[0] == straight[0]

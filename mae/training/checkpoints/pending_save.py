@@ -25,11 +25,8 @@ _REMEDIES = {
     errno.EDQUOT: "make room in your quota, or lower keep_checkpoints",
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
     errno.EROFS: "mount it writable",
-    errno.EACCES: "make it writable for this user",
-    errno.EPERM: "make it writable for this user",
-    errno.ENOENT: "the folder has vanished: mount it or make it again",
-    errno.ENOTDIR: "the folder has vanished: mount it or make it again",
-    errno.ESTALE: "the folder has vanished: mount it or make it again",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "make it writable for this user"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "the folder has vanished: mount it or make it again"),
 }
 
 

@@ -77,7 +77,9 @@ class CheckpointWriter:
             UserError: if the folder cannot be made.
         """
         if writers > 1 and not launch_id:
-            raise ValueError("several writers need a word that tells their parts from those of an earlier start")
+            raise ValueError(
+                "several writers need a launch_id, which tells their parts from those of an earlier launch"
+            )
         self.failure, self.failures_in_a_row, self.warning = None, 0, None
         self._root, self._keep, self._keep_every = root, keep, keep_every
         self._rank, self._writers, self._background = rank, writers, background

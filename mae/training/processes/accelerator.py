@@ -1,4 +1,4 @@
-"""Accelerate carries the processes and the precision; here it is started, and not believed blindly."""
+"""Start of Accelerate, with checks that it gives the processes and the precision that the user requested."""
 
 import os
 import re
@@ -18,18 +18,18 @@ from mae.training.processes.rendezvous import INIT_METHOD
 
 Precision = Literal["auto", "bf16", "fp32"]
 
-# Those that Accelerate reads, and those that mpirun sets besides.
+# Variables that Accelerate reads, and others that mpirun sets.
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def start_accelerator(precision: Precision, timeout: float = 600.0) -> Accelerator:
-    """An `Accelerator` with as many processes as were asked for, and the precision that was asked for.
+    """Return an `Accelerator` with the number of processes and the precision that were requested.
 
-    Every collective ends after `timeout` seconds; this process ends with the launcher that started it.
+    Collectives end after `timeout` seconds. This process ends when its launcher does.
 
     Raises:
-        UserError: if the launcher silently started fewer processes, they do not find each other, there is no GPU
-            though one was asked for, or it lacks the precision.
+        UserError: if the launcher silently started fewer processes, they cannot reach each other, a requested GPU is
+            missing, or it lacks the precision.
     """
     _refuse_a_lost_launch()
     _refuse_a_lost_gpu()
@@ -44,14 +44,14 @@ def start_accelerator(precision: Precision, timeout: float = 600.0) -> Accelerat
     except (distributed.DistNetworkError, distributed.DistStoreError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
-            f"the processes cannot meet at {place} ({str(error).splitlines()[0]}); see whether rank 0 runs there, or "
+            f"the processes cannot meet at {place} ({str(error).splitlines()[0]}); check that rank 0 runs there, or "
             "choose another port (torchrun --master_port, accelerate launch --main_process_port)"
         ) from None
     asked = next((int(os.environ[name]) for name in _WORLD_SIZES if name in os.environ), 1)
     if asked != accelerator.num_processes:
         raise UserError(
             f"the launcher was asked for {asked} processes but each runs alone "
-            f"(Accelerate sees {accelerator.num_processes}), so all would write the same folder; "
+            f"(Accelerate sees {accelerator.num_processes}), so all would write to the same folder; "
             "on CPUs start `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N pipelines/...`"
         )
     shard_on_any_device(accelerator, sharding)
@@ -61,7 +61,7 @@ def start_accelerator(precision: Precision, timeout: float = 600.0) -> Accelerat
 
 
 def _process_group(timeout: float) -> InitProcessGroupKwargs:
-    # Accelerate drops what equals its own default, 600 s, also for gloo, which then takes torch's default, 1800 s.
+    # Accelerate drops a timeout equal to its default of 600 s, and gloo then takes torch's default of 1800 s.
     return InitProcessGroupKwargs(init_method=INIT_METHOD, timeout=timedelta(seconds=timeout, microseconds=1))
 
 
@@ -83,19 +83,19 @@ def _is_on_cpu() -> bool:
 
 
 def _refuse_a_lost_gpu() -> None:
-    """Where a scheduler or a person has set GPUs apart for this process, it shall not go on without in silence."""
+    """Refuse to train without a GPU when `CUDA_VISIBLE_DEVICES` reserves one for this process."""
     asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if re.match(r"\d|GPU-|MIG-", asked) and not torch.cuda.is_available() and not _is_on_cpu():
         raise UserError(
-            f"CUDA_VISIBLE_DEVICES is {asked} but torch {torch.__version__} sees no GPU: mend its driver or install a "
-            "build with CUDA; or set ACCELERATE_USE_CPU=true to train on the processors"
+            f"CUDA_VISIBLE_DEVICES is {asked} but torch {torch.__version__} sees no GPU: repair its driver or install "
+            "a build with CUDA; or set ACCELERATE_USE_CPU=true to train on the CPU"
         )
 
 
 def _refuse_a_lost_launch() -> None:
-    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing.
+    """Refuse `accelerate launch --cpu --num_processes 2`, which silently starts one process.
 
-    It does leave a trace: the address of a meeting point, with no world to meet.
+    It sets the address where processes meet, but no world size.
     """
     if _is_on_cpu() and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
         if "WORLD_SIZE" in os.environ:

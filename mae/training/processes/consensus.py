@@ -1,4 +1,4 @@
-"""Small numbers that all ranks agree on in each step."""
+"""Consensus: small numbers that all ranks agree on in each step, while the device computes."""
 
 from datetime import timedelta
 
@@ -8,10 +8,10 @@ from torch import Tensor, distributed
 
 
 class RankConsensus:
-    """Small numbers that all ranks agree on in each step, while the device computes.
+    """Maximum over all ranks of a few numbers.
 
-    It has connections of its own, through the processors: the host of a rank learns the outcome without waiting for
-    its device, and a rank that is gone is noticed within the step.
+    Uses gloo connections of its own, on the CPU: a rank learns the result without waiting for its device, and a dead
+    rank is noticed within the step.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
@@ -20,28 +20,28 @@ class RankConsensus:
             group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
             assert isinstance(group, distributed.ProcessGroup)
             self._group = group
-        self._votes: Tensor | list[int] | None = None
+        self._numbers: Tensor | list[int] | None = None
         self._work: distributed.Work | None = None
 
-    def submit(self, *votes: int) -> None:
-        """Give this rank's votes; returns at once."""
-        assert self._votes is None, "the last result has not been asked for"
+    def submit(self, *numbers: int) -> None:
+        """Send this rank's numbers, without waiting for the other ranks."""
+        assert self._numbers is None, "the last maximum has not been read"
         if self._group is None:
-            self._votes = list(votes)
+            self._numbers = list(numbers)
         else:
-            self._votes = torch.tensor(votes, dtype=torch.int64)
+            self._numbers = torch.tensor(numbers, dtype=torch.int64)
             self._work = distributed.all_reduce(
-                self._votes, op=distributed.ReduceOp.MAX, group=self._group, async_op=True
+                self._numbers, op=distributed.ReduceOp.MAX, group=self._group, async_op=True
             )
 
     def maximum(self) -> list[int]:
-        """The greatest vote of each place over all ranks; waits for the last of them.
+        """Wait for all ranks and return, for each number, the greatest that any rank has submitted.
 
         Raises:
-            RuntimeError: if contact to a rank is lost, or it has not voted within the timeout.
+            RuntimeError: if contact with a rank is lost, or it has submitted nothing within the timeout.
         """
-        assert self._votes is not None, "nothing has been cast"
+        assert self._numbers is not None, "nothing has been submitted"
         if self._work is not None:
             self._work.wait()
-        votes, self._votes, self._work = self._votes, None, None
-        return votes if isinstance(votes, list) else votes.tolist()
+        numbers, self._numbers, self._work = self._numbers, None, None
+        return numbers if isinstance(numbers, list) else numbers.tolist()

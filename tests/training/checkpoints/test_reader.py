@@ -74,7 +74,7 @@ def test_any_damage_is_named_and_the_one_before_is_used_c06_c10(name: str, damag
 def test_what_is_no_part_of_a_checkpoint_is_damage_c06(tmp_path: Path) -> None:
     path = write(tmp_path, 10)
     (path / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(BadCheckpointError, match=r"optimizer\.pt is no part of it"):
+    with pytest.raises(BadCheckpointError, match=r"optimizer\.pt does not belong to it"):
         verify_checkpoint(path)
 
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_that_was_renamed_is_of_no_step(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(CheckpointError):
         newest_checkpoint(tmp_path, said.append)
-    assert said == ["checkpoint step-000000020 is not used: its manifest is of step 10"]
+    assert said == ["checkpoint step-000000020 is not used: its manifest belongs to step 10"]
 
 
 def test_the_greatest_step_is_the_newest_however_many_digits_it_has_c11(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_folder_one_cannot_look_into_is_no_fresh_start_c07(trouble: str, tmp_p
 
 
 def test_a_missing_path_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(BadCheckpointError, match="there is no such folder"):
+    with pytest.raises(BadCheckpointError, match="the folder does not exist"):
         verify_checkpoint(tmp_path / "step-000000010")
 
 
@@ -165,7 +165,7 @@ def test_a_newer_format_is_not_guessed_at_c12(tmp_path: Path) -> None:
 def test_damage_after_it_was_verified_is_an_error_too(tmp_path: Path) -> None:
     found = verify_checkpoint(write(tmp_path, 10))
     (found.path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BadCheckpointError, match=r"model\.safetensors is no intact safetensors file"):
+    with pytest.raises(BadCheckpointError, match=r"model\.safetensors is a damaged safetensors file"):
         found.tensors("model")
 
 

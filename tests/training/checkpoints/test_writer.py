@@ -488,7 +488,7 @@ def save_all(writers: list[CheckpointWriter], step: int) -> None:
 
 
 def test_several_writers_need_a_word_of_their_own(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a word that tells their parts"):
+    with pytest.raises(ValueError, match="need a launch_id, which tells their parts"):
         CheckpointWriter(tmp_path, 1, writers=2)
 
 

@@ -54,7 +54,7 @@ class Job:
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the ranks, forked from the test, wait for each other."""
     monkeypatch.setattr(first_error, "_SECONDS_OF_ROLL_CALL", 2.5)
-    monkeypatch.setattr(first_error, "_SECONDS_BEHIND_THE_SPEAKER", 0.2)
+    monkeypatch.setattr(first_error, "_SECONDS_BEHIND_THE_REPORTER", 0.2)
 
 
 def free_port() -> int:
@@ -216,8 +216,8 @@ def test_r02_ranks_that_were_killed_are_named_while_the_launcher_clears_away(sta
     job.wait()
     assert (job.exit_codes, job.said[1]) == ([1, -9, 1], "")
     (line,) = filter(None, job.said)
-    assert line.startswith(f"error: rank 1 on {HOST} of 3 ranks answered no more: killed, frozen, or cut off; look at")
-    assert line.endswith("the same command goes on from the last checkpoint\n")
+    assert line.startswith(f"error: rank 1 on {HOST} of 3 ranks stopped answering: killed, frozen, or cut off; look at")
+    assert line.endswith("the same command resumes from the last checkpoint\n")
     assert line.count("\n") == 1
 
 
@@ -226,7 +226,7 @@ def test_r03_a_frozen_rank_is_named_after_the_timeout(start: Callable[..., Job])
     job = start(lambda rank: train(rank, 0, lambda: os.kill(os.getpid(), signal.SIGSTOP), timeout=2.0))
     job.wait(1)
     assert time.monotonic() - began < 20
-    assert job.said[1].startswith(f"error: rank 0 on {HOST} of 2 ranks answered no more: killed, frozen, or cut off;")
+    assert job.said[1].startswith(f"error: rank 0 on {HOST} of 2 ranks stopped answering: killed, frozen, or cut off;")
     assert job.exit_codes == [None, 1]
 
 
