@@ -1,26 +1,25 @@
-"""What it costs that a run can be trusted: checkpoints, the guard against what is not finite, and requests to stop.
+"""Cost of reliability: checkpoints, the guard against values that are not finite, and requests to stop.
 
 `python benchmarks/trust.py [--blocks N] [--processes N]`
 
-The model of `configs/pretrain/digits.yaml` on 32 images of 8x8 pixels a process, with one thread each: shorter steps
-than anyone trains with, so that every share is greater here than in earnest. All runs live in one process (with
-`--processes`, in each of those that torchrun starts) and take turns in random order, so that the other users of the
-machine meet all of them. Wall time is what counts where a core is free; CPU time, of all threads of the process, hardly
-depends on who else is there, and is all that can be trusted on a busy machine.
+Trains the model of `configs/pretrain/digits.yaml` on 32 images of 8x8 pixels per process, with one thread each. These
+steps are shorter than in real training, so every share is greater here. All runs share one process (with `--processes`,
+each one that torchrun starts) and take turns in random order, so that other load on the machine affects all of them.
+Wall time counts if a core is free. CPU time, of all threads of the process, hardly depends on other load, and is
+the only reliable figure on a busy machine.
 
-*Checkpoints.* Two runs take turns in blocks of 100 steps, one with a checkpoint in the middle of each block, which its
-thread writes beside the steps that follow. The 20 steps from there on are held against 20 times the median of their own
-block, which was as busy; of what they take longer, the median over the blocks is taken, and the same of the run without
-checkpoints is taken off. Training itself waits for the copy of the tensors, which is measured alone and taken off too.
-CPU time holds the thread's work; a whole save is also measured alone.
+*Checkpoints.* Two runs take turns in blocks of 100 steps. One saves a checkpoint in the middle of each block, which its
+thread writes during the steps that follow. The excess of a block is the time of the 20 steps from there on, less 20
+times the median step of the block, which was equally busy. The cost is the median excess of this run, less that of the
+run without checkpoints. Training itself waits for the copy of the tensors, which is measured alone and subtracted too.
+CPU time includes the work of the thread; a whole save is also measured alone.
 
-*Guard, ballot, watch and signals.* The loop has no switch for them. So *bare* does what the loop does, without them, in
-lines of this file; the runs take turns after each step, and the median of the difference at the same step is given.
-*Bare again* is the same once more: how far equal runs differ here. The norm of the gradient is computed in all of
-them, since it is logged in any case. Below that, each piece that *bare* leaves out is called alone, beside what takes
-its place there, on tensors of the model's size, and with the caches of the processor emptied before, as a step leaves
-them. With several processes the result of a ballot is asked for at once, so that its whole way to the others and back
-counts; in training that passes while the step is computed.
+*Guard, consensus, watchdog and signals.* The loop cannot switch them off. So *bare*, in this file, does what the loop
+does, without them. The runs take turns after each step, and the result is the median difference at the same step.
+*Bare again* is a second such run, which shows how much equal runs differ here. All of them compute the norm of the
+gradient, which is logged in any case. Then each piece that *bare* omits is called alone and compared with what replaces
+it there, on tensors of the model's size, with cold CPU caches, as a step leaves them. With several processes, the
+maximum is read at once, so the whole exchange counts; in training it overlaps with the step.
 """
 
 import argparse
@@ -71,15 +70,15 @@ IMAGES, SIDE, BATCH = 1437, 8, 32
 BLOCK, WARM_UP, BESIDE, LOG_EVERY, NEVER = 100, 50, 20, 25, 10**9
 CALLS = 300
 FAR_BYTES = 1 << 25
-"""More than the caches of a core hold."""
+"""More bytes than the caches of a core hold."""
 BARE = ("bare", "bare again")
 
 Times = NDArray[np.float64]
-"""[..., 2] seconds on the wall and of the processors."""
+"""[..., 2] seconds of wall time and of CPU time."""
 
 
 class World(NamedTuple):
-    """What all runs share."""
+    """Values that all runs share."""
 
     folder: Path
     accelerator: Accelerator
@@ -87,7 +86,7 @@ class World(NamedTuple):
     stop: StopRequest
     watchdog: StackWatchdog
     numbers: Iterator[int]
-    """Of the runs, for their folders."""
+    """Numbers of the runs, for the names of their folders."""
 
 
 def main() -> None:
@@ -124,7 +123,7 @@ def measure(folder: Path, blocks: int) -> None:
 
 
 def checkpoints(world: World, blocks: int, table: "Table") -> None:
-    """Blocks of steps with a checkpoint in each, and without."""
+    """Compare blocks of steps with a checkpoint in each, and without."""
     jobs = {"with": start(world, checkpoint_every=BLOCK), "without": start(world, NEVER)}
     loops = {name: _Loop(job, world.stop, world.watchdog).steps() for name, job in jobs.items()}
     for loop in loops.values():
@@ -146,12 +145,12 @@ def checkpoints(world: World, blocks: int, table: "Table") -> None:
     table.row("a checkpoint every 100 steps", cost, step)
     table.row("  of that the copy", copy, step)
     table.row("  beyond the copy", cost - copy, step)
-    table.row("  all its work, were it not beside", save, step)
+    table.row("  all its work, without overlap", save, step)
     finish(jobs.values())
 
 
 def step_by_step(world: World, blocks: int, table: "Table") -> None:
-    """Steps of the loop, and of one without all that makes it safe."""
+    """Compare steps of the loop with steps of a bare one."""
     jobs = {name: start(world, NEVER) for name in ("loop", *BARE)}
     loops = {name: bare_steps(job) if name in BARE else _Loop(job, world.stop, world.watchdog).steps()
              for name, job in jobs.items()}  # fmt: skip
@@ -163,7 +162,7 @@ def step_by_step(world: World, blocks: int, table: "Table") -> None:
                 times[name].append(seconds)
     bare = np.median(times["bare"], axis=0)
     table.row("a bare step", bare)
-    for name, run in (("guard, ballot, watch and signals", "loop"), ("  two equal runs differ by", "bare again")):
+    for name, run in (("guard, consensus, watchdog and signals", "loop"), ("  two equal runs differ by", "bare again")):
         table.row(name, np.median(np.stack(times[run]) - np.stack(times["bare"]), axis=0), bare)
     pieces = pieces_alone(world, *(jobs[name] for name in BARE))
     for name, seconds in pieces.items():
@@ -173,7 +172,7 @@ def step_by_step(world: World, blocks: int, table: "Table") -> None:
 
 
 def shuffled(names: Iterable[str], seed: int) -> list[str]:
-    """The same order in all processes."""
+    """Shuffle, in the same order in all processes."""
     listed = list(names)
     return random.Random(seed).sample(listed, len(listed))  # noqa: S311 (no secret)
 
@@ -185,7 +184,7 @@ def timed(work: Callable[[], object]) -> Times:
 
 
 def wait(job: Job) -> None:
-    """Until nothing is being written."""
+    """Wait until no checkpoint is being written."""
     if job.writer is not None:
         job.writer.wait()
 
@@ -197,7 +196,7 @@ def finish(jobs: Iterable[Job]) -> None:
 
 
 def bare_steps(job: Job) -> Iterator[int]:
-    """The steps of `mae.training.loop` without all that is measured here."""
+    """Take the steps of `mae.training.loop` without the pieces that are measured here."""
     meter = Meter(job.accelerator, job.folder, job.progress, job.settings.data.max_bad_samples)
     batches = job.micro_batches(0, job.total)
     with job.progress.running(0, job.total):
@@ -220,7 +219,7 @@ def bare_steps(job: Job) -> Iterator[int]:
 
 
 def report(job: Job, meter: Meter, done: int) -> None:
-    """A line of the log, as the loop writes it."""
+    """Log a line, as the loop does."""
     meter.read(done)
     timing = meter.timing(job.plan.global_batch, job.task.flops_per_image)
     record = {"kind": "train", "step": done, **meter.steps.means(), **timing}
@@ -231,27 +230,29 @@ def report(job: Job, meter: Meter, done: int) -> None:
 
 
 def pieces_alone(world: World, job: Job, plain: Job) -> dict[str, Times]:
-    """What each piece adds to a step."""
+    """Return the time that each piece adds to a step."""
     for parameter in (*job.model.parameters(), *plain.model.parameters()):
         parameter.grad = torch.full_like(parameter, 1e-6) if parameter.requires_grad else None
     loss, norm = torch.ones((), requires_grad=True), torch.ones(())
     consensus = RankConsensus(job.accelerator, 600.0)
 
-    def vote() -> None:
+    def agree() -> None:
         consensus.submit(0, 0)
         consensus.maximum()
 
     return {
-        "poison a loss that is not finite": added(lambda: nan_gradients_if_nonfinite(loss).backward(), loss.backward),
+        "NaN gradients if the loss is not finite": added(
+            lambda: nan_gradients_if_nonfinite(loss).backward(), loss.backward
+        ),
         "a step that can be skipped": added(lambda: step_unless(job.optimizer, ~norm.isfinite()), plain.optimizer.step),
-        "ballot on stops and failed writes": added(vote),
-        "watch for a step that is stuck": added(world.watchdog.reset),
-        "ask whether a signal came": added(lambda: world.stop.reason is None),
+        "consensus on stops and failed writes": added(agree),
+        "watchdog for a step that is stuck": added(world.watchdog.reset),
+        "check for a signal": added(lambda: world.stop.reason is None),
     }
 
 
 def save_times(world: World, job: Job) -> tuple[Times, Times]:
-    """Of the copy of all tensors, into memory that is there already; and of a whole save, in this thread."""
+    """Return the time to copy all tensors into allocated memory, and of a whole save in this thread."""
     tensors = job.state.tensors()
     copies = {group: HostCopy() for group in tensors}
 
@@ -270,7 +271,7 @@ def save_times(world: World, job: Job) -> tuple[Times, Times]:
 
 
 def added(work: Callable[[], object], without: Callable[[], object] = lambda: None, calls: int = CALLS) -> Times:
-    """What `work` takes longer: the median difference of interleaved calls, out of cold caches."""
+    """Return the median time that `work` takes beyond `without`, of interleaved calls with cold caches."""
     far = np.zeros(FAR_BYTES, dtype=np.uint8)
 
     def cold(call: Callable[[], object]) -> Times:
@@ -282,7 +283,7 @@ def added(work: Callable[[], object], without: Callable[[], object] = lambda: No
 
 
 def start(world: World, checkpoint_every: int) -> Job:
-    """A new run, as `mae pretrain` starts it."""
+    """Start a new run, as `mae pretrain` does."""
     config = ["--config", str(ROOT / "configs" / "pretrain" / "digits.yaml")]
     run_dir = world.folder / f"run-{next(world.numbers)}"
     settings = parse(PretrainSettings, [*config, "--run_dir", str(run_dir)], prog="trust")
@@ -298,7 +299,7 @@ def start(world: World, checkpoint_every: int) -> Job:
 
 
 def write_shards(folder: Path) -> None:
-    """As many images as the digits' training set has, of noise."""
+    """Write images of noise, as many as the training set of the digits has."""
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE), dtype=np.uint8)
     with (folder / "train-000000.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
@@ -309,7 +310,7 @@ def write_shards(folder: Path) -> None:
 
 
 class Table:
-    """Prints a row as soon as it is known, on the first process."""
+    """Table, printed row by row on the first process."""
 
     def __init__(self, accelerator: Accelerator, blocks: int) -> None:
         self._speaks = accelerator.is_main_process
@@ -318,7 +319,7 @@ class Table:
         self._print(f"{'':<38}{'wall us':>10}{'share':>9}{'CPU us':>12}{'share':>9}")
 
     def row(self, name: str, seconds: Times, whole: Times | None = None) -> None:
-        """Times of a step, and what share of `whole` they are."""
+        """Print times of a step, and their share of `whole`."""
         cells = [f"{1e6 * each:,.1f}" for each in seconds]
         shares = ["", ""] if whole is None else [f"{share:.2%}" for share in seconds / whole]
         self._print(f"{name:<38}{cells[0]:>10}{shares[0]:>9}{cells[1]:>12}{shares[1]:>9}")

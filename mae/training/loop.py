@@ -1,4 +1,4 @@
-"""The training loop that every pipeline shares."""
+"""Training loop of all tasks."""
 
 import math
 import random
@@ -31,17 +31,17 @@ from mae.training.progress import duration
 from mae.training.run_folder.folder import Rollback
 
 _FAILED_WRITES_AT_MOST = 3
-# Keys of a checkpoint's notes; old checkpoints hold them too.
+# Keys of notes in checkpoints, also in old ones.
 _STEP_HOOK_PENDING, _UNLOGGED_STEPS = "owes_a_yield", "unlogged"
 
 
 @contextmanager
 def training(job: Job) -> Iterator[Iterator[int]]:
-    """The steps that are left, as an iterator of the number of steps done after each, before it is checkpointed.
+    """Take the remaining steps: yield an iterator that yields the number of steps done, before each checkpoint.
 
-    What a pipeline does at such a moment (a picture, an evaluation) is thus part of the checkpoint that follows, and is
-    done again if the run dies in between. While the context lasts, signals ask for a checkpoint and an end; how the
-    run ended is written to its folder.
+    What the caller does in between (a picture, an evaluation) thus becomes part of the next checkpoint, and is repeated
+    if the run dies before it. Until the context ends, signals request a checkpoint and an exit. The run folder records
+    how the run ended.
     """
     watchdog = StackWatchdog(job.settings.timeout)
     try:
@@ -67,15 +67,15 @@ def training(job: Job) -> Iterator[Iterator[int]]:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Key every generator that a step may draw from (drop path, mixup) by the step itself."""
+    """Seed every generator that a step may draw from (drop path, mixup) by the step itself."""
     word = int(keyed.key(Purpose.STEP, seed, step, rank))
     torch.manual_seed(word >> 1)
-    np.random.seed(word & 0xFFFFFFFF)  # timm's mixup draws from the global generator
+    np.random.seed(word & 0xFFFFFFFF)  # timm's mixup uses the global generator
     random.seed(word)
 
 
 class _Loop:
-    """The steps of a job, and what may come between them: a stop, a roll-back, a checkpoint that fails."""
+    """Steps of a job, with what may come between them: a stop, a roll-back, a failed checkpoint."""
 
     def __init__(self, job: Job, stop: StopRequest, watchdog: StackWatchdog) -> None:
         self.job, self.stop, self.watchdog = job, stop, watchdog
@@ -89,16 +89,16 @@ class _Loop:
             job.settings.data.max_bad_samples,
             unlogged_steps=notes.get(_UNLOGGED_STEPS),
         )
-        self.complaint: str | None = None
+        self.last_warning: str | None = None
         self.go_to(job.start.step, job.start.position.samples)
 
     def go_to(self, step: int, samples: int) -> None:
-        """Stand after `step` steps, with the data at position `samples`."""
+        """Continue after `step` steps, with the sample at position `samples`."""
         self.done, self.samples = step, samples
         self.batches = self.job.micro_batches(samples, self.job.total - step)
 
     def steps(self) -> Iterator[int]:
-        """Yields the number of steps done."""
+        """Take the steps; yield the number of steps done after each."""
         job = self.job
         if self.step_hook_pending:
             yield self.done
@@ -107,10 +107,10 @@ class _Loop:
             self.consensus.submit(self.stop.number, job.writer.failures_in_a_row if job.writer else 0)
             self.step()
             self.done, self.samples = self.done + 1, self.samples + job.plan.global_batch
-            asked, failures = self.consensus.maximum()
+            stop_signal, failures = self.consensus.maximum()
             if failures >= _FAILED_WRITES_AT_MOST:
                 self.require_written()
-            self.complain()
+            self.warn_of_failed_writes()
 
             last = self.done == job.total
             saving = self.done % job.settings.checkpoint_every == 0 or last
@@ -118,17 +118,17 @@ class _Loop:
                 self.roll_back()
                 continue
             job.progress.step(self.done)
-            if asked and not last:
-                self.leave(signal.Signals(asked).name)
+            if stop_signal and not last:
+                self.leave(signal.Signals(stop_signal).name)
             yield self.done
-            # Within a row of skipped steps there is nothing new to save, and the weights may be why.
+            # While steps are being skipped there is nothing new to save, and the weights may be the reason.
             if saving and (last or not self.meter.skipped_in_a_row):
                 self.save()
         if job.start.step < job.total:
             self.require_written()
 
     def step(self) -> None:
-        """One step of the optimiser, unless loss or gradient is not finite."""
+        """Take one step of the optimiser, unless loss or gradient is not finite."""
         job = self.job
         seed_step(job.settings.seed, self.done, job.accelerator.process_index)
         set_learning_rate(job.optimizer, job.schedule(self.done))
@@ -142,7 +142,7 @@ class _Loop:
         self.meter.add(loss, norm, ids)
 
     def backward(self) -> tuple[Tensor, list[Tensor]]:
-        """Accumulate the gradient of one global batch; this rank's mean loss, still on the device, and sample ids."""
+        """Accumulate the gradient of a global batch; return this rank's mean loss, on the device, and sample ids."""
         job, losses, ids = self.job, [], []
         for micro in range(job.plan.accumulation):
             batch = self.meter.next_batch(self.batches)
@@ -158,11 +158,11 @@ class _Loop:
         return torch.stack(losses).mean(), ids
 
     def report(self) -> int:
-        """Log and show the figures since the last line; the greatest number of steps skipped in a row."""
+        """Log and print the figures since the last line; return the number of steps skipped in a row."""
         job, done = self.job, self.done
         rows = self.meter.read(done)
         if max(rows, default=0) >= job.settings.skip_at_most:
-            # The data go on behind the step that made the row too long, whenever that is noticed.
+            # The data continue after the step that was one too many, however late that is noticed.
             late = len(rows) - 1 - rows.index(job.settings.skip_at_most)
             self.samples -= late * job.plan.global_batch
             return job.settings.skip_at_most
@@ -190,10 +190,10 @@ class _Loop:
         return self.meter.skipped_in_a_row
 
     def roll_back(self) -> None:
-        """Take up the weights of the last checkpoint again, and leave out the data since.
+        """Restore the last checkpoint, and continue with the data after the skipped steps.
 
         Raises:
-            UserError: on every rank, if there is none, or if that has been done before.
+            UserError: on every rank, if there is no checkpoint, or after an earlier roll-back.
         """
         job = self.job
         most = job.settings.skip_at_most
@@ -203,14 +203,14 @@ class _Loop:
         if job.folder.rollback() is not None:
             raise UserError(
                 f"{most} steps in a row were skipped up to step {self.done}, again after a return to a checkpoint, "
-                f"since loss or gradient was not finite; {remedy}"
+                f"because loss or gradient was not finite; {remedy}"
             )
         self.finish_writing()
         found = newest_checkpoint(job.folder.checkpoints, job.progress.say)
         if found is None:
             raise UserError(
-                f"{most} steps in a row were skipped up to step {self.done}, since loss or gradient was not finite, "
-                f"and there is no checkpoint to go back to; {remedy}"
+                f"{most} steps in a row were skipped up to step {self.done}, because loss or gradient was not "
+                f"finite, and there is no checkpoint to go back to; {remedy}"
             )
         job.state.restore(found)
         job.notes.clear()
@@ -220,8 +220,8 @@ class _Loop:
             job.folder.forget_after(found.step)
         job.accelerator.wait_for_everyone()
         job.progress.say(
-            f"{most} steps in a row were skipped up to step {self.done}: back to step {found.step}, "
-            f"with the data that follow sample {self.samples:,}"
+            f"{most} steps in a row were skipped up to step {self.done}: returned to step {found.step}; "
+            f"the data continue after sample {self.samples:,}"
         )
         self.meter.skipped_in_a_row = 0
         self.meter.restart(Steps())
@@ -239,23 +239,23 @@ class _Loop:
         if self.meter.skipped_in_a_row:
             self.finish_writing()
             raise PreemptedError(
-                f"{reason}: left at step {done} of {job.total} within skipped steps, which are not saved; "
-                "start the same command to go on from the last checkpoint"
+                f"{reason}: stopped at step {done} of {job.total} within skipped steps, which are not saved; "
+                "the same command resumes from the last checkpoint"
             )
         self.save({_STEP_HOOK_PENDING: True, _UNLOGGED_STEPS: self.meter.steps.to_json()})
         self.require_written()
-        raise PreemptedError(f"{reason}: saved at step {done} of {job.total}; start the same command to go on")
+        raise PreemptedError(f"{reason}: saved at step {done} of {job.total}; the same command resumes from there")
 
     def is_new_line(self) -> bool:
-        """Whether the log holds all steps so far."""
+        """Return whether the log holds all steps so far."""
         settings = self.job.settings
         return self.done % settings.log_every == 0 or self.done % settings.checkpoint_every == 0
 
     def save(self, notes: Mapping[str, Any] | None = None) -> None:
-        """Begin to write a checkpoint.
+        """Start to write a checkpoint.
 
         Raises:
-            UserError: if a weight is not finite; what was saved before stays.
+            UserError: if a weight is not finite; earlier checkpoints stay.
         """
         job = self.job
         if not job.state.are_finite():
@@ -270,16 +270,16 @@ class _Loop:
         if job.writer is not None:
             job.writer.save(job.state.tensors(), job.task.description.metadata(), run_position)
 
-    def complain(self) -> None:
-        """Say once what is wrong with the last checkpoint; training goes on, and tries again at the next."""
+    def warn_of_failed_writes(self) -> None:
+        """Report once what went wrong with the last checkpoint; training continues and writes the next."""
         writer = self.job.writer
-        complaint = (writer.failure or writer.warning) if writer else None
-        if complaint and complaint != self.complaint:
-            self.job.progress.say(f"warning: {complaint}; training goes on")
-        self.complaint = complaint
+        warning = (writer.failure or writer.warning) if writer else None
+        if warning and warning != self.last_warning:
+            self.job.progress.say(f"warning: {warning}; training continues")
+        self.last_warning = warning
 
     def finish_writing(self) -> None:
-        """Wait on all ranks until nothing is being written."""
+        """Wait until no rank is writing a checkpoint."""
         if self.job.writer is not None:
             self.job.writer.wait()
         self.job.accelerator.wait_for_everyone()
@@ -288,7 +288,7 @@ class _Loop:
         """Wait until the last checkpoint is on the disk.
 
         Raises:
-            CheckpointError: on every rank, if it is not.
+            CheckpointError: on every rank, if it could not be written.
         """
         self.finish_writing()
         failure = self.job.writer.failure if self.job.writer else None

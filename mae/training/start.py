@@ -1,4 +1,4 @@
-"""Start of a run, new or resumed: the checks, the checkpoint, and the job for the loop."""
+"""Start of a run, new or resumed: checks, checkpoint, and the job for the loop."""
 
 import json
 import shutil
@@ -33,13 +33,13 @@ from mae.versions import library_versions
 
 
 def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: TrainingProgress) -> Job:
-    """Resume the run in `settings.run_dir` from its newest good checkpoint, or begin it.
+    """Resume the run in `settings.run_dir` from its newest intact checkpoint, or begin it.
 
     With `micro_batch_size` auto, `plan` divides the global batch without a limit, and the micro-batch is found here.
 
     Raises:
-        UserError: if the folder belongs to another run or is in use, the checkpoint to another model or other data, or
-            the processes do not agree.
+        UserError: if the folder is in use or belongs to another run, the checkpoint belongs to another model or other
+            data, or the processes disagree.
     """
     settings = task.settings
     if settings.micro_batch_size == AUTO:
@@ -84,7 +84,7 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
 
 
 def finish_job(job: Job) -> None:
-    """Publish the model of the last step as the run's own, unless an earlier start has done so."""
+    """Publish the model of the last step in the run folder, unless an earlier start has done so."""
     is_published = job.start.step == job.total and job.folder.model.exists()
     if job.accelerator.is_main_process and not is_published:
         last = newest_checkpoint(job.folder.checkpoints, job.progress.say)
@@ -107,7 +107,7 @@ def _require_same_start(
 
 @contextmanager
 def _locked(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
-    """Lock the folder on rank 0; an error within unlocks it."""
+    """Lock the folder on rank 0, and unlock it after an error in the context."""
     try:
         if accelerator.is_main_process:
             folder.lock()
@@ -138,7 +138,7 @@ def _prepare(
 def _find(
     folder: RunFolder, settings: TrainSettings, beginning: RunPosition, progress: TrainingProgress
 ) -> Checkpoint | None:
-    """Return the run's newest good checkpoint, else the one to begin from, compared with settings and data."""
+    """Return the run's newest intact checkpoint, or else the one to begin from, after comparing settings and data."""
     found = newest_checkpoint(folder.checkpoints, progress.say)
     if found is None and settings.resume is not None:
         found = verify_checkpoint(settings.resume)
@@ -155,7 +155,7 @@ def _find(
 
 
 def _start_position(folder: RunFolder, found: Checkpoint | None, beginning: RunPosition) -> RunPosition:
-    """Return the position at which this start begins: that of `found`, with today's data."""
+    """Return the position at which this start begins: the step of `found`, with the data of the settings."""
     if found is None:
         return beginning
     old, now = found.position, beginning.position
@@ -180,7 +180,7 @@ def _say_where(folder: RunFolder, found: Checkpoint | None, total: int, progress
 def _writer(
     folder: RunFolder, settings: TrainSettings, accelerator: Accelerator, sharded: bool
 ) -> CheckpointWriter | None:
-    """Return the writer of this rank: rank 0 writes what all ranks hold; of sharded tensors, each rank its own part."""
+    """Return this rank's writer: rank 0 writes what all ranks hold, and each rank its part of sharded tensors."""
     (launch_id,) = broadcast_object_list([uuid.uuid4().hex[:12]])
     if not (sharded or accelerator.is_main_process):
         return None
@@ -195,7 +195,7 @@ def _writer(
 
 
 def _warn_of_little_room(folder: RunFolder, state: TrainingState, keep: int, progress: TrainingProgress) -> None:
-    """Warn before days of training that the disk will be full."""
+    """Warn before training starts if the disk is too small for the checkpoints."""
     needed = (keep + 1) * bytes_needed(state.tensors())
     free = shutil.disk_usage(folder.path).free
     if free < needed:
@@ -209,4 +209,4 @@ def _name_other_libraries(found: Checkpoint, progress: TrainingProgress) -> None
     now = library_versions()
     changed = [f"{name} {old}, now {now[name]}" for name, old in found.libraries.items() if now.get(name, old) != old]
     if changed:
-        progress.say(f"{found.path.name} was made with {'; '.join(changed)}: what follows may differ in its last bits")
+        progress.say(f"{found.path.name} was made with {'; '.join(changed)}: results may differ in their last bits")
