@@ -110,13 +110,14 @@ def answer_roll_calls() -> None:
 
     The thread also ends this process after another has reported why the job ends.
     """
-    threading.Thread(target=_answer, name="answer roll calls", daemon=True).start()
-
-
-def _answer() -> None:
-    try:
+    with suppress(DistError, OSError):
         store = _meet()
         store.set(f"host/{_rank()}", socket.gethostname())
+        threading.Thread(target=_answer, args=(store,), name="answer roll calls", daemon=True).start()
+
+
+def _answer(store: Store) -> None:
+    try:
         _await(store, "failed")
         store.set(f"alive/{_rank()}", "")
         _await(store, "exit code")
