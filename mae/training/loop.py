@@ -82,13 +82,8 @@ class _Loop:
         self.consensus = RankConsensus(job.accelerator, job.settings.timeout)
         notes = job.start.notes
         self.step_hook_pending: bool = notes.get(_STEP_HOOK_PENDING, False)
-        self.meter = Meter(
-            job.accelerator,
-            job.folder,
-            job.progress,
-            job.settings.data.max_bad_samples,
-            unlogged_steps=notes.get(_UNLOGGED_STEPS),
-        )
+        max_bad_samples, unlogged_steps = job.settings.data.max_bad_samples, notes.get(_UNLOGGED_STEPS)
+        self.meter = Meter(job.accelerator, job.folder, job.progress, max_bad_samples, unlogged_steps)
         self.last_warning: str | None = None
         self.go_to(job.start.step, job.start.position.samples)
 
@@ -196,21 +191,16 @@ class _Loop:
             UserError: on every rank, if there is no checkpoint, or after an earlier roll-back.
         """
         job = self.job
-        most = job.settings.skip_at_most
-        remedy = "lower optim.base_lr or set optim.clip_grad in another run_dir, or look at the samples in " + str(
-            job.folder.skipped
-        )
+        skipped = f"{job.settings.skip_at_most} steps in a row were skipped up to step {self.done}"
+        why = "because loss or gradient was not finite"
+        remedy = "lower optim.base_lr or set optim.clip_grad in another run_dir, or look at the samples in"
         if job.folder.rollback() is not None:
-            raise UserError(
-                f"{most} steps in a row were skipped up to step {self.done}, again after a return to a checkpoint, "
-                f"because loss or gradient was not finite; {remedy}"
-            )
+            raise UserError(f"{skipped}, again after a return to a checkpoint, {why}; {remedy} {job.folder.skipped}")
         self.finish_writing()
         found = newest_checkpoint(job.folder.checkpoints, job.progress.say)
         if found is None:
             raise UserError(
-                f"{most} steps in a row were skipped up to step {self.done}, because loss or gradient was not "
-                f"finite, and there is no checkpoint to go back to; {remedy}"
+                f"{skipped}, {why}, and there is no checkpoint to go back to; {remedy} {job.folder.skipped}"
             )
         job.state.restore(found)
         job.notes.clear()
@@ -219,10 +209,7 @@ class _Loop:
             job.folder.record_rollback(Rollback(found.step, self.samples))
             job.folder.forget_after(found.step)
         job.accelerator.wait_for_everyone()
-        job.progress.say(
-            f"{most} steps in a row were skipped up to step {self.done}: returned to step {found.step}; "
-            f"the data continue after sample {self.samples:,}"
-        )
+        job.progress.say(f"{skipped}: returned to step {found.step}; data continue after sample {self.samples:,}")
         self.meter.skipped_in_a_row = 0
         self.meter.restart(Steps())
         self.go_to(found.step, self.samples)

@@ -101,8 +101,8 @@ class Meter:
             UserError: on every rank, if any rank has lost its data or met more bad images than allowed. Nothing learned
                 from such a batch has been saved by then.
         """
-        troubles = torch.tensor([float(len(self._bad) + bool(self._lost))], device=self._accelerator.device)
-        *sums, found = self._accelerator.reduce(torch.cat([*map(_row, self._losses), troubles]), "sum").tolist()
+        troubles = torch.tensor(float(len(self._bad) + bool(self._lost)), device=self._accelerator.device)
+        *sums, found = self._accelerator.reduce(torch.stack([*self._losses, troubles]), "sum").tolist()
         if found:
             self._share_troubles()
         losses = [each / self._accelerator.num_processes for each in sums]
@@ -178,10 +178,6 @@ class Meter:
 def _rounded(value: float) -> float:
     """Round to four significant digits."""
     return float(f"{value:.4g}")
-
-
-def _row(scalar: Tensor) -> Tensor:
-    return scalar.reshape(1)
 
 
 def _finite(values: Sequence[float], skipped: Sequence[bool]) -> list[float]:

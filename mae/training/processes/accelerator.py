@@ -97,9 +97,8 @@ def _refuse_a_lost_launch() -> None:
 
     It sets the address where processes meet, but no world size.
     """
-    if _is_on_cpu() and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
-        if "WORLD_SIZE" in os.environ:
-            return
+    is_from_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if _is_on_cpu() and is_from_launcher and "WORLD_SIZE" not in os.environ:
         raise UserError(
             "accelerate launch was asked for several CPU processes but started one; start "
             "`ACCELERATE_USE_CPU=true torchrun --nproc_per_node N pipelines/...`, or pass --num_processes 1"
