@@ -1,7 +1,7 @@
 """State of training: weights, optimiser state and running average, as checkpoints hold them."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -85,16 +85,8 @@ class TrainingState:
 
         Every rank must enter; inside, each may run the model alone, any number of times.
         """
-        with self._averaged(), whole(self._model):
+        with self._average.in_place() if self._average is not None else nullcontext(), whole(self._model):
             yield self._model
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        if self._average is None:
-            yield
-            return
-        with self._average.in_place():
-            yield
 
 
 def final_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

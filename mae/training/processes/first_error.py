@@ -164,22 +164,17 @@ class _Election:
             if is_echo:
                 time.sleep(_SECONDS_TO_DIE)
             try:
-                self._outcome = _elect(is_echo)
+                store, me = _meet(), str(_rank())
+                store.set("failed", "")
+                store.set(f"alive/{me}", "")
+                missing = _call_roll(store) if is_echo else None
+                self._outcome = _Outcome(store.compare_set("reporter", "", me) == me.encode(), missing)
             except (DistError, OSError):  # better several reports than none
                 self._outcome = _Outcome(is_first=True, missing=[] if is_echo else None, is_alone=True)
         return self._outcome
 
 
 _election = _Election()
-
-
-def _elect(is_echo: bool) -> _Outcome:
-    store = _meet()
-    me = str(_rank())
-    store.set("failed", "")
-    store.set(f"alive/{me}", "")
-    missing = _call_roll(store) if is_echo else None
-    return _Outcome(store.compare_set("reporter", "", me) == me.encode(), missing)
 
 
 def _call_roll(store: Store) -> list[str]:
