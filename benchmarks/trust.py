@@ -241,7 +241,7 @@ def pieces_alone(world: World, job: Job, plain: Job) -> dict[str, Times]:
         consensus.maximum()
 
     return {
-        "NaN gradients if the loss is not finite": added(
+        "NaN gradients if loss is not finite": added(
             lambda: nan_gradients_if_nonfinite(loss).backward(), loss.backward
         ),
         "a step that can be skipped": added(lambda: step_unless(job.optimizer, ~norm.isfinite()), plain.optimizer.step),
