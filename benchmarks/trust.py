@@ -1,25 +1,25 @@
-"""Cost of what makes a run safe: checkpoints, the guard against non-finite values, and requests to stop.
+"""Cost of reliability: checkpoints, the guard against values that are not finite, and requests to stop.
 
 `python benchmarks/trust.py [--blocks N] [--processes N]`
 
-The model of `configs/pretrain/digits.yaml` trains on 32 images of 8x8 pixels per process, with one thread each. Real
-steps are longer, so every share is greater here than in real training. All runs are in one process (with `--processes`,
-in each process that torchrun starts) and take turns in random order, so other programs disturb all runs alike. Wall
-time counts if a core is free. CPU time of all threads of the process hardly depends on other programs, and is the only
-reliable figure on a busy machine.
+Trains the model of `configs/pretrain/digits.yaml` on 32 images of 8x8 pixels per process, with one thread each. These
+steps are shorter than in real training, so every share is greater here. All runs share one process (with `--processes`,
+each one that torchrun starts) and take turns in random order, so that other load on the machine affects all of them.
+Wall time counts if a core is free. CPU time, of all threads of the process, hardly depends on other load, and is
+the only reliable figure on a busy machine.
 
-*Checkpoints.* Two runs take turns in blocks of 100 steps. One has a checkpoint in the middle of each block, which a
-thread writes during the next steps. The 20 steps from the checkpoint on are compared with 20 times the median step of
-the same block, which was equally busy. The cost is the median of this excess over the blocks, minus the same for the
-run without checkpoints. Training waits for the copy of the tensors, so the copy is measured alone and subtracted too.
+*Checkpoints.* Two runs take turns in blocks of 100 steps. One saves a checkpoint in the middle of each block, which its
+thread writes during the steps that follow. The excess of a block is the time of the 20 steps from there on, less 20
+times the median step of the block, which was equally busy. The cost is the median excess of this run, less that of the
+run without checkpoints. Training itself waits for the copy of the tensors, which is measured alone and subtracted too.
 CPU time includes the work of the thread; a whole save is also measured alone.
 
-*Guard, consensus, watchdog and signals.* The loop cannot turn them off. So *bare* does the loop's work without them, in
-this file. The runs take turns after each step, and the median difference at the same step is printed. *Bare again* is
-an equal run: it shows how far equal runs differ here. All runs compute the norm of the gradient, which is logged.
-Then each piece that *bare* leaves out is called alone and compared with what replaces it in *bare*, on tensors of the
-model's size and with cold processor caches, as after a step. With several processes, the result of the consensus is
-read at once, so its whole exchange counts; in training the exchange runs while the step is computed.
+*Guard, consensus, watchdog and signals.* The loop cannot switch them off. So *bare*, in this file, does what the loop
+does, without them. The runs take turns after each step, and the result is the median difference at the same step.
+*Bare again* is a second such run, which shows how much equal runs differ here. All of them compute the norm of the
+gradient, which is logged in any case. Then each piece that *bare* omits is called alone and compared with what replaces
+it there, on tensors of the model's size, with cold CPU caches, as a step leaves them. With several processes, the
+maximum is read at once, so the whole exchange counts; in training it overlaps with the step.
 """
 
 import argparse
@@ -53,13 +53,15 @@ from mae.settings import parse
 from mae.tasks.pretraining import Pretraining, PretrainSettings
 from mae.training.checkpoints.tensor_files import HostCopy
 from mae.training.checkpoints.writer import CheckpointWriter
-from mae.training.guard import poisoned, step_unless
+from mae.training.guard import nan_gradients_if_nonfinite, step_unless
 from mae.training.job import Job
 from mae.training.loop import _Loop, seed_step
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import set_learning_rate
-from mae.training.processes.accelerator import Ballot, Stacks, start_accelerator
+from mae.training.processes.accelerator import start_accelerator
+from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.signals import StopRequest, stop_on_signal
+from mae.training.processes.watchdog import StackWatchdog
 from mae.training.progress import TrainingProgress
 from mae.training.start import start_job
 
@@ -72,19 +74,19 @@ FAR_BYTES = 1 << 25
 BARE = ("bare", "bare again")
 
 Times = NDArray[np.float64]
-"""[..., 2] wall seconds and CPU seconds."""
+"""[..., 2] seconds of wall time and of CPU time."""
 
 
 class World(NamedTuple):
-    """Objects that all runs share."""
+    """Values that all runs share."""
 
     folder: Path
     accelerator: Accelerator
     index: ShardIndex
     stop: StopRequest
-    stacks: Stacks
+    watchdog: StackWatchdog
     numbers: Iterator[int]
-    """Numbers for the names of the run folders."""
+    """Numbers of the runs, for the names of their folders."""
 
 
 def main() -> None:
@@ -113,17 +115,17 @@ def measure(folder: Path, blocks: int) -> None:
     accelerator = start_accelerator("fp32")
     index = open_index([str(folder / "shards" / "*.tar")], folder)
     with stop_on_signal() as stop:
-        world = World(folder, accelerator, index, stop, Stacks(600.0), count())
+        world = World(folder, accelerator, index, stop, StackWatchdog(600.0), count())
         table = Table(accelerator, blocks)
         checkpoints(world, blocks, table)
         step_by_step(world, blocks, table)
-        world.stacks.stop()
+        world.watchdog.stop()
 
 
 def checkpoints(world: World, blocks: int, table: "Table") -> None:
-    """Measure blocks of steps with a checkpoint in each, and without."""
+    """Compare blocks of steps with a checkpoint in each, and without."""
     jobs = {"with": start(world, checkpoint_every=BLOCK), "without": start(world, NEVER)}
-    loops = {name: _Loop(job, world.stop, world.stacks).steps() for name, job in jobs.items()}
+    loops = {name: _Loop(job, world.stop, world.watchdog).steps() for name, job in jobs.items()}
     for loop in loops.values():
         for _ in range(WARM_UP):
             next(loop)
@@ -141,16 +143,16 @@ def checkpoints(world: World, blocks: int, table: "Table") -> None:
     copy, save = (each / BLOCK for each in save_times(world, jobs["without"]))
     table.row("a step", step)
     table.row("a checkpoint every 100 steps", cost, step)
-    table.row("  of which the copy", copy, step)
+    table.row("  of that the copy", copy, step)
     table.row("  beyond the copy", cost - copy, step)
-    table.row("  a whole save in the foreground", save, step)
+    table.row("  all its work, without overlap", save, step)
     finish(jobs.values())
 
 
 def step_by_step(world: World, blocks: int, table: "Table") -> None:
-    """Measure steps of the loop, and of a loop without the parts that make it safe."""
+    """Compare steps of the loop with steps of a bare one."""
     jobs = {name: start(world, NEVER) for name in ("loop", *BARE)}
-    loops = {name: bare_steps(job) if name in BARE else _Loop(job, world.stop, world.stacks).steps()
+    loops = {name: bare_steps(job) if name in BARE else _Loop(job, world.stop, world.watchdog).steps()
              for name, job in jobs.items()}  # fmt: skip
     times: dict[str, list[Times]] = {name: [] for name in jobs}
     for step in range(WARM_UP + blocks * BLOCK):
@@ -160,7 +162,7 @@ def step_by_step(world: World, blocks: int, table: "Table") -> None:
                 times[name].append(seconds)
     bare = np.median(times["bare"], axis=0)
     table.row("a bare step", bare)
-    for name, run in (("guard, consensus, watchdog, signals", "loop"), ("  two equal runs differ by", "bare again")):
+    for name, run in (("guard, consensus, watchdog and signals", "loop"), ("  two equal runs differ by", "bare again")):
         table.row(name, np.median(np.stack(times[run]) - np.stack(times["bare"]), axis=0), bare)
     pieces = pieces_alone(world, *(jobs[name] for name in BARE))
     for name, seconds in pieces.items():
@@ -170,7 +172,7 @@ def step_by_step(world: World, blocks: int, table: "Table") -> None:
 
 
 def shuffled(names: Iterable[str], seed: int) -> list[str]:
-    """Return the names in a random order that is the same in all processes."""
+    """Shuffle, in the same order in all processes."""
     listed = list(names)
     return random.Random(seed).sample(listed, len(listed))  # noqa: S311 (no secret)
 
@@ -194,7 +196,7 @@ def finish(jobs: Iterable[Job]) -> None:
 
 
 def bare_steps(job: Job) -> Iterator[int]:
-    """Yield the steps of `mae.training.loop` without the parts that are measured here."""
+    """Take the steps of `mae.training.loop` without the pieces that are measured here."""
     meter = Meter(job.accelerator, job.folder, job.progress, job.settings.data.max_bad_samples)
     batches = job.micro_batches(0, job.total)
     with job.progress.running(0, job.total):
@@ -217,7 +219,7 @@ def bare_steps(job: Job) -> Iterator[int]:
 
 
 def report(job: Job, meter: Meter, done: int) -> None:
-    """Write a line of the log, as the loop does."""
+    """Log a line, as the loop does."""
     meter.read(done)
     timing = meter.timing(job.plan.global_batch, job.task.flops_per_image)
     record = {"kind": "train", "step": done, **meter.steps.means(), **timing}
@@ -232,23 +234,25 @@ def pieces_alone(world: World, job: Job, plain: Job) -> dict[str, Times]:
     for parameter in (*job.model.parameters(), *plain.model.parameters()):
         parameter.grad = torch.full_like(parameter, 1e-6) if parameter.requires_grad else None
     loss, norm = torch.ones((), requires_grad=True), torch.ones(())
-    ballot = Ballot(job.accelerator, 600.0)
+    consensus = RankConsensus(job.accelerator, 600.0)
 
-    def vote() -> None:
-        ballot.cast(0, 0)
-        ballot.result()
+    def agree() -> None:
+        consensus.submit(0, 0)
+        consensus.maximum()
 
     return {
-        "make gradients of a bad loss NaN": added(lambda: poisoned(loss).backward(), loss.backward),
+        "NaN gradients if loss is not finite": added(
+            lambda: nan_gradients_if_nonfinite(loss).backward(), loss.backward
+        ),
         "a step that can be skipped": added(lambda: step_unless(job.optimizer, ~norm.isfinite()), plain.optimizer.step),
-        "consensus on stops and failed writes": added(vote),
-        "watch for a stuck step": added(world.stacks.alive),
+        "consensus on stops and failed writes": added(agree),
+        "watchdog for a step that is stuck": added(world.watchdog.reset),
         "check for a signal": added(lambda: world.stop.reason is None),
     }
 
 
 def save_times(world: World, job: Job) -> tuple[Times, Times]:
-    """Return the times of copying all tensors into memory allocated before, and of a whole save in this thread."""
+    """Return the time to copy all tensors into allocated memory, and of a whole save in this thread."""
     tensors = job.state.tensors()
     copies = {group: HostCopy() for group in tensors}
 
@@ -267,7 +271,7 @@ def save_times(world: World, job: Job) -> tuple[Times, Times]:
 
 
 def added(work: Callable[[], object], without: Callable[[], object] = lambda: None, calls: int = CALLS) -> Times:
-    """Return how much longer `work` takes than `without`: the median over alternating calls with cold caches."""
+    """Return the median time that `work` takes beyond `without`, of interleaved calls with cold caches."""
     far = np.zeros(FAR_BYTES, dtype=np.uint8)
 
     def cold(call: Callable[[], object]) -> Times:
@@ -279,7 +283,7 @@ def added(work: Callable[[], object], without: Callable[[], object] = lambda: No
 
 
 def start(world: World, checkpoint_every: int) -> Job:
-    """Start a new run as `mae pretrain` does."""
+    """Start a new run, as `mae pretrain` does."""
     config = ["--config", str(ROOT / "configs" / "pretrain" / "digits.yaml")]
     run_dir = world.folder / f"run-{next(world.numbers)}"
     settings = parse(PretrainSettings, [*config, "--run_dir", str(run_dir)], prog="trust")
@@ -295,7 +299,7 @@ def start(world: World, checkpoint_every: int) -> Job:
 
 
 def write_shards(folder: Path) -> None:
-    """Write one shard of `IMAGES` images of noise."""
+    """Write images of noise, as many as the training set of the digits has."""
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE), dtype=np.uint8)
     with (folder / "train-000000.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
@@ -306,7 +310,7 @@ def write_shards(folder: Path) -> None:
 
 
 class Table:
-    """Table of which the first process prints each row as soon as it is known."""
+    """Table, printed row by row on the first process."""
 
     def __init__(self, accelerator: Accelerator, blocks: int) -> None:
         self._speaks = accelerator.is_main_process
@@ -315,7 +319,7 @@ class Table:
         self._print(f"{'':<38}{'wall us':>10}{'share':>9}{'CPU us':>12}{'share':>9}")
 
     def row(self, name: str, seconds: Times, whole: Times | None = None) -> None:
-        """Print the times of a step, and their share of `whole`."""
+        """Print times of a step, and their share of `whole`."""
         cells = [f"{1e6 * each:,.1f}" for each in seconds]
         shares = ["", ""] if whole is None else [f"{share:.2%}" for share in seconds / whole]
         self._print(f"{name:<38}{cells[0]:>10}{shares[0]:>9}{cells[1]:>12}{shares[1]:>9}")

@@ -25,7 +25,7 @@ from mae.training.checkpoints.manifest import (
     DataPosition,
     FileIdentity,
     Manifest,
-    Standing,
+    RunPosition,
     step_folder,
 )
 from mae.training.checkpoints.reader import newest_checkpoint, verify_checkpoint
@@ -291,7 +291,7 @@ def saved(tmp_path: Path) -> Path:
     writer = CheckpointWriter(tmp_path / "checkpoints", keep=1, background=False)
     groups = {group: {"blocks.0.attn.qkv.weight": torch.zeros(2)} for group in ("model", "optimizer", "ema")}
     position = DataPosition(8, "fingerprint", 8)
-    writer.save(groups, {}, Standing(1, position, {}, {}))
+    writer.save(groups, {}, RunPosition(1, position, {}, {}))
     writer.close()
     return step_folder(tmp_path / "checkpoints", 1)
 

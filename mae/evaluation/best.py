@@ -26,7 +26,7 @@ def evaluate_and_keep_best(job: Job, held_out: ShardIndex, step: int) -> None:
     accelerator, data = job.accelerator, job.settings.data
     batches = EvalBatches(held_out, job.plan.per_process, data, accelerator.process_index, accelerator.num_processes)
     epoch = job.epoch_after(step)
-    with job.state.shown() as model:
+    with job.state.evaluation_weights() as model:
         result = evaluate(accelerator, model, batches, statistics_of(data), data.workers)
         is_best = result.accuracy > job.notes.get("best", {}).get("accuracy", -1.0)
         if is_best:

@@ -32,7 +32,7 @@ def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
     register_fsdp_forward_method(job.accelerator.unwrap_model(job.model), "predict_all")
 
     def draw(step: int) -> None:
-        with job.state.shown() as model, job.accelerator.autocast():
+        with job.state.evaluation_weights() as model, job.accelerator.autocast():
             assert isinstance(model, MaskedAutoencoder)
             panels = reconstruction_panels(model, images, noise, statistics)
         title = f"step {step:,} of {job.total:,}, {settings.model.mask_ratio:.0%} of the patches hidden"
@@ -43,5 +43,5 @@ def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
 
 
 def _lend_model(job: Job) -> None:
-    with job.state.shown():
+    with job.state.evaluation_weights():
         pass

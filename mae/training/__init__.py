@@ -1,1 +1,1 @@
-"""What turns a model and batches into a finished run: optimiser, loop, checkpoints, run folder."""
+"""Training: a model and batches become a finished run, by optimiser, loop, checkpoints and run folder."""

@@ -1,8 +1,8 @@
-"""What is not finite never reaches the weights, on any rank, and no rank waits for its device to know.
+"""Guard against losses and gradients that are not finite: they never reach the weights, on any rank.
 
-A loss that is not finite is made to give gradients that are not finite. The sum of the gradients over the ranks, which
-training needs anyway, carries them to every rank, so the norm of the gradient tells all ranks the same. The optimiser
-reads that flag on the device.
+A loss that is not finite is made to give NaN gradients. The sum of the gradients over the ranks, which training needs
+anyway, carries NaN to every rank, so the norm is finite on none of them. The optimiser reads this flag on the device,
+and no host has to wait for it.
 """
 
 from typing import Any
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def poisoned(loss: Tensor) -> Tensor:
-    """The loss itself, to the last bit, if it is finite; otherwise one whose every gradient is NaN."""
+def nan_gradients_if_nonfinite(loss: Tensor) -> Tensor:
+    """Return a finite loss unchanged, to the last bit; otherwise a loss of which every gradient is NaN."""
     return loss * (1 + 0 * loss.detach())
 
 
 def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
-    """Take a step, or leave weights and optimiser state as they are where `skip`, a flag on the device, is set."""
-    on_host = skip.device.type == "cpu"  # which need not wait to know
+    """Take a step, unless `skip`, a flag on the device, is set: then weights and optimiser state stay as they are."""
+    on_host = skip.device.type == "cpu"  # where reading the flag costs no wait
     if not on_host and all(group["fused"] for group in optimizer.param_groups):
         step_unless_on_device(optimizer, skip)
     elif not skip:
@@ -26,8 +26,8 @@ def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
 
 
 def step_unless_on_device(optimizer: Optimizer, skip: Tensor) -> None:
-    """As `step_unless`, while the host goes on: torch's fused kernels know how to skip, for gradient scaling."""
-    # Accelerate's wrapper hands on the call, but no attributes.
+    """Take a step unless `skip` is set, without a wait: torch's fused kernels can skip, for gradient scaling."""
+    # Accelerate's wrapper passes on the call, but no attributes.
     inner: Any = getattr(optimizer, "optimizer", optimizer)
     inner.grad_scale, inner.found_inf = None, skip.float()
     optimizer.step()

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from mae.data.batch import Batch, TrainingBatches
 from mae.data.loader import load
 from mae.data.plan import BatchPlan
-from mae.training.checkpoints.manifest import Standing
+from mae.training.checkpoints.manifest import RunPosition
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.optimizer import CosineSchedule
 from mae.training.progress import TrainingProgress
@@ -21,13 +21,13 @@ from mae.training.settings import TrainSettings
 from mae.training.state import TrainingState
 from mae.training.task import LossOf, Task
 
-# Ranks that wait for this one give up after the timeout; a stuck worker is reported before that.
+# A stuck data worker is reported before the ranks that wait for this one give up.
 _WORKER_SHARE_OF_TIMEOUT = 0.8
 
 
 @dataclass(frozen=True)
 class Job:
-    """One start of a run. Only weights, optimiser state and notes change while it lasts."""
+    """One start of a run. Only weights, optimiser state and notes change during it."""
 
     task: Task
     settings: TrainSettings
@@ -37,20 +37,24 @@ class Job:
     """Model as Accelerate prepared it."""
     state: TrainingState
     """Weights, optimiser state and average, which checkpoints hold."""
-    optimizer: Optimizer
     schedule: CosineSchedule
     batches: TrainingBatches
     loss_of: LossOf
     folder: RunFolder
     writer: CheckpointWriter | None
-    """None on ranks that write no checkpoints."""
+    """Writer of checkpoints; None on ranks that write none."""
     progress: TrainingProgress
-    start: Standing
+    start: RunPosition
     """Position at which this start begins."""
     total: int
     """Number of optimiser steps of the whole run."""
     notes: dict[str, Any] = field(default_factory=dict)
     """JSON values that the pipeline finds again after a resume."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Optimiser as Accelerate prepared it."""
+        return self.state.optimizer
 
     @property
     def plan(self) -> BatchPlan:
@@ -63,11 +67,11 @@ class Job:
         return self.batches.samples
 
     def epoch_after(self, step: int) -> float:
-        """Return the number of epochs that `step` optimiser steps make."""
+        """Return the number of epochs after `step` optimiser steps."""
         return step * self.plan.global_batch / self.samples
 
     def micro_batches(self, position: int, steps: int) -> Iterator[Batch]:
-        """Return this rank's micro-batches of `steps` steps, from the sample at `position` on."""
+        """Return this rank's micro-batches of `steps` steps, beginning with the sample at `position`."""
         plan, data = self.plan, self.settings.data
         first = position // plan.global_batch * plan.accumulation
         numbers = range(first, first + steps * plan.accumulation)
@@ -81,5 +85,5 @@ class Job:
 
 
 def total_steps(samples: int, epochs: float, batch_size: int) -> int:
-    """Return the number of steps in which every sample is seen at least `epochs` times."""
+    """Return the number of steps after which every sample has been seen at least `epochs` times."""
     return math.ceil(samples * epochs / batch_size)

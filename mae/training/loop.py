@@ -1,9 +1,9 @@
-"""The training loop that every pipeline shares."""
+"""Training loop of all tasks."""
 
 import math
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,34 +16,37 @@ from mae import keyed
 from mae.data.batch import to_device
 from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.keyed import Purpose
-from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import newest_checkpoint
-from mae.training.guard import poisoned, step_unless
+from mae.training.guard import nan_gradients_if_nonfinite, step_unless
 from mae.training.job import Job
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import set_learning_rate
-from mae.training.processes.accelerator import Ballot, Stacks
+from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.first_error import failure_of
 from mae.training.processes.fsdp2 import local_value
 from mae.training.processes.signals import StopRequest, stop_on_signal
+from mae.training.processes.watchdog import StackWatchdog
 from mae.training.progress import duration
 from mae.training.run_folder.folder import Rollback
 
 _FAILED_WRITES_AT_MOST = 3
+# Keys of notes in checkpoints, also in old ones.
+_STEP_HOOK_PENDING, _UNLOGGED_STEPS = "owes_a_yield", "unlogged"
 
 
 @contextmanager
 def training(job: Job) -> Iterator[Iterator[int]]:
-    """The steps that are left, as an iterator of the number of steps done after each, before it is checkpointed.
+    """Take the remaining steps: yield an iterator that yields the number of steps done, before each checkpoint.
 
-    What a pipeline does at such a moment (a picture, an evaluation) is thus part of the checkpoint that follows, and is
-    done again if the run dies in between. While the context lasts, signals ask for a checkpoint and an end; how the
-    run ended is written to its folder.
+    What the caller does in between (a picture, an evaluation) thus becomes part of the next checkpoint, and is repeated
+    if the run dies before it. Until the context ends, signals request a checkpoint and an exit. The run folder records
+    how the run ended.
     """
-    stacks = Stacks(job.settings.timeout)
+    watchdog = StackWatchdog(job.settings.timeout)
     try:
         with stop_on_signal() as stop, job.progress.running(job.start.step, job.total):
-            yield _Loop(job, stop, stacks).steps()
+            yield _Loop(job, stop, watchdog).steps()
     except PreemptedError as end:
         if job.accelerator.is_main_process:
             job.folder.record_exit("preempted", str(end))
@@ -57,53 +60,52 @@ def training(job: Job) -> Iterator[Iterator[int]]:
         if job.accelerator.is_main_process:
             job.folder.record_exit("finished", f"{job.total} steps")
     finally:
-        stacks.stop()
+        watchdog.stop()
         if job.writer is not None:
             job.writer.close()
         job.folder.unlock()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Key every generator that a step may draw from (drop path, mixup) by the step itself."""
+    """Seed every generator that a step may draw from (drop path, mixup) by the step itself."""
     word = int(keyed.key(Purpose.STEP, seed, step, rank))
     torch.manual_seed(word >> 1)
-    np.random.seed(word & 0xFFFFFFFF)  # timm's mixup draws from the global generator
+    np.random.seed(word & 0xFFFFFFFF)  # timm's mixup uses the global generator
     random.seed(word)
 
 
 class _Loop:
-    """The steps of a job, and what may come between them: a stop, a roll-back, a checkpoint that fails."""
+    """Steps of a job, with what may come between them: a stop, a roll-back, a failed checkpoint."""
 
-    def __init__(self, job: Job, stop: StopRequest, stacks: Stacks) -> None:
-        self.job, self.stop, self.stacks = job, stop, stacks
-        self.ballot = Ballot(job.accelerator, job.settings.timeout)
+    def __init__(self, job: Job, stop: StopRequest, watchdog: StackWatchdog) -> None:
+        self.job, self.stop, self.watchdog = job, stop, watchdog
+        self.consensus = RankConsensus(job.accelerator, job.settings.timeout)
         notes = job.start.notes
-        self.owes_a_yield: bool = notes.get("owes_a_yield", False)
-        self.meter = Meter(
-            job.accelerator, job.folder, job.progress, job.settings.data.max_bad_samples, unlogged=notes.get("unlogged")
-        )
-        self.complaint: str | None = None
+        self.step_hook_pending: bool = notes.get(_STEP_HOOK_PENDING, False)
+        max_bad_samples, unlogged_steps = job.settings.data.max_bad_samples, notes.get(_UNLOGGED_STEPS)
+        self.meter = Meter(job.accelerator, job.folder, job.progress, max_bad_samples, unlogged_steps)
+        self.last_warning: str | None = None
         self.go_to(job.start.step, job.start.position.samples)
 
     def go_to(self, step: int, samples: int) -> None:
-        """Stand after `step` steps, with the data at position `samples`."""
+        """Continue after `step` steps, with the sample at position `samples`."""
         self.done, self.samples = step, samples
         self.batches = self.job.micro_batches(samples, self.job.total - step)
 
     def steps(self) -> Iterator[int]:
-        """Yields the number of steps done."""
+        """Take the steps; yield the number of steps done after each."""
         job = self.job
-        if self.owes_a_yield:
+        if self.step_hook_pending:
             yield self.done
         while self.done < job.total:
-            self.stacks.alive()
-            self.ballot.cast(self.stop.number, job.writer.failures_in_a_row if job.writer else 0)
+            self.watchdog.reset()
+            self.consensus.submit(self.stop.number, job.writer.failures_in_a_row if job.writer else 0)
             self.step()
             self.done, self.samples = self.done + 1, self.samples + job.plan.global_batch
-            asked, failures = self.ballot.result()
+            stop_signal, failures = self.consensus.maximum()
             if failures >= _FAILED_WRITES_AT_MOST:
                 self.require_written()
-            self.complain()
+            self.warn_of_failed_writes()
 
             last = self.done == job.total
             saving = self.done % job.settings.checkpoint_every == 0 or last
@@ -111,17 +113,17 @@ class _Loop:
                 self.roll_back()
                 continue
             job.progress.step(self.done)
-            if asked and not last:
-                self.leave(signal.Signals(asked).name)
+            if stop_signal and not last:
+                self.leave(signal.Signals(stop_signal).name)
             yield self.done
-            # Within a row of skipped steps there is nothing new to save, and the weights may be why.
-            if saving and (last or not self.meter.in_a_row):
+            # While steps are being skipped there is nothing new to save, and the weights may be the reason.
+            if saving and (last or not self.meter.skipped_in_a_row):
                 self.save()
         if job.start.step < job.total:
             self.require_written()
 
     def step(self) -> None:
-        """One step of the optimiser, unless loss or gradient is not finite."""
+        """Take one step of the optimiser, unless loss or gradient is not finite."""
         job = self.job
         seed_step(job.settings.seed, self.done, job.accelerator.process_index)
         set_learning_rate(job.optimizer, job.schedule(self.done))
@@ -135,7 +137,7 @@ class _Loop:
         self.meter.add(loss, norm, ids)
 
     def backward(self) -> tuple[Tensor, list[Tensor]]:
-        """Accumulate the gradient of one global batch; this rank's mean loss, still on the device, and sample ids."""
+        """Accumulate the gradient of a global batch; return this rank's mean loss, on the device, and sample ids."""
         job, losses, ids = self.job, [], []
         for micro in range(job.plan.accumulation):
             batch = self.meter.next_batch(self.batches)
@@ -146,16 +148,16 @@ class _Loop:
             with nullcontext() if is_last else job.accelerator.no_sync(job.model):
                 with job.accelerator.autocast():
                     loss = job.loss_of(job.model, to_device(batch, job.accelerator.device))
-                job.accelerator.backward(poisoned(loss) / job.plan.accumulation)
+                job.accelerator.backward(nan_gradients_if_nonfinite(loss) / job.plan.accumulation)
             losses.append(loss.detach())
         return torch.stack(losses).mean(), ids
 
     def report(self) -> int:
-        """Log and show the figures since the last line; the greatest number of steps skipped in a row."""
+        """Log and print the figures since the last line; return the number of steps skipped in a row."""
         job, done = self.job, self.done
         rows = self.meter.read(done)
         if max(rows, default=0) >= job.settings.skip_at_most:
-            # The data go on behind the step that made the row too long, whenever that is noticed.
+            # The data continue after the step that was one too many, however late that is noticed.
             late = len(rows) - 1 - rows.index(job.settings.skip_at_most)
             self.samples -= late * job.plan.global_batch
             return job.settings.skip_at_most
@@ -180,43 +182,35 @@ class _Loop:
             f"data wait {timing['data_wait']:.0%}{mfu}  ETA {duration(left)}",
         )
         self.meter.restart(Steps())
-        return self.meter.in_a_row
+        return self.meter.skipped_in_a_row
 
     def roll_back(self) -> None:
-        """Take up the weights of the last checkpoint again, and leave out the data since.
+        """Restore the last checkpoint, and continue with the data after the skipped steps.
 
         Raises:
-            UserError: on every rank, if there is none, or if that has been done before.
+            UserError: on every rank, if there is no checkpoint, or after an earlier roll-back.
         """
         job = self.job
-        most = job.settings.skip_at_most
-        remedy = "lower optim.base_lr or set optim.clip_grad in another run_dir, or look at the samples in " + str(
-            job.folder.skipped
-        )
+        skipped = f"{job.settings.skip_at_most} steps in a row were skipped up to step {self.done}"
+        why = "because loss or gradient was not finite"
+        remedy = "lower optim.base_lr or set optim.clip_grad in another run_dir, or look at the samples in"
         if job.folder.rollback() is not None:
-            raise UserError(
-                f"{most} steps in a row were skipped up to step {self.done}, again after a return to a checkpoint, "
-                f"since loss or gradient was not finite; {remedy}"
-            )
+            raise UserError(f"{skipped}, again after a return to a checkpoint, {why}; {remedy} {job.folder.skipped}")
         self.finish_writing()
         found = newest_checkpoint(job.folder.checkpoints, job.progress.say)
         if found is None:
             raise UserError(
-                f"{most} steps in a row were skipped up to step {self.done}, since loss or gradient was not finite, "
-                f"and there is no checkpoint to go back to; {remedy}"
+                f"{skipped}, {why}, and there is no checkpoint to go back to; {remedy} {job.folder.skipped}"
             )
         job.state.restore(found)
         job.notes.clear()
-        job.notes.update(found.standing.notes.get("pipeline", {}))
+        job.notes.update(found.run_position.notes.get("pipeline", {}))
         if job.accelerator.is_main_process:
             job.folder.record_rollback(Rollback(found.step, self.samples))
             job.folder.forget_after(found.step)
         job.accelerator.wait_for_everyone()
-        job.progress.say(
-            f"{most} steps in a row were skipped up to step {self.done}: back to step {found.step}, "
-            f"with the data that follow sample {self.samples:,}"
-        )
-        self.meter.in_a_row = 0
+        job.progress.say(f"{skipped}: returned to step {found.step}; data continue after sample {self.samples:,}")
+        self.meter.skipped_in_a_row = 0
         self.meter.restart(Steps())
         self.go_to(found.step, self.samples)
 
@@ -229,26 +223,26 @@ class _Loop:
         job, done = self.job, self.done
         if not self.is_new_line():
             self.meter.read(done)
-        if self.meter.in_a_row:
+        if self.meter.skipped_in_a_row:
             self.finish_writing()
             raise PreemptedError(
-                f"{reason}: left at step {done} of {job.total} within skipped steps, which are not saved; "
-                "start the same command to go on from the last checkpoint"
+                f"{reason}: stopped at step {done} of {job.total} within skipped steps, which are not saved; "
+                "the same command resumes from the last checkpoint"
             )
-        self.save(owes_a_yield=True, unlogged=self.meter.steps.plain())
+        self.save({_STEP_HOOK_PENDING: True, _UNLOGGED_STEPS: self.meter.steps.to_json()})
         self.require_written()
-        raise PreemptedError(f"{reason}: saved at step {done} of {job.total}; start the same command to go on")
+        raise PreemptedError(f"{reason}: saved at step {done} of {job.total}; the same command resumes from there")
 
     def is_new_line(self) -> bool:
-        """Whether the log holds all steps so far."""
+        """Return whether the log holds all steps so far."""
         settings = self.job.settings
         return self.done % settings.log_every == 0 or self.done % settings.checkpoint_every == 0
 
-    def save(self, **notes: Any) -> None:
-        """Begin to write a checkpoint.
+    def save(self, notes: Mapping[str, Any] | None = None) -> None:
+        """Start to write a checkpoint.
 
         Raises:
-            UserError: if a weight is not finite; what was saved before stays.
+            UserError: if a weight is not finite; earlier checkpoints stay.
         """
         job = self.job
         if not job.state.are_finite():
@@ -257,20 +251,22 @@ class _Loop:
                 "begin another run_dir from the last checkpoint (--resume) with a lower optim.base_lr"
             )
         position = DataPosition(self.samples, job.start.position.fingerprint, job.plan.global_batch)
-        standing = Standing(self.done, position, job.start.settings, {"pipeline": dict(job.notes), **notes})
+        run_position = RunPosition(
+            self.done, position, job.start.settings, {"pipeline": dict(job.notes), **(notes or {})}
+        )
         if job.writer is not None:
-            job.writer.save(job.state.tensors(), job.task.description.metadata(), standing)
+            job.writer.save(job.state.tensors(), job.task.description.metadata(), run_position)
 
-    def complain(self) -> None:
-        """Say once what is wrong with the last checkpoint; training goes on, and tries again at the next."""
+    def warn_of_failed_writes(self) -> None:
+        """Report once what went wrong with the last checkpoint; training continues and writes the next."""
         writer = self.job.writer
-        complaint = (writer.failure or writer.warning) if writer else None
-        if complaint and complaint != self.complaint:
-            self.job.progress.say(f"warning: {complaint}; training goes on")
-        self.complaint = complaint
+        warning = (writer.failure or writer.warning) if writer else None
+        if warning and warning != self.last_warning:
+            self.job.progress.say(f"warning: {warning}; training continues")
+        self.last_warning = warning
 
     def finish_writing(self) -> None:
-        """Wait on all ranks until nothing is being written."""
+        """Wait until no rank is writing a checkpoint."""
         if self.job.writer is not None:
             self.job.writer.wait()
         self.job.accelerator.wait_for_everyone()
@@ -279,7 +275,7 @@ class _Loop:
         """Wait until the last checkpoint is on the disk.
 
         Raises:
-            CheckpointError: on every rank, if it is not.
+            CheckpointError: on every rank, if it could not be written.
         """
         self.finish_writing()
         failure = self.job.writer.failure if self.job.writer else None

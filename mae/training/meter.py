@@ -1,4 +1,4 @@
-"""The figures of a run: summed on the device, read where a line is logged, and nowhere else."""
+"""Figures of a run: collected on the device, and only read to log a line."""
 
 import math
 import time
@@ -21,25 +21,25 @@ from mae.training.run_folder.folder import RunFolder
 
 @dataclass
 class Steps:
-    """Figures of the steps since the last line of the log, the same on all ranks."""
+    """Figures of the steps since the last line of the log, equal on all ranks."""
 
     losses: list[float] = field(default_factory=list)
-    """Mean over the ranks."""
+    """Losses, each the mean over the ranks."""
     norms: list[float] = field(default_factory=list)
-    """Of the whole gradient."""
+    """Norms of the whole gradient."""
     skipped: list[bool] = field(default_factory=list)
-    """Whether loss or gradient was not finite, and so no step was taken."""
+    """Whether each step was skipped, because loss or gradient was not finite."""
 
     def means(self) -> dict[str, Any]:
-        """Mean loss and gradient norm of the steps that were taken; None if there were none."""
+        """Return mean loss and gradient norm of the steps taken, None without any, and the number of skipped steps."""
         return {
             "loss": _mean(self.losses, self.skipped),
             "grad_norm": _mean(self.norms, self.skipped),
             "skipped": sum(self.skipped),
         }
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON, which knows no NaN: the figures of skipped steps are left out."""
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures for JSON, which has no NaN: skipped steps get 0."""
         return {
             "losses": _finite(self.losses, self.skipped),
             "norms": _finite(self.norms, self.skipped),
@@ -48,7 +48,7 @@ class Steps:
 
 
 class Meter:
-    """Collects what each step leaves on the device. Reading it is the one moment at which the host waits."""
+    """Collector of the figures of each step on the device; the host only waits in `read`."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Meter:
         folder: RunFolder,
         progress: TrainingProgress,
         max_bad_samples: int,
-        unlogged: dict[str, Any] | None = None,
+        unlogged_steps: dict[str, Any] | None = None,
     ) -> None:
         self._accelerator, self._folder, self._progress = accelerator, folder, progress
         self._max_bad_samples = max_bad_samples
@@ -64,12 +64,12 @@ class Meter:
         self._bad: list[str] = []
         self._lost = ""
         self._began = time.perf_counter()
-        self.in_a_row = 0
-        """Steps skipped in succession up to the newest that was read."""
-        self.restart(Steps(**unlogged) if unlogged else Steps())
+        self.skipped_in_a_row = 0
+        """Number of steps skipped in a row, up to the newest that was read."""
+        self.restart(Steps(**unlogged_steps) if unlogged_steps else Steps())
 
     def restart(self, steps: Steps) -> None:
-        """Begin a new line of the log, of which `steps` are known already."""
+        """Start a new line of the log, which includes `steps`, known but not timed."""
         self.steps, self._untimed = steps, len(steps.losses)
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
@@ -77,7 +77,7 @@ class Meter:
         self._waited, self._since = 0.0, time.perf_counter()
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """Take a batch, and the time until it comes."""
+        """Return the next batch, and measure the wait for it."""
         asked = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - asked
@@ -86,7 +86,7 @@ class Meter:
         return batch
 
     def add(self, loss: Tensor, norm: Tensor, ids: list[Tensor]) -> None:
-        """The mean loss of a step and the norm of its gradient, both still on the device; ids of its micro-batches."""
+        """Collect loss and gradient norm of a step, both on the device, and the sample ids of its micro-batches."""
         self._losses.append(loss)
         self._norms.append(norm)
         self._ids.append(ids)
@@ -95,14 +95,14 @@ class Meter:
         """Wait for the device, and share the figures of all steps up to `done` among the ranks.
 
         Returns:
-            For each step read, how many in succession have been skipped, itself included.
+            For each step read, the number of steps skipped in a row up to and including it.
 
         Raises:
-            UserError: on every rank, if any rank has lost its data or met more bad images than are allowed; nothing
-                learned from such a batch has been saved by then.
+            UserError: on every rank, if any rank has lost its data or met more bad images than allowed. Nothing learned
+                from such a batch has been saved by then.
         """
-        troubles = torch.tensor([float(len(self._bad) + bool(self._lost))], device=self._accelerator.device)
-        *sums, found = self._accelerator.reduce(torch.cat([*map(_row, self._losses), troubles]), "sum").tolist()
+        troubles = torch.tensor(float(len(self._bad) + bool(self._lost)), device=self._accelerator.device)
+        *sums, found = self._accelerator.reduce(torch.stack([*self._losses, troubles]), "sum").tolist()
         if found:
             self._share_troubles()
         losses = [each / self._accelerator.num_processes for each in sums]
@@ -110,8 +110,8 @@ class Meter:
         skipped = [not math.isfinite(norm) for norm in norms]
         rows = []
         for skip in skipped:
-            self.in_a_row = self.in_a_row + 1 if skip else 0
-            rows.append(self.in_a_row)
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skip else 0
+            rows.append(self.skipped_in_a_row)
         if any(skipped):
             self._record_skipped(done - len(skipped), skipped)
         self.steps = Steps(self.steps.losses + losses, self.steps.norms + norms, self.steps.skipped + skipped)
@@ -119,10 +119,10 @@ class Meter:
         return rows
 
     def timing(self, global_batch: int, flops_per_image: int) -> dict[str, float]:
-        """Speed since the last line, with all that was done meanwhile; memory and seconds since the start.
+        """Return the speed since the last line, pictures and evaluations included; memory and time since the start.
 
-        Operations are the model's own, per device; `mfu` is their share of what the maker of the GPU promises in bf16.
-        Memory is the most that this process held at a time, of its GPU or of the machine.
+        `tflops` counts the operations of the model, per device; `mfu` is their share of the GPU's nominal bf16 speed.
+        `peak_memory` is the most bytes that this process held at a time, on its GPU or the machine.
         """
         accelerator, seconds = self._accelerator, time.perf_counter() - self._since
         steps = len(self.steps.losses) - self._untimed
@@ -140,7 +140,7 @@ class Meter:
         }
 
     def _record_skipped(self, before: int, skipped: Sequence[bool]) -> None:
-        """Write the samples of skipped steps; `before` steps were done before the first of them."""
+        """Write the samples of skipped steps; `skipped` begins after `before` steps."""
         mine = [(before + at, torch.cat(self._ids[at]).tolist()) for at, skip in enumerate(skipped) if skip]
         of_all: list[tuple[int, list[int]]] = gather_object(mine)
         samples: dict[int, list[int]] = {}
@@ -151,11 +151,11 @@ class Meter:
         self._progress.say(
             "loss or gradient was not finite, so these steps were skipped: "
             f"{first_of([f'{step:,}' for step in samples], separator=', ')}; "
-            f"their samples stand in {self._folder.skipped.name}"
+            f"their samples are listed in {self._folder.skipped.name}"
         )
 
     def _share_troubles(self) -> None:
-        """Tell every rank of the bad images and lost data of all; stop if that is too much, else list the images."""
+        """Share bad images and lost data among the ranks; record the images, or raise if there are too many."""
         lost: list[str] = gather_object([self._lost] if self._lost else [])
         if lost:
             raise BadDataError(f"data are lost: {lost[0]}; then start the same command again")
@@ -176,12 +176,8 @@ class Meter:
 
 
 def _rounded(value: float) -> float:
-    """To four digits, however small."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
-
-
-def _row(scalar: Tensor) -> Tensor:
-    return scalar.reshape(1)
 
 
 def _finite(values: Sequence[float], skipped: Sequence[bool]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Search for the micro-batch: how many images at a time a process has memory for."""
+"""Search for the largest micro-batch that fits into the memory of a process."""
 
 import gc
 import math
@@ -23,21 +23,21 @@ from mae.training.optimizer import build_optimizer
 from mae.training.step_cost import Cost, OutOfRoomError, bytes_beside, gradient_bytes, take_steps
 from mae.training.task import Task
 
-# Share of the whole memory that stays free for libraries, communication and gaps between tensors.
+# Share of the total memory kept free for libraries, communication and fragmentation.
 _SHARE_KEPT_FREE = 0.1
-# Share of the time per image that a doubled micro-batch has to save; a smaller gain only costs memory.
+# Share of the time per image that doubling the micro-batch must save to be worth its memory.
 _LEAST_GAIN = 0.05
-# Steps of this many seconds on a CPU do not become faster per image with more images.
+# On a CPU, steps that take this many seconds gain no speed per image from more images.
 _LONG_SECONDS = 2.0
 
 
 class MicroBatch(NamedTuple):
-    """Result of a search."""
+    """Result of the search."""
 
     images: int
-    """Largest micro-batch that is worth its memory."""
+    """Number of images of the largest micro-batch that is worth its memory."""
     why: str
-    """Reason why no larger one is taken."""
+    """Reason why it is no larger."""
 
     def __str__(self) -> str:
         return f"micro_batch_size auto takes {self.images} images at a time: {self.why}"
@@ -46,9 +46,9 @@ class MicroBatch(NamedTuple):
 def agree_on_micro_batch(
     task: Task, accelerator: Accelerator, plan: BatchPlan, say: Callable[[str], None]
 ) -> BatchPlan:
-    """Divide the same global batch into micro-batches that every rank has memory for, and say which. Collective.
+    """Return `plan` with micro-batches that fit into the memory of every rank, and report them. Collective.
 
-    `plan` divides it without a limit.
+    `plan` divides the global batch without a limit on the micro-batch.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", plan.processes))  # set by torchrun and Accelerate
     found = _least_of_all(accelerator, find_micro_batch(task, accelerator, plan, here, here))
@@ -58,19 +58,19 @@ def agree_on_micro_batch(
 
 
 def find_micro_batch(task: Task, accelerator: Accelerator, plan: BatchPlan, here: int, running: int) -> MicroBatch:
-    """Try the task's model on random images, more and more at a time, up to a process's share of the global batch.
+    """Train the task's model for a few steps on random images, with rising micro-batches up to a process's share.
 
-    The model is not wrapped for several processes, so no process waits for one without memory. With FSDP2, whose parts
-    of the weights are smaller, and with `compile`, which is not awaited, the result is on the safe side. Random numbers
-    continue afterwards as if nothing had been tried.
+    The model is not wrapped for several processes, so no process waits for one that runs out of memory. The result errs
+    on the small side with FSDP2, which shards the weights, and with `compile`, which is left out here. The random
+    generators are restored afterwards.
 
     Args:
-        plan: The global batch, divided without a limit.
-        here: Processes of the run on this machine. On CPUs they share its memory.
-        running: How many of them already use their part of it.
+        plan: Global batch, divided without a limit on the micro-batch.
+        here: Number of processes of the run on this machine. On CPUs they share its memory.
+        running: Number of these processes that already use their part of the memory.
 
     Raises:
-        UserError: if `task.unit` images do not fit, or the share of a process is not a multiple of it.
+        UserError: if `task.unit` images do not fit, or the share of a process is not a multiple of `task.unit`.
     """
     sizes, device = micro_batch_sizes(plan.per_process, task.unit), accelerator.device
     if not sizes:
@@ -94,7 +94,7 @@ def _search(task: Task, accelerator: Accelerator, processes: int, sizes: Sequenc
 
     def cost_of(images: int) -> Cost:
         batch = _random_batch(images, settings.data, task.noise_columns)
-        # Two micro-batches, as any size below the whole share needs.
+        # Any size below the whole share accumulates at least two micro-batches.
         return take_steps(accelerator, model, optimizer, loss_of, batch, micro_batches=2)
 
     beside = bytes_beside(model, processes, settings.ema_decay is not None)
@@ -102,9 +102,9 @@ def _search(task: Task, accelerator: Accelerator, processes: int, sizes: Sequenc
 
 
 def micro_batch_sizes(share: int, unit: int) -> list[int]:
-    """Return rising divisors of `share` that are multiples of `unit`, each at most twice the one before if possible.
+    """Return the sizes to try: rising divisors of `share` that are multiples of `unit`.
 
-    For a power of two these are the powers of two.
+    Each is at most twice the one before, if there is such a divisor. For a power of two these are the powers of two.
     """
     parts = [part for part in range(unit, share + 1, unit) if share % part == 0]
     sizes = parts[:1]
@@ -117,13 +117,16 @@ def micro_batch_sizes(share: int, unit: int) -> list[int]:
 def largest_fit(
     cost_of: Callable[[int], Cost], sizes: Sequence[int], room: float, gradients: int, is_cuda: bool
 ) -> MicroBatch:
-    """Try rising `sizes` until one does not fit into `room` bytes.
+    """Try rising `sizes` until one does not fit into `room` bytes; return the last that fits.
 
-    On a CPU, where the system kills a process that takes too much, a size is only tried if it will fit by the measure
-    of the last one; and the search ends where more images at a time are hardly faster.
+    On a CPU, where the system kills a process that takes too much memory, a size is only tried if it should fit, judged
+    by the one before. The search there also ends when a larger size is hardly faster.
+
+    Args:
+        gradients: Bytes of the gradients.
 
     Raises:
-        UserError: if the first does not fit.
+        UserError: if the first size does not fit.
     """
     best = _cost_within(room, cost_of, sizes[0])
     if best is None:
@@ -145,25 +148,25 @@ def largest_fit(
 
 
 def _least_of_all(accelerator: Accelerator, found: MicroBatch) -> MicroBatch:
-    """Return the smallest result of all ranks, with that rank's reason."""
+    """Return the smallest result of all ranks, with its reason. Collective."""
     everyone = accelerator.gather(torch.tensor([found.images], device=accelerator.device)).tolist()
     (why,) = broadcast_object_list([found.why], from_process=everyone.index(min(everyone)))
     return MicroBatch(min(everyone), str(why))
 
 
 def _cost_within(room: float, cost_of: Callable[[int], Cost], images: int) -> Cost | None:
-    """Return the cost; None if it needs more memory than there is."""
+    """Return the cost; None if it exceeds `room` bytes or the memory."""
     with suppress(OutOfRoomError):
         cost = cost_of(images)
         return cost if cost.peak_bytes <= room else None
-    torch.cuda.empty_cache()  # outside the handler, where nothing holds the tensors of the step any more
+    torch.cuda.empty_cache()  # after the exception, which would keep the step's tensors alive
     return None
 
 
 def _is_faster(cost: Cost, than: Cost, cost_of: Callable[[int], Cost]) -> bool:
     """Return whether `cost` saves `_LEAST_GAIN` of the time per image for each doubling.
 
-    If not, both are timed once more: other processes may have kept the processor busy.
+    If not, both are timed again, in case other processes kept the CPU busy.
     """
     most: float = (1 - _LEAST_GAIN) ** math.log2(cost.images / than.images) * cost.images / than.images
     first = cost.least_seconds, than.least_seconds
@@ -174,8 +177,8 @@ def _is_faster(cost: Cost, than: Cost, cost_of: Callable[[int], Cost]) -> bool:
 
 
 def _room(device: torch.device, here: int, running: int) -> float:
-    """Return the bytes for each of `here` processes, of which `running` already use memory as this one does."""
-    if device.type == "cuda":  # each has its own
+    """Return the bytes for each of `here` processes, `running` of which already use as much memory as this one."""
+    if device.type == "cuda":  # each process has a GPU of its own
         here = running = 1
     available = free_memory(device) + running * memory_in_use(device)
     return (available - _SHARE_KEPT_FREE * total_memory(device)) / here
@@ -190,8 +193,8 @@ def _random_batch(images: int, data: DataSettings, noise_columns: int) -> Batch:
 
 @contextmanager
 def _without_trace(device: torch.device) -> Iterator[None]:
-    """Restore the random generators, and free the device's memory, when the context ends."""
-    python, numpy = random.getstate(), np.random.get_state()  # timm's mixup draws from these
+    """Restore the random generators and free the device's memory when the context ends."""
+    python, numpy = random.getstate(), np.random.get_state()  # used by timm's mixup
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield

@@ -19,26 +19,26 @@ from mae.training.settings import SCRATCH, TrainSettings
 
 @dataclass(frozen=True)
 class Origin:
-    """A model to begin from."""
+    """Model to begin from."""
 
     init: str
-    """The setting that named it."""
+    """Setting that named it."""
     path: Path
     model: ModelDescription
     has_decoder: bool
 
     def weights(self, grid: tuple[int, int]) -> dict[str, Tensor]:
-        """Its tensors, for a model of a grid of (rows, columns) of patches."""
+        """Return its tensors, resampled for a `grid` of (rows, columns) of patches."""
         return for_grid(read_weights(self.path), self.model.grid, grid)
 
 
 def find_origin(init: str, run: RunFolder) -> Origin | None:
-    """The model that the setting `init` names: that of a finished run, of a checkpoint, or a file.
+    """Return the model that the setting `init` names: a finished run, a checkpoint, or a file.
 
-    None for a `run` that goes on from a checkpoint of its own: by then the model may be gone.
+    Returns None for a `run` that has a checkpoint of its own to resume from: the model may be gone by then.
 
     Raises:
-        UserError: if there is none, or it was not written by this program.
+        UserError: if it does not exist, or was not written by this program.
     """
     if init == SCRATCH or any(run.checkpoints.glob("step-*")):
         return None
@@ -51,8 +51,8 @@ def find_origin(init: str, run: RunFolder) -> Origin | None:
 def with_statistics(settings: TrainSettings, source: Source, say: Callable[[str], None]) -> DataSettings:
     """Return the data settings of a run with mean and std filled in.
 
-    They are those that the run began with, else those that are set, else those of the model that `init` names, else
-    those of the data.
+    Takes the first that is known: the statistics of the run so far, of the settings, of the model that `init` names, of
+    the data.
 
     Raises:
         UserError: if `init` names another model than the settings describe, or mean and std cannot be found.
@@ -68,20 +68,22 @@ def with_statistics(settings: TrainSettings, source: Source, say: Callable[[str]
 def inherit_normalization(
     origin: Origin, settings: EncoderSettings, data: DataSettings, say: Callable[[str], None]
 ) -> DataSettings:
-    """`data` with mean and std as set, else as the model saw its images; what will not be as it was is said.
+    """Return `data` with mean and std as set, or else as `origin` was trained with; report other differences.
 
     Raises:
-        UserError: if the settings ask for another encoder, other channels or another decoder than `origin` holds.
+        UserError: if the settings describe another encoder, other channels or another decoder than `origin` holds.
     """
     trained = origin.model
     encoder = settings.shape._asdict() | {"patch_size": settings.patch, "channels": data.channels}
     if differing := _differences(trained, encoder):
-        raise UserError(f"init {origin.init} was trained with {differing}; set model.* and data.channels as they were")
+        raise UserError(
+            f"init {origin.init} was trained with {differing}; set model.* and data.channels to the same values"
+        )
     if isinstance(settings, MaskedAutoencoderSettings):
         _compare_decoders(origin, settings, say)
     if data.size != trained.image_size:
         say(
-            f"{origin.path} has seen images of {_by(trained.image_size)}, data.image_size is {_by(data.size)}: "
+            f"{origin.path} was trained on images of {_by(trained.image_size)}, data.image_size is {_by(data.size)}: "
             "its positions are resampled"
         )
     mean, std = data.mean or trained.mean, data.std or trained.std
@@ -93,18 +95,18 @@ def inherit_normalization(
 
 
 def _compare_decoders(origin: Origin, settings: MaskedAutoencoderSettings, say: Callable[[str], None]) -> None:
-    """A decoder may be missing, but not be another. Of one from before decoders were described the tensors tell."""
+    """Refuse a decoder that differs from the settings; one may be missing, or too old to be described."""
     trained = origin.model.decoder
     if not origin.has_decoder:
-        say(f"{origin.path} holds no decoder: a new one begins beside its encoder")
+        say(f"{origin.path} holds no decoder: its encoder gets a new one")
     elif trained is not None:
         if differing := _differences(trained, {"kind": settings.decoder} | settings.decoder_shape._asdict()):
             raise UserError(
-                f"init {origin.init} has a decoder of {differing}; set model.decoder* as it was, or give the encoder "
-                f"alone, beside which a new one begins: mae export {origin.init} --out ENCODER, then --init ENCODER"
+                f"init {origin.init} has a decoder of {differing}; set model.decoder* to the same values, or begin "
+                f"from its encoder with a new decoder: mae export {origin.init} --out ENCODER, then --init ENCODER"
             )
         if trained.norm_pix_loss != settings.norm_pix_loss:
-            say(f"the decoder of {origin.path} has learned another target: model.norm_pix_loss {trained.norm_pix_loss}")
+            say(f"the decoder of {origin.path} learned another target: model.norm_pix_loss {trained.norm_pix_loss}")
 
 
 def _differences(trained: object, asked: Mapping[str, object]) -> str:

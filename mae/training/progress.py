@@ -1,4 +1,4 @@
-"""Live progress for a person: a bar on a terminal, plain lines anywhere else, rank 0 only."""
+"""Progress for a person, on rank 0 only: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class TrainingProgress:
-    """Shows the step, the loss, the speed and the time that is left."""
+    """Display of the step, the loss, the speed and the remaining time."""
 
     def __init__(self, title: str, enabled: bool) -> None:
         self._title, self._enabled = title, enabled
@@ -49,13 +49,13 @@ class TrainingProgress:
             self.say(f"{self._title} {done}/{self._total} {text}")
 
     def say(self, text: str) -> None:
-        """One line of plain text."""
+        """Print one line of plain text."""
         if self._enabled:
             self._console.print(text, markup=False)
 
 
 def duration(seconds: float) -> str:
-    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    """Format seconds: 75 as `1:15`, 3700 as `1:01:40`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Start of a run, new or resumed: the checks, the checkpoint, and the job for the loop."""
+"""Start of a run, new or resumed: checks, checkpoint, and the job for the loop."""
 
 import json
 import shutil
@@ -11,34 +11,36 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from mae.data.batch import TrainingBatches
 from mae.data.plan import BatchPlan
 from mae.errors import UserError, first_of
 from mae.models.execution import checkpoint_activations, compile_blocks
 from mae.settings import dump
-from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, require_same_data, verify_checkpoint
 from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
 from mae.training.job import Job, total_steps
 from mae.training.micro_batch import agree_on_micro_batch
 from mae.training.optimizer import build_optimizer, cosine_schedule
-from mae.training.processes.accelerator import library_versions, require_agreement
+from mae.training.processes.agreement import require_agreement
 from mae.training.processes.fsdp2 import is_sharded, shard_each_block
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder.compare import deciding, differences
 from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import AUTO, TrainSettings
-from mae.training.state import TrainingState, published
+from mae.training.state import TrainingState, final_weights
 from mae.training.task import Task
+from mae.versions import library_versions
 
 
 def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: TrainingProgress) -> Job:
-    """Resume the run in `settings.run_dir` from its newest good checkpoint, or begin it.
+    """Resume the run in `settings.run_dir` from its newest intact checkpoint, or begin it.
 
     With `micro_batch_size` auto, `plan` divides the global batch without a limit, and the micro-batch is found here.
 
     Raises:
-        UserError: if the folder belongs to another run or is in use, the checkpoint to another model or other data, or
-            the processes do not agree.
+        UserError: if the folder is in use or belongs to another run, the checkpoint belongs to another model or other
+            data, or the processes disagree.
     """
     settings = task.settings
     if settings.micro_batch_size == AUTO:
@@ -46,25 +48,15 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         settings = replace(settings, micro_batch_size=plan.per_process)
     batches, loss_of = task.batches(plan, accelerator.process_index), task.loss_of(plan.per_process)
     total = total_steps(batches.samples, settings.epochs, plan.global_batch)
-    steps_per_epoch = batches.samples / plan.global_batch
-    schedule = cosine_schedule(settings.optim, plan.global_batch, settings.epochs, steps_per_epoch, total)
     folder = RunFolder(settings.run_dir)
     folder.check(settings)
     folder.keep_out_of(batches.shards)
-    require_agreement(
-        accelerator,
-        settings=dump(settings),
-        data=batches.fingerprint,
-        plan=repr((plan, total)),
-        libraries=json.dumps(library_versions()),
-    )
+    _require_same_start(accelerator, settings, batches, total)
     with _locked(folder, accelerator):
-        beginning = Standing(0, DataPosition(0, batches.fingerprint, plan.global_batch), deciding(settings), {})
+        beginning = RunPosition(0, DataPosition(0, batches.fingerprint, plan.global_batch), deciding(settings), {})
         found = _find(folder, settings, beginning, progress)
-        start = _standing(folder, found, beginning)
-        model, state = _prepare(task, settings, accelerator)
-        if found:
-            state.restore(found)
+        start = _start_position(folder, found, beginning)
+        model, state = _prepare(task, settings, accelerator, found)
         _say_where(folder, found, total, progress)
         if accelerator.is_main_process:
             folder.create(settings)
@@ -78,8 +70,9 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         accelerator=accelerator,
         model=model,
         state=state,
-        optimizer=state.optimizer,
-        schedule=schedule,
+        schedule=cosine_schedule(
+            settings.optim, plan.global_batch, settings.epochs, batches.samples / plan.global_batch, total
+        ),
         batches=batches,
         loss_of=loss_of,
         folder=folder,
@@ -92,18 +85,30 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
 
 
 def finish_job(job: Job) -> None:
-    """Publish the model of the last step as the run's own, unless an earlier start has done so."""
+    """Publish the model of the last step in the run folder, unless an earlier start has done so."""
     is_published = job.start.step == job.total and job.folder.model.exists()
     if job.accelerator.is_main_process and not is_published:
         last = newest_checkpoint(job.folder.checkpoints, job.progress.say)
         assert last is not None, "the last checkpoint has just been written"
-        job.folder.publish(published(last), job.task.description.metadata())
+        job.folder.publish(final_weights(last), job.task.description.metadata())
     job.accelerator.wait_for_everyone()
+
+
+def _require_same_start(
+    accelerator: Accelerator, settings: TrainSettings, batches: TrainingBatches, total: int
+) -> None:
+    require_agreement(
+        accelerator,
+        settings=dump(settings),
+        data=batches.fingerprint,
+        plan=repr((batches.plan, total)),
+        libraries=json.dumps(library_versions()),
+    )
 
 
 @contextmanager
 def _locked(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
-    """Lock the folder on rank 0; an error within unlocks it."""
+    """Lock the folder on rank 0, and unlock it after an error in the context."""
     try:
         if accelerator.is_main_process:
             folder.lock()
@@ -115,8 +120,10 @@ def _locked(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
         raise
 
 
-def _prepare(task: Task, settings: TrainSettings, accelerator: Accelerator) -> tuple[nn.Module, TrainingState]:
-    """Build the model, set how it is run, and let Accelerate wrap model and optimiser."""
+def _prepare(
+    task: Task, settings: TrainSettings, accelerator: Accelerator, found: Checkpoint | None
+) -> tuple[nn.Module, TrainingState]:
+    """Build model and optimiser, let Accelerate wrap them, and restore `found`."""
     model = task.build_model()
     groups = task.parameter_groups(model)
     checkpoint_activations(model, settings.activation_checkpointing)
@@ -124,17 +131,20 @@ def _prepare(task: Task, settings: TrainSettings, accelerator: Accelerator) -> t
         compile_blocks(model)
     shard_each_block(accelerator, model)
     prepared, optimizer = accelerator.prepare(model, build_optimizer(groups, settings.optim, accelerator.device))
-    return prepared, TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay)
+    state = TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay)
+    if found:
+        state.restore(found)
+    return prepared, state
 
 
 def _find(
-    folder: RunFolder, settings: TrainSettings, beginning: Standing, progress: TrainingProgress
+    folder: RunFolder, settings: TrainSettings, beginning: RunPosition, progress: TrainingProgress
 ) -> Checkpoint | None:
-    """Return the run's newest good checkpoint, else the one to begin from, compared with settings and data."""
+    """Return the run's newest intact checkpoint, or else the one to begin from, after comparing settings and data."""
     found = newest_checkpoint(folder.checkpoints, progress.say)
     if found is None and settings.resume is not None:
         found = verify_checkpoint(settings.resume)
-    elif found and found.standing.settings is not None and (other := differences(found.standing.settings, settings)):
+    elif found and (old := found.run_position.settings) is not None and (other := differences(old, settings)):
         raise UserError(
             f"{found.path} was made with other settings than {folder.path} holds: {first_of(other, most=6)}; "
             "give the run its own settings.yaml, or begin another run_dir from it with --resume"
@@ -146,8 +156,8 @@ def _find(
     return found
 
 
-def _standing(folder: RunFolder, found: Checkpoint | None, beginning: Standing) -> Standing:
-    """Return the position at which this start begins: that of `found`, with today's data."""
+def _start_position(folder: RunFolder, found: Checkpoint | None, beginning: RunPosition) -> RunPosition:
+    """Return the position at which this start begins: the step of `found`, with the data of the settings."""
     if found is None:
         return beginning
     old, now = found.position, beginning.position
@@ -159,7 +169,7 @@ def _standing(folder: RunFolder, found: Checkpoint | None, beginning: Standing) 
     else:
         samples = old.samples
     position = DataPosition(samples, now.fingerprint, now.global_batch)
-    return Standing(found.step, position, beginning.settings, found.standing.notes)
+    return RunPosition(found.step, position, beginning.settings, found.run_position.notes)
 
 
 def _say_where(folder: RunFolder, found: Checkpoint | None, total: int, progress: TrainingProgress) -> None:
@@ -172,8 +182,8 @@ def _say_where(folder: RunFolder, found: Checkpoint | None, total: int, progress
 def _writer(
     folder: RunFolder, settings: TrainSettings, accelerator: Accelerator, sharded: bool
 ) -> CheckpointWriter | None:
-    """Return the writer of this rank: rank 0 writes what all ranks hold; of sharded tensors, each rank its own part."""
-    (leg,) = broadcast_object_list([uuid.uuid4().hex[:12]])
+    """Return this rank's writer: rank 0 writes what all ranks hold, and each rank its part of sharded tensors."""
+    (launch_id,) = broadcast_object_list([uuid.uuid4().hex[:12]])
     if not (sharded or accelerator.is_main_process):
         return None
     return CheckpointWriter(
@@ -182,12 +192,12 @@ def _writer(
         settings.keep_every,
         rank=accelerator.process_index,
         writers=accelerator.num_processes if sharded else 1,
-        leg=str(leg),
+        launch_id=str(launch_id),
     )
 
 
 def _warn_of_little_room(folder: RunFolder, state: TrainingState, keep: int, progress: TrainingProgress) -> None:
-    """Warn before days of training that the disk will be full."""
+    """Warn before training starts if the disk is too small for the checkpoints."""
     needed = (keep + 1) * bytes_needed(state.tensors())
     free = shutil.disk_usage(folder.path).free
     if free < needed:
@@ -201,4 +211,4 @@ def _name_other_libraries(found: Checkpoint, progress: TrainingProgress) -> None
     now = library_versions()
     changed = [f"{name} {old}, now {now[name]}" for name, old in found.libraries.items() if now.get(name, old) != old]
     if changed:
-        progress.say(f"{found.path.name} was made with {'; '.join(changed)}: what follows may differ in its last bits")
+        progress.say(f"{found.path.name} was made with {'; '.join(changed)}: results may differ in their last bits")

@@ -1,7 +1,7 @@
-"""What a run has learned: weights, optimiser state and running average, on their way to checkpoints and back."""
+"""State of training: weights, optimiser state and running average, as checkpoints hold them."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,21 +15,21 @@ from mae.training.processes.fsdp2 import load_whole, local_value, part_of, whole
 
 # Groups of tensors in a checkpoint, which name its files.
 MODEL, OPTIMIZER, AVERAGE = "model", "optimizer", "ema"
-# AdamW counts its steps for each parameter; all else that it remembers has the parameter's shape.
+# AdamW counts steps for each parameter; the rest of its state has the shape of the parameter.
 STEP = "step"
 
 
 class TrainingState:
-    """All tensors of a run, whole or sharded, under the names that they have in files."""
+    """All tensors of a run, whole or sharded, under their names in files."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, ema_decay: float | None) -> None:
-        """Take the bare model and its optimiser as Accelerate prepared them."""
+        """Hold the unwrapped model, and the optimiser as Accelerate prepared it."""
         self._model, self.optimizer = model, optimizer
         self._parameters = {name_in_file(name): p for name, p in model.named_parameters() if p.requires_grad}
         self._average = None if ema_decay is None else WeightAverage(self._parameters, ema_decay)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything, where it is: no copies."""
+        """Return all tensors by group, without copying."""
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         optimizer = {
             f"{moment}.{names[id(parameter)]}": value
@@ -40,17 +40,17 @@ class TrainingState:
         return groups if self._average is None else groups | {AVERAGE: self._average.tensors}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take everything up again; the optimiser's settings stay as they are.
+        """Load all tensors; the optimiser's settings stay as they are.
 
         Raises:
-            UserError: if the tensors are not those of this model, naming the first that differ.
+            UserError: if the tensors belong to another model, naming the first that differ.
         """
         weights = checkpoint.tensors(MODEL)
         named = {name: name_in_file(name) for name in self._model.state_dict()}
         require_same_tensors(file_tensors(self._model), weights, checkpoint.path)
         load_whole(self._model, {name: weights[in_file] for name, in_file in named.items()})
         if self._average is not None:
-            # A run that began from a checkpoint without an average begins its own.
+            # A checkpoint without an average starts one from its weights.
             self._average.load(checkpoint.tensors(AVERAGE) or weights)
         self._restore_optimizer(checkpoint.tensors(OPTIMIZER), checkpoint)
 
@@ -70,35 +70,27 @@ class TrainingState:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def update_average(self) -> None:
-        """Take the weights of this step into the average, if there is one."""
+        """Update the average, if there is one, with the weights of this step."""
         if self._average is not None:
             self._average.update()
 
     def are_finite(self) -> bool:
-        """Whether every weight is; waits for the device."""
+        """Return whether every weight is finite; waits for the device."""
         finite = [local_value(p.detach().isfinite().all()) for p in self._parameters.values()]
         return bool(torch.stack(finite).all())
 
     @contextmanager
-    def shown(self) -> Iterator[nn.Module]:
-        """The plain model for a picture or an evaluation, with averaged weights where there is an average.
+    def evaluation_weights(self) -> Iterator[nn.Module]:
+        """Yield the unwrapped model for pictures or evaluation, with averaged weights if there is an average.
 
-        Every rank must enter; inside each may run the model alone, as often as it likes.
+        Every rank must enter; inside, each may run the model alone, any number of times.
         """
-        with self._averaged(), whole(self._model):
+        with self._average.in_place() if self._average is not None else nullcontext(), whole(self._model):
             yield self._model
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        if self._average is None:
-            yield
-            return
-        with self._average.in_place():
-            yield
 
-
-def published(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights that a run leaves behind: those of the checkpoint, averaged ones where there are any."""
+def final_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the weights that a run publishes: the average of the checkpoint if there is one, else its weights."""
     return checkpoint.tensors(MODEL) | checkpoint.tensors(AVERAGE)
 
 

@@ -1,4 +1,4 @@
-"""Cost of training steps: time and memory, measured by taking some."""
+"""Time and memory of training steps, measured on a few of them."""
 
 import statistics
 import time
@@ -14,35 +14,39 @@ from mae.data.batch import Batch, to_device
 from mae.training.memory import forget_peak_memory, give_back, memory_in_use, peak_memory
 from mae.training.task import LossOf
 
-# At least this many steps are timed, and more until _ENOUGH_SECONDS are over; none begins after _MOST_SECONDS.
+# Steps are timed until there are _TIMED_STEPS and _ENOUGH_SECONDS have passed; none begins after _MOST_SECONDS.
 _TIMED_STEPS = 3
 _ENOUGH_SECONDS, _MOST_SECONDS = 0.2, 3.0
 
 
+# From the message of torch's CPU allocator, whose error has no type of its own.
+_CPU_OUT_OF_MEMORY = "can't allocate memory"
+
+
 class OutOfRoomError(Exception):
-    """The batch is too large for the memory."""
+    """Batch that is too large for the memory."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Time and memory of steps with micro-batches of `images` images, on one process."""
+    """Time and memory of steps with micro-batches of `images` images, in one process."""
 
     images: int
     loss: float
-    """Loss of the first micro-batch with the starting weights."""
+    """Loss of the batch in the first step, before any update."""
     seconds: float
-    """Median time of forward and backward of a micro-batch."""
+    """Median time of forward and backward pass of a micro-batch."""
     least_seconds: float
-    """Shortest such time: the one least disturbed by other processes."""
+    """Shortest such time, the one least disturbed by other processes."""
     update_seconds: float
     """Median time of the optimiser's update."""
     resting_bytes: int
-    """Memory between two steps: weights and optimiser state; on a CPU the whole program."""
+    """Memory after the steps: weights and optimiser state, on a CPU the whole process."""
     peak_bytes: int
-    """Greatest memory during the steps."""
+    """Peak memory during the steps."""
 
     def bytes_for(self, images: int, fixed: int) -> float:
-        """Estimate the greatest memory of steps with another number of images: `fixed` bytes, the rest scaled."""
+        """Estimate the peak memory with another number of images; `fixed` bytes do not depend on it."""
         return fixed + (self.peak_bytes - fixed) * images / self.images
 
 
@@ -60,13 +64,13 @@ def take_steps(
     batch: Batch,
     micro_batches: int = 1,
 ) -> Cost:
-    """Take some steps on the same batch and measure them; the model changes.
+    """Train on the same batch for a few steps and measure them; this changes the model.
 
-    With more than one micro-batch the gradients of the first exist while the second is computed, as in a run that
-    accumulates.
+    With several micro-batches, the gradients of the first occupy memory while the second is computed, as in a run with
+    gradient accumulation.
 
     Raises:
-        OutOfRoomError: if there is not enough memory.
+        OutOfRoomError: if the memory is too small.
     """
     device, steps = accelerator.device, list[_Step]()
     forget_peak_memory(device)
@@ -79,7 +83,7 @@ def take_steps(
     except torch.OutOfMemoryError:
         raise OutOfRoomError from None
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch's message on the CPU
+        if _CPU_OUT_OF_MEMORY not in str(error):
             raise
         raise OutOfRoomError from None
     finally:
@@ -98,17 +102,17 @@ def take_steps(
 
 
 def gradient_bytes(model: nn.Module) -> int:
-    """Return the bytes of the gradients of all trained parameters."""
+    """Return the bytes of the gradients of all trainable parameters."""
     return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
 
 
 def bytes_beside(model: nn.Module, processes: int, has_average: bool) -> int:
-    """Return the memory that steps of one process do not show: DDP's copy of the gradients, and the running average."""
+    """Return the bytes that a trial in one process lacks: DDP's copy of the gradients, and the running average."""
     return gradient_bytes(model) * ((processes > 1) + has_average)
 
 
 def _goes_on(done: int, seconds: float) -> bool:
-    """Return whether to time one more step, after `done` steps in `seconds` seconds."""
+    """Return whether to time another step after `done` steps in `seconds` seconds."""
     if done == 0:
         return True
     return seconds < (_MOST_SECONDS if done < _TIMED_STEPS else _ENOUGH_SECONDS)
@@ -129,7 +133,7 @@ def _step(
 
 
 def _now(device: torch.device) -> float:
-    """Return the time at which the device has finished all its work."""
+    """Wait until the device is idle; return the time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

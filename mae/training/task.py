@@ -1,4 +1,4 @@
-"""Task: what a run learns, as the loop, the micro-batch search and the doctor see it."""
+"""Task: what a run learns; used by the loop, the micro-batch search and the doctor."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,7 +17,7 @@ LossOf = Callable[[nn.Module, Batch], Tensor]
 
 
 class Task(ABC):
-    """A model, its loss, and the batches it learns from."""
+    """Model, loss and batches of a run."""
 
     settings: TrainSettings
     """Settings of the run, with mean and std filled in."""
@@ -32,12 +32,12 @@ class Task(ABC):
     @property
     @abstractmethod
     def noise_columns(self) -> int:
-        """Random numbers per image that the loss reads from `Batch.noise`."""
+        """Number of random numbers per image that the loss reads from `Batch.noise`."""
 
     @property
     @abstractmethod
     def flops_per_image(self) -> int:
-        """Floating-point operations of training on one image, forward and backward."""
+        """Number of floating-point operations to train on one image, forward and backward."""
 
     @property
     @abstractmethod
@@ -61,5 +61,5 @@ class Task(ABC):
         """Return the loss of micro-batches of `images` images.
 
         Raises:
-            UserError: if the loss cannot be computed for that many.
+            UserError: if the loss cannot be computed for this number.
         """

@@ -23,7 +23,7 @@ from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.sizes import SIZES
 from mae.models.weights import file_tensors, read_weights
 from mae.pipelines.export import ExportSettings, run
-from mae.training.checkpoints.manifest import DataPosition, Standing, step_folder
+from mae.training.checkpoints.manifest import DataPosition, RunPosition, step_folder
 from mae.training.checkpoints.writer import CheckpointWriter
 
 SOURCE = Path("runs/one/model.safetensors")
@@ -248,8 +248,8 @@ def test_transformers_loads_the_folder(
 def save_checkpoint(writer: CheckpointWriter, step: int, model: dict[str, Tensor]) -> None:
     """With the weights of another model all over again as optimiser state."""
     _, _, description = pretrained(SQUARE, (8, 8), 3)
-    standing = Standing(step, DataPosition(step, "fingerprint", 1), "settings", {})
-    writer.save({"model": model, "optimizer": model}, description.metadata(), standing)
+    run_position = RunPosition(step, DataPosition(step, "fingerprint", 1), "settings", {})
+    writer.save({"model": model, "optimizer": model}, description.metadata(), run_position)
 
 
 def test_a_checkpoint_of_a_run_in_progress_is_exported_whole_or_not_at_all_c19(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_checkpoint_that_is_not_yet_whole_is_never_exported_c19(tmp_path: Path
     writer.close()
     whole = step_folder(tmp_path / "run" / "checkpoints", 1)
     # As it stood a moment ago, all but renamed.
-    half = whole.rename(whole.with_name(".tmp-000000001-leg.1"))
+    half = whole.rename(whole.with_name(".tmp-000000001-launch.1"))
     for source in (half, tmp_path / "run"):
         with pytest.raises(UserError, match=r"give .*"):
             run(ExportSettings(source, out=tmp_path / "out"))

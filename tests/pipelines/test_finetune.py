@@ -16,7 +16,7 @@ from mae.pipelines import finetune, pretrain
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
 from mae.training import micro_batch
-from mae.training.checkpoints.manifest import Standing
+from mae.training.checkpoints.manifest import RunPosition
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.run_folder.folder import RunFolder
 
@@ -154,10 +154,10 @@ def test_mixup_and_cutmix_resume_to_the_same_bits(
     straight = run(settings(shards, held_out, tmp_path / "straight", *flags))
     save = CheckpointWriter.save
 
-    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, standing: Standing) -> None:
-        if standing.step == 8:
+    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, run_position: RunPosition) -> None:
+        if run_position.step == 8:
             raise KeyboardInterrupt
-        save(self, tensors, metadata, standing)
+        save(self, tensors, metadata, run_position)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(CheckpointWriter, "save", dying_save)

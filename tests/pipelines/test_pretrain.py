@@ -22,7 +22,7 @@ from mae.pipelines.pretrain import run
 from mae.settings import load_yaml, parse, to_dict
 from mae.tasks.pretraining import PretrainSettings
 from mae.training import micro_batch
-from mae.training.checkpoints.manifest import Standing
+from mae.training.checkpoints.manifest import RunPosition
 from mae.training.checkpoints.writer import CheckpointWriter
 
 TINY = [
@@ -144,10 +144,10 @@ def unplug_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loop die right before it saves the checkpoint of `step`."""
     save = CheckpointWriter.save
 
-    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, standing: Standing) -> None:
-        if standing.step == step:
+    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, run_position: RunPosition) -> None:
+        if run_position.step == step:
             raise UnpluggedError
-        save(self, tensors, metadata, standing)
+        save(self, tensors, metadata, run_position)
 
     monkeypatch.setattr(CheckpointWriter, "save", dying_save)
 
@@ -178,7 +178,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     capsys.readouterr()
     run(settings(shards, tmp_path / "run"))
     shown = capsys.readouterr().out
-    assert "step-000000013 is not used: model.safetensors is changed or cut" in shown
+    assert "step-000000013 is not used: model.safetensors was changed or truncated" in shown
     assert "from step-000000012" in shown
     assert_equal_tensors(straight.model, expected)
 

@@ -18,7 +18,7 @@ from mae.errors import UserError
 from mae.models.positions import resample_positions
 from mae.pipelines import export, finetune, pretrain
 from mae.settings import dump, load_yaml, parse, to_dict
-from mae.training.checkpoints.manifest import Standing
+from mae.training.checkpoints.manifest import RunPosition
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.run_folder.folder import RunFolder
 
@@ -110,10 +110,10 @@ def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop is interrupted right before it saves the checkpoint of `step`."""
     save = CheckpointWriter.save
 
-    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, standing: Standing) -> None:
-        if standing.step == step:
+    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, run_position: RunPosition) -> None:
+        if run_position.step == step:
             raise KeyboardInterrupt
-        save(self, tensors, metadata, standing)
+        save(self, tensors, metadata, run_position)
 
     monkeypatch.setattr(CheckpointWriter, "save", dying_save)
 

@@ -14,7 +14,7 @@ from mae.data.settings import DataSettings
 from mae.data.source import IndexedSource
 from mae.models.description import ModelDescription, describe_model
 from mae.models.settings import EncoderSettings
-from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.job import Job
 from mae.training.optimizer import OptimSettings, build_optimizer, cosine_schedule, parameter_groups
 from mae.training.processes.accelerator import start_accelerator
@@ -88,13 +88,12 @@ def job_of(shard: Path, run_dir: Path, allowed: int, start: int = 0, log_every: 
         accelerator=accelerator,
         model=prepared,
         state=TrainingState(accelerator.unwrap_model(prepared), optimizer, None),
-        optimizer=optimizer,
         schedule=cosine_schedule(optim, 8, 100.0, float(STEPS_PER_EPOCH), 300),
         batches=task.batches(plan, accelerator.process_index),
         loss_of=task.loss_of(plan.per_process),
         folder=RunFolder(run_dir),
         writer=None,
         progress=TrainingProgress("train", accelerator.is_main_process),
-        start=Standing(start, DataPosition(8 * start, source.index.fingerprint, 8), {}, {}),
+        start=RunPosition(start, DataPosition(8 * start, source.index.fingerprint, 8), {}, {}),
         total=300,
     )

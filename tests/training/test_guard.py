@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from mae.training.guard import poisoned, step_unless, step_unless_on_device
+from mae.training.guard import nan_gradients_if_nonfinite, step_unless, step_unless_on_device
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5, -1e38])
@@ -16,8 +16,8 @@ def test_a_finite_loss_keeps_its_bits_and_its_gradients_n01(value: float) -> Non
     weight = torch.tensor([0.3, value], requires_grad=True)
     loss = (weight * 2).sum()
     (expected,) = torch.autograd.grad(loss, weight, retain_graph=True)
-    assert torch.equal(poisoned(loss), loss)
-    (found,) = torch.autograd.grad(poisoned(loss), weight)
+    assert torch.equal(nan_gradients_if_nonfinite(loss), loss)
+    (found,) = torch.autograd.grad(nan_gradients_if_nonfinite(loss), weight)
     assert torch.equal(found, expected)
 
 
@@ -25,7 +25,7 @@ def test_a_finite_loss_keeps_its_bits_and_its_gradients_n01(value: float) -> Non
 def test_any_other_loss_spoils_every_gradient_n01(value: float) -> None:
     """Even one whose own gradient is finite: the square of 1e30 is not, its derivative is."""
     weights = torch.ones(3, requires_grad=True)
-    (found,) = torch.autograd.grad(poisoned(weights.sum() + value), weights)
+    (found,) = torch.autograd.grad(nan_gradients_if_nonfinite(weights.sum() + value), weights)
     assert found.isnan().all()
 
 

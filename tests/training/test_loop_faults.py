@@ -118,8 +118,8 @@ def test_after_so_many_skips_in_a_row_the_weights_go_back_once_and_the_data_go_o
     found = verify_checkpoint(step_folder(one.folder.checkpoints, 6))
     before.state.restore(found)
     position = replace(found.position, samples=9 * 8)
-    standing = replace(found.standing, position=position)
-    expected = run(replace(before, start=standing, folder=RunFolder(tmp_path / "other"), writer=None))
+    run_position = replace(found.run_position, position=position)
+    expected = run(replace(before, start=run_position, folder=RunFolder(tmp_path / "other"), writer=None))
     assert plain(final.tensors("model")) == expected
 
 
@@ -153,7 +153,7 @@ class Unwritable(CheckpointWriter):
     failing: Sequence[int] = ()
 
     def _write(self, save: Any) -> None:
-        if save.standing.step in self.failing:
+        if save.run_position.step in self.failing:
             self.failure = "disk full"
             self.failures_in_a_row += 1
         else:
@@ -170,7 +170,7 @@ def test_a_save_that_fails_is_said_and_tried_again_c03(
     run(replace(one, writer=writer))
     saved = {int(path.name[5:]) for path in one.folder.checkpoints.glob("step-*")}
     assert saved == {2, 4, 6, 8, 10, 12} - set(failing)
-    assert "warning: disk full; training goes on" in capsys.readouterr().out
+    assert "warning: disk full; training continues" in capsys.readouterr().out
 
 
 def test_after_three_failures_in_a_row_the_run_ends_c03(shard: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def resumed(shard: Path, run_dir: Path, log_every: int = 1) -> Job:
     found = newest_checkpoint(again.folder.checkpoints, lambda text: None)
     assert found is not None
     again.state.restore(found)
-    return replace(again, start=found.standing)
+    return replace(again, start=found.run_position)
 
 
 def trace(folder: RunFolder) -> list[tuple[int, float, float]]:
@@ -259,7 +259,7 @@ def test_a_signal_to_one_rank_is_one_to_all_p02(shard: Path, tmp_path: Path, on_
             run(one)
 
     first, second = on_two_ranks(cut)
-    assert first == second == f"error: SIGTERM: saved at step 7 of {TOTAL}; start the same command to go on"
+    assert first == second == f"error: SIGTERM: saved at step 7 of {TOTAL}; the same command resumes from there"
     straight = on_two_ranks(lambda: run(job(shard, tmp_path / "straight", log_every=5)))
     again = on_two_ranks(lambda: run(resumed(shard, tmp_path / "cut", log_every=5)))
     assert again[0] == straight[0]

@@ -67,7 +67,7 @@ def test_mfu_is_a_share_of_the_peak_in_bf16_only(
 def test_steps_of_before_a_resume_count_for_the_loss_and_not_for_the_speed(shard: Path, tmp_path: Path) -> None:
     job = job_of(shard, tmp_path / "run", allowed=0)
     before = Steps(losses=[3.0] * 1000, norms=[1.0] * 1000, skipped=[False] * 1000)
-    meter = Meter(job.accelerator, job.folder, job.progress, 0, unlogged=before.plain())
+    meter = Meter(job.accelerator, job.folder, job.progress, 0, unlogged_steps=before.to_json())
     time.sleep(0.05)
     meter.add(torch.full((), 3.0), torch.ones(()), [])
     meter.read(1001)

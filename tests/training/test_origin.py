@@ -80,7 +80,9 @@ def test_another_image_size_is_said_and_the_weights_come_for_its_grid(autoencode
     said: list[str] = []
     origin = origin_of(autoencoder)
     inherit_normalization(origin, SETTINGS, replace(DATA, image_size=(24, 32)), said.append)
-    assert said == [f"{origin.path} has seen images of 16x16, data.image_size is 24x32: its positions are resampled"]
+    assert said == [
+        f"{origin.path} was trained on images of 16x16, data.image_size is 24x32: its positions are resampled"
+    ]
     weights = origin.weights(SETTINGS.grid((24, 32)))
     assert (weights["pos_embed"].shape, weights["decoder_pos_embed"].shape) == ((1, 49, 16), (1, 49, 12))
 
@@ -130,9 +132,7 @@ def test_another_task_is_none_of_the_weights(changed: dict[str, Any], autoencode
 def test_another_target_is_said(autoencoder: Path) -> None:
     said: list[str] = []
     inherit_normalization(origin_of(autoencoder), replace(SETTINGS, norm_pix_loss=False), DATA, said.append)
-    assert said == [
-        f"the decoder of {autoencoder}/model.safetensors has learned another target: model.norm_pix_loss True"
-    ]
+    assert said == [f"the decoder of {autoencoder}/model.safetensors learned another target: model.norm_pix_loss True"]
 
 
 def test_a_decoder_that_is_not_described_is_told_by_its_tensors(autoencoder: Path) -> None:
@@ -149,5 +149,5 @@ def test_the_model_of_a_classifier_has_no_decoder_and_that_is_said(classifier: P
     said: list[str] = []
     origin = origin_of(classifier)
     inherit_normalization(origin, SETTINGS, DATA, said.append)
-    assert said == [f"{origin.path} holds no decoder: a new one begins beside its encoder"]
+    assert said == [f"{origin.path} holds no decoder: its encoder gets a new one"]
     assert "head.fc1.weight" in origin.weights((4, 4))

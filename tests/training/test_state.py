@@ -8,14 +8,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from mae.errors import UserError
-from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import newest_checkpoint
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.ema import WeightAverage
 from mae.training.optimizer import OptimSettings, build_optimizer, parameter_groups
-from mae.training.state import TrainingState, published
+from mae.training.state import TrainingState, final_weights
 
-STANDING = Standing(7, DataPosition(56, "f", 8), {"seed": 1}, {"pipeline": {"best": {"step": 3, "accuracy": 0.5}}})
+RUN_POSITION = RunPosition(
+    7, DataPosition(56, "f", 8), {"seed": 1}, {"pipeline": {"best": {"step": 3, "accuracy": 0.5}}}
+)
 
 
 def trained(seed: int, decay: float | None, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer, TrainingState]:
@@ -39,7 +41,7 @@ def trained(seed: int, decay: float | None, width: int = 4) -> tuple[nn.Module, 
 
 def save(root: Path, state: TrainingState) -> None:
     writer = CheckpointWriter(root, keep=1)
-    writer.save(state.tensors(), {"format": "pt"}, STANDING)
+    writer.save(state.tensors(), {"format": "pt"}, RUN_POSITION)
     writer.wait()
     writer.close()
 
@@ -52,7 +54,7 @@ def test_weights_moments_steps_average_position_and_notes_come_back_c15(decay: f
     found = newest_checkpoint(tmp_path, lambda text: None)
     assert found is not None
     after.restore(found)
-    assert found.standing == STANDING
+    assert found.run_position == RUN_POSITION
     expected, now = before.tensors(), after.tensors()
     assert expected.keys() == now.keys() == {"model", "optimizer"} | ({"ema"} if decay else set())
     for group in expected:
@@ -86,14 +88,14 @@ def test_the_average_is_shown_and_published_and_the_weights_stay(tmp_path: Path)
     model, _, state = trained(0, 0.9)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     average = state.tensors()["ema"]
-    with state.shown() as shown:
+    with state.evaluation_weights() as shown:
         assert all(torch.equal(p, average[name]) for name, p in shown.named_parameters() if p.requires_grad)
         assert not torch.equal(shown.state_dict()["0.weight"], weights["0.weight"])
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     save(tmp_path, state)
     found = newest_checkpoint(tmp_path, lambda text: None)
     assert found is not None
-    final = published(found)
+    final = final_weights(found)
     assert all(torch.equal(final[name], average.get(name, weights[name])) for name in weights)
 
 

@@ -1,4 +1,4 @@
-"""What `manifest.json` says of a checkpoint: where the run stands, who wrote it, and the sha256 of every file."""
+"""Manifest of a checkpoint, `manifest.json`: position of the run, versions of libraries, sha256 of every file."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ FORMAT_VERSION = 3
 _OLDER_FORMAT = 2
 MODEL_FILE, MANIFEST_FILE = "model.safetensors", "manifest.json"
 SET_ASIDE = ".old"
-"""Ends the name of a checkpoint while another of the same step takes its place."""
+"""Suffix of a checkpoint's name while another of the same step replaces it."""
 MALFORMED = (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What reading JSON of another shape than expected raises, beside ValueError."""
+"""Errors, beside ValueError, of reading JSON that is not of the expected shape."""
 _FOLDER = re.compile(rf"step-(\d+)(?:{re.escape(SET_ASIDE)})?")
 
 
 class BadCheckpointError(CheckpointError):
-    """A checkpoint that cannot be used."""
+    """Checkpoint that cannot be used."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"checkpoint {path} cannot be used: {reason}")
@@ -31,57 +31,57 @@ class BadCheckpointError(CheckpointError):
 
 @dataclass(frozen=True)
 class DataPosition:
-    """All there is to know of where a run stands in its data."""
+    """Position of a run in its data."""
 
     samples: int
-    """Samples consumed since the start of training."""
+    """Number of samples consumed since the start of training."""
     fingerprint: str
-    """Which samples, in which order of shards."""
+    """Hash of the samples and the order of the shards."""
     global_batch: int
     order_version: int = ORDER_VERSION
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a run stands."""
+class RunPosition:
+    """Position of a run."""
 
     step: int
-    """Optimiser steps done."""
+    """Number of optimiser steps done."""
     position: DataPosition
     settings: Mapping[str, Any] | None
     """Settings that decide the weights, by full name; None in a checkpoint of format 2, which holds only their hash."""
     notes: dict[str, Any]
-    """What the loop and the pipeline have to remember, as JSON."""
+    """JSON values that the loop and the pipeline find again after a resume."""
 
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """What a file is held against."""
+    """Size and hash with which a file is compared."""
 
     bytes: int
     sha256: str
 
     @staticmethod
     def of(path: Path) -> "FileIdentity":
-        """Read a file."""
+        """Return the identity of a file on the disk."""
         with path.open("rb") as file:
             return FileIdentity(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`."""
+    """Content of `manifest.json`."""
 
-    standing: Standing
+    run_position: RunPosition
     libraries: Mapping[str, str]
-    """Versions of what wrote it."""
+    """Versions of the libraries that wrote the checkpoint."""
     files: Mapping[str, FileIdentity]
 
     def to_json(self) -> bytes:
-        """As it is written, with the sha256 of itself."""
+        """Return the text of the file, which includes its own sha256."""
         content = {
             "format_version": FORMAT_VERSION,
-            **asdict(self.standing),
+            **asdict(self.run_position),
             "libraries": dict(self.libraries),
             "files": {name: asdict(identity) for name, identity in self.files.items()},
         }
@@ -89,10 +89,10 @@ class Manifest:
 
     @staticmethod
     def from_json(text: bytes) -> "Manifest":
-        """As it was written.
+        """Parse the text of the file.
 
         Raises:
-            ValueError: if it was changed since, or is of another format.
+            ValueError: if it was changed after it was written, or has another format.
         """
         try:
             content = json.loads(text)
@@ -102,9 +102,9 @@ class Manifest:
                     f"its format version is {found}, this program reads {_OLDER_FORMAT} and {FORMAT_VERSION}"
                 )
             if content.pop("sha256") != _digest(content):
-                raise ValueError("it is changed")
+                raise ValueError("its content was changed")
             return Manifest(
-                Standing(
+                RunPosition(
                     int(content["step"]),
                     DataPosition(**content["position"]),
                     # A hash would differ for each setting added since, so it is not compared; data, batch and the names
@@ -120,18 +120,18 @@ class Manifest:
 
 
 def step_folder(root: Path, step: int) -> Path:
-    """`root/step-000000123`."""
+    """Return the folder of a step's checkpoint, as `root/step-000000123`."""
     return root / f"step-{step:09d}"
 
 
 def step_of(path: Path) -> int | None:
-    """The step in the name of a checkpoint's folder; none if it is no such name."""
+    """Return the step in the name of a checkpoint's folder; None for any other name."""
     match = _FOLDER.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def is_set_aside(path: Path) -> bool:
-    """Whether another of the same step was about to take its place."""
+    """Return whether another checkpoint of the same step was about to replace this one."""
     return path.name.endswith(SET_ASIDE)
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints: finding the newest one that is whole, and reading it.
+"""Reading of checkpoints: the newest one that is whole.
 
-`step-000000123/` holds `model.safetensors` (the layout of the final model), `optimizer.safetensors`,
-`ema.safetensors` where there is an average, and, written last, `manifest.json`. `checkpoint_writer` makes such
-folders; nothing in them is trusted before it is verified, and nothing in them can run.
+`step-000000123/` holds `model.safetensors` (in the layout of the final model), `optimizer.safetensors`,
+`ema.safetensors` for a run with an average of the weights, and, written last, `manifest.json`. Nothing in it is used
+before it is verified, and nothing in it can run.
 """
 
 import os
@@ -20,7 +20,7 @@ from mae.training.checkpoints.manifest import (
     DataPosition,
     FileIdentity,
     Manifest,
-    Standing,
+    RunPosition,
     is_set_aside,
     step_of,
 )
@@ -29,32 +29,32 @@ from mae.training.checkpoints.tensor_files import DamagedFileError, files_of, gr
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose every file has been verified."""
+    """Checkpoint of which every file has been verified."""
 
     path: Path
-    standing: Standing
+    run_position: RunPosition
     libraries: dict[str, str]
-    """Versions of what wrote it."""
+    """Versions of the libraries that wrote it."""
     files: tuple[str, ...]
     """Names of its tensor files."""
 
     @property
     def step(self) -> int:
-        """Optimiser steps done."""
-        return self.standing.step
+        """Number of optimiser steps done."""
+        return self.run_position.step
 
     @property
     def position(self) -> DataPosition:
-        """Where the run stands in its data."""
-        return self.standing.position
+        """Position of the run in its data."""
+        return self.run_position.position
 
     def tensors(self, group: str) -> dict[str, Tensor]:
-        """The whole tensors of `model`, `optimizer` or `ema`, on the CPU, however many ranks saved them.
+        """Return the whole tensors of `model`, `optimizer` or `ema`, on the CPU, however many ranks saved them.
 
         A group that was not saved is empty.
 
         Raises:
-            BadCheckpointError: if the files were damaged since they were verified.
+            BadCheckpointError: if the files were damaged after they were verified.
         """
         try:
             return read_tensors(self.path, files_of(group, self.files))
@@ -63,18 +63,18 @@ class Checkpoint:
 
 
 def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies; each newer one that does not is named to `report`.
+    """Return the newest intact checkpoint, None if there are none; report each newer one that is damaged.
 
     Raises:
-        CheckpointError: if there are checkpoints but none verifies, or one cannot look. A run never starts from
-            zero in silence.
+        CheckpointError: if there are checkpoints but none is intact, or the folder cannot be read. A run must not
+            silently start from zero.
     """
     rejected: list[str] = []
     for path in _checkpoints(root):
         try:
             checkpoint = verify_checkpoint(path)
             if checkpoint.step != step_of(path):
-                raise BadCheckpointError(path, f"its manifest is of step {checkpoint.step}")
+                raise BadCheckpointError(path, f"its manifest belongs to step {checkpoint.step}")
         except BadCheckpointError as error:
             rejected.append(f"checkpoint {path.name} is not used: {error.reason}")
             report(rejected[-1])
@@ -88,11 +88,10 @@ def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Checkpoint |
 
 
 def verify_checkpoint(path: Path) -> Checkpoint:
-    """Hold every file of a checkpoint against the manifest.
+    """Compare every file of a checkpoint with the manifest.
 
     Raises:
-        BadCheckpointError: naming the first file that is missing, cut, changed, or no part of it, or an unknown
-            format.
+        BadCheckpointError: naming an unknown format, or the first file that is missing, truncated, changed or unknown.
     """
     try:
         return _verified(path)
@@ -105,7 +104,7 @@ def verify_checkpoint(path: Path) -> Checkpoint:
 
 
 def require_same_data(checkpoint: Checkpoint, fingerprint: str, global_batch: int) -> None:
-    """A run continues only on the samples, the order and the global batch it was started with.
+    """Raise an error unless samples, order and global batch equal the checkpoint's.
 
     Raises:
         UserError: naming the old and the new value.
@@ -119,44 +118,44 @@ def require_same_data(checkpoint: Checkpoint, fingerprint: str, global_batch: in
         if before != now:
             raise UserError(
                 f"{checkpoint.path} was trained with another {what}: {before}, now {now}; "
-                "give the run its old data and settings, or another run_dir; --restart_data_order goes on all the same"
+                "give the run its old data and settings, or another run_dir; --restart_data_order resumes all the same"
             )
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    """All that bears the name of a checkpoint, the newest first."""
+    """Return everything named like a checkpoint, newest first."""
     if not os.path.lexists(root):
         return []
     try:
         found = [path for path in root.iterdir() if path.name.startswith("step-")]
     except OSError as error:
-        raise CheckpointError(f"folder {root} of checkpoints cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"checkpoint folder {root} cannot be read: {error.strerror}") from None
     return sorted(found, key=_age, reverse=True)
 
 
 def _age(path: Path) -> tuple[int, bool]:
-    """Greater for what is newer; one set aside is older than the one that takes its place."""
+    """Return a key that is greater for newer checkpoints; one set aside is older than the one that replaces it."""
     step = step_of(path)
     return (-1 if step is None else step, not is_set_aside(path))
 
 
 def _verified(path: Path) -> Checkpoint:
     if not path.exists():
-        raise DamagedFileError("there is no such folder")
+        raise DamagedFileError("the folder does not exist")
     try:
         manifest = Manifest.from_json((path / MANIFEST_FILE).read_bytes())
     except ValueError as error:
         raise DamagedFileError(f"{MANIFEST_FILE} cannot be used ({error})") from None
     extra = {entry.name for entry in path.iterdir()} - {*manifest.files, MANIFEST_FILE}
     if extra:
-        raise DamagedFileError(f"{min(extra)} is no part of it")
+        raise DamagedFileError(f"{min(extra)} does not belong to it")
     for name, wanted in manifest.files.items():
         found = FileIdentity.of(path / name)
         if found != wanted:
             raise DamagedFileError(
-                f"{name} is changed or cut ({found.bytes} bytes, sha256 {found.sha256[:12]}; "
-                f"written were {wanted.bytes}, {wanted.sha256[:12]})"
+                f"{name} was changed or truncated: it has {found.bytes} bytes and sha256 {found.sha256[:12]}, "
+                f"but was written with {wanted.bytes} and {wanted.sha256[:12]}"
             )
     for group in groups_of(manifest.files):
         require_whole(path, files_of(group, manifest.files))
-    return Checkpoint(path, manifest.standing, dict(manifest.libraries), tuple(manifest.files))
+    return Checkpoint(path, manifest.run_position, dict(manifest.libraries), tuple(manifest.files))

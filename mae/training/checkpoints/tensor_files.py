@@ -1,7 +1,7 @@
-"""The tensor files of a checkpoint: plain safetensors, one for each group of tensors, or one for each group and rank.
+"""Tensor files of a checkpoint: plain safetensors, one for each group of tensors, or one for each group and rank.
 
-`model.safetensors` holds a whole group. Where every rank keeps only some rows of each tensor (FSDP2), rank 1
-of 4 writes its own into `model-00001-of-00004.safetensors` and says in the header which rows of what they are.
+`model.safetensors` holds a whole group. If every rank keeps only some rows of each tensor (FSDP2), rank 1 of 4 writes
+its rows into `model-00001-of-00004.safetensors`, and the header names the tensor and the numbers of the rows.
 """
 
 import hashlib
@@ -39,34 +39,34 @@ _DTYPES = {
 }
 _SHARDS = "shards"
 _FILE = re.compile(r"(?P<group>\w+?)(-(?P<rank>\d{5})-of-(?P<writers>\d{5}))?\.safetensors")
-_PIECE = 1 << 24  # bytes handed to the disk and to the hash at once
+_CHUNK_BYTES = 1 << 24  # written and hashed at once
 
 
 class DamagedFileError(Exception):
-    """Which tensor file cannot be used, and why."""
+    """Tensor file that cannot be used, with the reason."""
 
 
 @dataclass(frozen=True)
 class LocalRows:
-    """What one rank keeps of a tensor."""
+    """Rows of a tensor that one rank keeps."""
 
     rows: Tensor
     offset: int
-    """Number of the first of them in the whole tensor."""
+    """Index of the first of them in the whole tensor."""
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the whole tensor."""
 
 
 def file_name(group: str, rank: int, writers: int) -> str:
-    """Name of the file that `rank` of `writers` writes for a group."""
+    """Return the name of the file that `rank` of `writers` writes for a group."""
     return f"{group}.safetensors" if writers == 1 else f"{group}-{rank:05d}-of-{writers:05d}.safetensors"
 
 
 def local_rows(name: str, tensor: DTensor, rank: int, writers: int) -> LocalRows | Tensor:
-    """What this rank keeps of a distributed tensor; a whole tensor if every rank keeps all of it.
+    """Return this rank's rows of a distributed tensor, or the whole tensor if every rank keeps all of it.
 
     Raises:
-        ValueError: if it is distributed in another way than by rows over all that write.
+        ValueError: if it is not distributed by rows over all writing ranks.
     """
     mesh, placements = tensor.device_mesh, tuple(tensor.placements)
     local: Tensor = tensor.to_local()
@@ -75,7 +75,7 @@ def local_rows(name: str, tensor: DTensor, rank: int, writers: int) -> LocalRows
     if placements != (Shard(0),) or mesh.size() != writers or mesh.get_local_rank() != rank:
         raise ValueError(
             f"{name} is distributed as {placements} over {mesh}; "
-            f"rank {rank} of {writers} can only save rows of tensors cut along their first dimension among all ranks"
+            f"rank {rank} of {writers} can only save tensors that are split by rows (Shard(0)) over all writing ranks"
         )
     begin, end = (first_row(tensor.shape[0], number, writers) for number in (rank, rank + 1))
     assert local.shape[0] == end - begin, f"{name} has {local.shape[0]} rows on rank {rank}, not {begin} to {end}"
@@ -83,14 +83,14 @@ def local_rows(name: str, tensor: DTensor, rank: int, writers: int) -> LocalRows
 
 
 def first_row(rows: int, rank: int, writers: int) -> int:
-    """Where the part of a rank begins: all have the same number of rows, but the last fewer or none (`torch.chunk`)."""
+    """Return the first row of a rank; all have equally many rows, only the last ones fewer or none (`torch.chunk`)."""
     return min(rank * math.ceil(rows / writers), rows)
 
 
 class HostCopy:
-    """The tensors of one file, copied to one block of host memory that is laid out as the file will be.
+    """Copy of the tensors of one file, in one block of host memory with the layout of the file.
 
-    The block is kept for the next save; it is pinned when the tensors lie on a GPU.
+    The block is kept for the next save. It is pinned if the tensors are on a GPU.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class HostCopy:
         self._header = b""
 
     def take(self, tensors: Mapping[str, Tensor | LocalRows], metadata: Mapping[str, str]) -> None:
-        """Copy all tensors; from a GPU the copies are only begun, on the stream that is current."""
+        """Copy all tensors; from a GPU the copies only start, on the current stream."""
         shards = {
             name: {"offset": part.offset, "shape": part.shape}
             for name, part in tensors.items()
@@ -111,10 +111,10 @@ class HostCopy:
         about = dict(metadata) | ({_SHARDS: json.dumps(shards, sort_keys=True)} if shards else {})
         self._header = self._describe(about)
         for name, view in self._views.items():
-            view.copy_(whole[name], non_blocking=whole[name].is_cuda)  # on other devices it would not be safe
+            view.copy_(whole[name], non_blocking=whole[name].is_cuda)  # not safe on other devices
 
     def first_not_finite(self) -> str | None:
-        """Name of a tensor that holds NaN or infinity."""
+        """Return the name of a tensor that holds NaN or infinity, if any."""
         for name, view in self._views.items():
             if view.is_floating_point() and view.numel():
                 values = view if view.element_size() > 1 else view.float()
@@ -123,21 +123,21 @@ class HostCopy:
         return None
 
     def write(self, path: Path) -> FileIdentity:
-        """Write the file and bring it to the disk.
+        """Write the file and flush it to the disk.
 
         Raises:
             OSError: if it cannot be written.
         """
         digest = hashlib.sha256()
         with path.open("xb") as file:
-            for piece in self._pieces():
-                file.write(piece)
-                digest.update(piece)
+            for chunk in self._chunks():
+                file.write(chunk)
+                digest.update(chunk)
             flush(file)
         return FileIdentity(len(self._header) + self._block.numel(), digest.hexdigest())
 
     def _arrange(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give every tensor its place in the block, the widest elements first, so that each is aligned."""
+        """Give every tensor a place in the block, the widest elements first, which keeps each aligned."""
         names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
         pinned = any(tensor.is_cuda for tensor in tensors.values())
         layout = ([(name, tensors[name].dtype, tensors[name].shape) for name in names], pinned)
@@ -151,7 +151,7 @@ class HostCopy:
         self._layout = layout
 
     def _describe(self, metadata: Mapping[str, str]) -> bytes:
-        """The header of the file: eight bytes of length, then JSON, padded to whole words."""
+        """Return the header of the file: eight bytes of length, then JSON, padded to a multiple of eight bytes."""
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         end = 0
         for name, view in self._views.items():
@@ -161,18 +161,18 @@ class HostCopy:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    def _pieces(self) -> Iterable[bytes | memoryview]:
+    def _chunks(self) -> Iterable[bytes | memoryview]:
         yield self._header
         data = self._block.numpy().data
-        for start in range(0, len(data), _PIECE):
-            yield data[start : start + _PIECE]
+        for start in range(0, len(data), _CHUNK_BYTES):
+            yield data[start : start + _CHUNK_BYTES]
 
 
 def files_of(group: str, names: Iterable[str]) -> list[str]:
-    """The files of a group, in the order of their ranks.
+    """Return the files of a group, in the order of their ranks.
 
     Raises:
-        DamagedFileError: if those of some ranks are missing.
+        DamagedFileError: if the files of some ranks are missing.
     """
     matches = sorted(_parse(name) for name in names)
     found = [match for match in matches if match.group == group]
@@ -185,29 +185,29 @@ def files_of(group: str, names: Iterable[str]) -> list[str]:
 
 
 def groups_of(names: Iterable[str]) -> list[str]:
-    """The groups that have files.
+    """Return the groups that have files.
 
     Raises:
-        DamagedFileError: if a name is not that of a tensor file.
+        DamagedFileError: if a name is not the name of a tensor file.
     """
     return sorted({_parse(name).group for name in names})
 
 
 def require_whole(folder: Path, files: Sequence[str]) -> None:
-    """Look whether the files of a group can be read and hold every row of every tensor once.
+    """Raise an error unless the files of a group can be read and hold every row of every tensor once.
 
     Raises:
-        DamagedFileError: if not, naming the file or the tensor.
+        DamagedFileError: naming the file or the tensor.
     """
     with ExitStack() as opened:
         _stored(folder, files, opened)
 
 
 def read_tensors(folder: Path, files: Sequence[str]) -> dict[str, Tensor]:
-    """All tensors of a group, whole, from the files of all ranks that saved it.
+    """Return the whole tensors of a group from the files of all ranks that saved it.
 
     Raises:
-        DamagedFileError: as `require_whole`.
+        DamagedFileError: naming a file or tensor that is damaged.
     """
     with ExitStack() as opened:
         return {name: _joined(name, parts) for name, parts in _stored(folder, files, opened).items()}
@@ -229,30 +229,30 @@ def _parse(name: str) -> _FileName:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Rows of a tensor, in an open file."""
+    """Rows of a tensor in an open file."""
 
     file: Any
     offset: int
-    """Number of the first row."""
+    """Index of the first row."""
     rows: int | None
-    """How many there are; none if the tensor was not distributed."""
+    """Number of rows; None if the tensor was not distributed."""
     whole: tuple[int, ...]
     """Shape of the whole tensor."""
     kind: tuple[str, tuple[int, ...]]
-    """Data type, and shape of a row."""
+    """Data type and shape of a row."""
 
 
 def _stored(folder: Path, files: Sequence[str], opened: ExitStack) -> dict[str, list[_Stored]]:
-    """Where the rows of each tensor are, in their order."""
+    """Return the stored rows of each tensor, in order."""
     found: dict[str, list[_Stored]] = {}
     for name in files:
         try:
             file = opened.enter_context(safe_open(folder / name, framework="pt"))
             shards = json.loads((file.metadata() or {}).get(_SHARDS, "{}"))
-            for tensor in file.keys():  # noqa: SIM118  it is no mapping
+            for tensor in file.keys():  # noqa: SIM118  not a mapping
                 found.setdefault(tensor, []).append(_stored_rows(file, tensor, shards.get(tensor)))
         except (SafetensorError, OSError, ValueError, *MALFORMED) as error:
-            raise DamagedFileError(f"{name} is no intact safetensors file ({error})") from None
+            raise DamagedFileError(f"{name} is a damaged safetensors file ({error})") from None
     for tensor, parts in found.items():
         parts.sort(key=lambda part: (part.offset, part.rows or 0))
         _require_all_rows(tensor, parts)
@@ -269,23 +269,23 @@ def _stored_rows(file: Any, name: str, shard: Mapping[str, Any] | None) -> _Stor
 
 
 def _require_all_rows(name: str, parts: Sequence[_Stored]) -> None:
-    """Every row of the tensor is in one of the parts, which are in order, and in no other."""
+    """Raise an error unless every row of the tensor is in exactly one of `parts`, which are in order."""
     first = parts[0]
     if first.rows is None and len(parts) == 1:
         return
     end = 0
     for part in parts:
         if part.rows is None or (part.whole, part.kind) != (first.whole, first.kind) or part.whole[1:] != part.kind[1]:
-            raise DamagedFileError(f"the parts of {name} are not of one tensor")
+            raise DamagedFileError(f"the parts of {name} belong to different tensors")
         if part.offset != end:
-            trouble = "are missing" if part.offset > end else "are there twice"
+            trouble = "are missing" if part.offset > end else "are stored twice"
             raise DamagedFileError(f"rows {min(end, part.offset)} to {max(end, part.offset) - 1} of {name} {trouble}")
         end += part.rows
     if end != first.whole[0]:
-        raise DamagedFileError(f"{name} has {end} rows in all, and should have {first.whole[0]}")
+        raise DamagedFileError(f"{name} has {end} rows in all, but should have {first.whole[0]}")
 
 
 def _joined(name: str, parts: Sequence[_Stored]) -> Tensor:
     found: list[Tensor] = [part.file.get_tensor(name) for part in parts]
-    # Copied, because what safetensors gives is still the file, which may vanish.
+    # Copied, because tensors of safetensors still read the file, which may vanish.
     return found[0].clone() if parts[0].rows is None else torch.cat(found)

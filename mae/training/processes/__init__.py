@@ -1,1 +1,1 @@
-"""The processes of a run: how they start, agree, stop and fail together."""
+"""Processes of a run: they start, agree, stop and fail together."""

@@ -1,9 +1,9 @@
-"""Of a job of several processes, the first error is shown, once.
+"""First error of a job of several processes, printed once.
 
-When one process fails, the others fail soon after: their connections to it break. They may do so at the same moment,
-and what they would say is but an echo. So whoever fails first writes its rank into the store where the processes met,
-and only that one speaks. A process that has lost contact waits whether another has something better to say; if nobody
-has, one was killed or is frozen, and a roll call over the same store tells which.
+When one process fails, its connections break, so the others fail soon after: their errors are only echoes. The first
+process to fail therefore writes its rank into the store in which the processes met, and only that rank reports. A
+process that has lost contact waits for a better explanation from another. If none comes, a rank was killed or is
+frozen, and a roll call over the same store finds which.
 """
 
 import os
@@ -29,35 +29,37 @@ from mae.errors import INTERRUPTED_EXIT_CODE, UserError, first_of, one_line_erro
 from mae.training.processes.rendezvous import has_launchers_store, start_word
 
 _SECONDS_TO_CONNECT = 5.0
-# Of a rank that is gone, some connections break earlier than others; it may be the one with the store.
+# The connections of a dying rank break one after another, and the one to the store may be the last.
 _SECONDS_TO_DIE = 0.3
 _SECONDS_OF_ROLL_CALL = 5.0
-_SECONDS_TO_SPEAK = 15.0
-_SECONDS_BEHIND_THE_SPEAKER = 1.0
-# For a process whose main thread waits in a collective that the first to fail has left.
+_SECONDS_TO_REPORT = 15.0
+_SECONDS_BEHIND_THE_REPORTER = 1.0
+# For a main thread that is stuck in a collective after another rank has failed.
 _SECONDS_LEFT_TO_THE_STUCK = 20.0
-_SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_BETWEEN_LOOKS_IN_HASTE = 0.05
+_POLL_SECONDS = 1.0
+_FAST_POLL_SECONDS = 0.05
 
-_LOST_CONTACT = re.compile(r"\b[Gg]loo\b|\bNCCL\b|Connection (closed|reset) by peer|Timed out waiting|Broken pipe")
+# Both libraries name themselves in their errors, which are not always `DistError`s.
+_LOST_CONTACT = re.compile(r"\b([Gg]loo|NCCL)\b")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How this process ends."""
+    """End of this process by an error."""
 
     text: str
-    """What there is to say."""
+    """Message to print."""
     exit_code: int
     is_first: bool
-    """Whether this process is the one to say it, on stderr and in the run folder."""
+    """Whether this process reports it, on stderr and in the run folder."""
 
 
 @contextmanager
 def errors_said_once() -> Iterator[None]:
-    """As `one_line_errors`, for a job of any number of processes, of which any may fail.
+    """Report errors as `one_line_errors` does, in a job of any number of processes, any of which may fail.
 
-    The first to fail speaks, and all leave with its exit code. A job of several ends here, however it went.
+    Only the first process to fail reports, and all exit with its code. With several processes, the program ends here
+    even without an error.
     """
     with one_line_errors():
         try:
@@ -72,16 +74,16 @@ def errors_said_once() -> Iterator[None]:
                 raise
             raise mistake from None
         if _can_meet():
-            # Threads of gloo and of roll calls wait in C++, and the interpreter's end would abort the process there.
+            # Threads of gloo and of the roll call wait in C++, where a normal exit of the interpreter would abort.
             _exit(0)
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What to say of an error that ends this process, and whether this process is the one to say it.
+    """Return the report of an error that ends this process, and whether this process is the one to print it.
 
-    In a job of several this may take some seconds, and later calls do not change who speaks.
+    With several processes this may take some seconds. Later calls do not change which process reports.
     """
-    outcome = _election.held(_is_echo(error))
+    outcome = _election.outcome(_is_echo(error))
     mistake = error if isinstance(error, UserError) else worker_failure(error)
     if mistake is not None:
         text, exit_code = f"error: {mistake}", mistake.exit_code
@@ -96,29 +98,30 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def is_in_trouble() -> bool:
-    """Whether any process of the job has failed, as far as can be known."""
+    """Return whether any process of the job is known to have failed."""
     try:
-        return _can_meet() and _meet().check(["trouble"])
+        return _can_meet() and _meet().check(["failed"])
     except (DistError, OSError):
         return True
 
 
 def answer_roll_calls() -> None:
-    """Let a thread answer for this process, whatever its main thread waits for, until the job ends.
+    """Start a thread that answers roll calls for this process, even while its main thread is stuck.
 
-    When another process has said why the job ends, this one follows, even if its main thread is stuck.
+    The thread also ends this process after another has reported why the job ends.
     """
-    threading.Thread(target=_answer, name="answer roll calls", daemon=True).start()
-
-
-def _answer() -> None:
-    try:
+    with suppress(DistError, OSError):
         store = _meet()
         store.set(f"host/{_rank()}", socket.gethostname())
-        _await(store, "trouble")
-        store.set(f"here/{_rank()}", "")
-        _await(store, "said")
-        exit_code = int(store.get("said"))
+        threading.Thread(target=_answer, args=(store,), name="answer roll calls", daemon=True).start()
+
+
+def _answer(store: Store) -> None:
+    try:
+        _await(store, "failed")
+        store.set(f"alive/{_rank()}", "")
+        _await(store, "exit code")
+        exit_code = int(store.get("exit code"))
     except (DistError, OSError):
         return  # the store has ended, and with it the job
     time.sleep(_SECONDS_LEFT_TO_THE_STUCK)
@@ -127,26 +130,33 @@ def _answer() -> None:
 
 def _await(store: Store, note: str) -> None:
     while not store.check([note]):
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_SECONDS)
         _require_store()
+
+
+def _appears(store: Store, note: str, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not (found := store.check([note])) and time.monotonic() < until:
+        time.sleep(_FAST_POLL_SECONDS)
+    return found
 
 
 @dataclass(frozen=True)
 class _Outcome:
     is_first: bool
     missing: list[str] | None = None
-    """After a loss of contact, the ranks that answer no more; none if that is not known."""
+    """Ranks that no longer answer, after a loss of contact; empty if unknown."""
     is_alone: bool = False
-    """Whether the others could not be asked."""
+    """Whether the other ranks could not be reached."""
 
 
 class _Election:
-    """Who speaks for the job; held once in each process."""
+    """Choice of the rank that reports for the job; takes place once in each process."""
 
     def __init__(self) -> None:
         self._outcome: _Outcome | None = None
 
-    def held(self, is_echo: bool) -> _Outcome:
+    def outcome(self, is_echo: bool) -> _Outcome:
         if not _can_meet():
             return _Outcome(is_first=True)
         if self._outcome is None:
@@ -154,8 +164,12 @@ class _Election:
             if is_echo:
                 time.sleep(_SECONDS_TO_DIE)
             try:
-                self._outcome = _elect(is_echo)
-            except (DistError, OSError):  # better many voices than none
+                store, me = _meet(), str(_rank())
+                store.set("failed", "")
+                store.set(f"alive/{me}", "")
+                missing = _call_roll(store) if is_echo else None
+                self._outcome = _Outcome(store.compare_set("reporter", "", me) == me.encode(), missing)
+            except (DistError, OSError):  # better several reports than none
                 self._outcome = _Outcome(is_first=True, missing=[] if is_echo else None, is_alone=True)
         return self._outcome
 
@@ -163,23 +177,11 @@ class _Election:
 _election = _Election()
 
 
-def _elect(is_echo: bool) -> _Outcome:
-    store = _meet()
-    me = str(_rank())
-    store.set("trouble", "")
-    store.set(f"here/{me}", "")
-    missing = _call_roll(store) if is_echo else None
-    return _Outcome(store.compare_set("speaker", "", me) == me.encode(), missing)
-
-
 def _call_roll(store: Store) -> list[str]:
-    """The ranks that do not answer; none if another process comes to speak meanwhile."""
-    until = time.monotonic() + _SECONDS_OF_ROLL_CALL
-    while time.monotonic() < until:
-        if store.check(["speaker"]):
-            return []
-        time.sleep(_SECONDS_BETWEEN_LOOKS_IN_HASTE)
-    absent = [rank for rank in range(int(os.environ["WORLD_SIZE"])) if not store.check([f"here/{rank}"])]
+    """Return the ranks that do not answer; none if another process reports meanwhile."""
+    if _appears(store, "reporter", _SECONDS_OF_ROLL_CALL):
+        return []
+    absent = [rank for rank in range(int(os.environ["WORLD_SIZE"])) if not store.check([f"alive/{rank}"])]
     return [f"{rank} on {_host(store, rank)}" for rank in absent]
 
 
@@ -188,8 +190,8 @@ def _host(store: Store, rank: int) -> str:
 
 
 def _is_echo(error: BaseException) -> bool:
-    is_connection = isinstance(error, RuntimeError) and _LOST_CONTACT.search(str(error)) is not None
-    return isinstance(error, DistError) or is_connection
+    """Return whether the error is a lost contact, which another process has caused."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and bool(_LOST_CONTACT.search(str(error))))
 
 
 def _contact_lost(missing: list[str], error: BaseException) -> str:
@@ -197,14 +199,14 @@ def _contact_lost(missing: list[str], error: BaseException) -> str:
         reason = str(error).splitlines()[0]
         return (
             f"rank {_rank()} lost contact with the others, none of which is known to be gone ({reason}): the network "
-            "failed, or a rank took longer than the timeout (its stacks tell where); "
-            "the same command goes on from the last checkpoint"
+            "failed, or a rank took longer than the timeout (its stacks show where); "
+            "the same command resumes from the last checkpoint"
         )
     ranks = f"rank{'s' if len(missing) > 1 else ''} {first_of(missing, separator=', ')}"
     return (
-        f"{ranks} of {os.environ['WORLD_SIZE']} ranks answered no more: killed, frozen, or cut off; look at the output "
-        "there and at the kernel log (dmesg), which names what was killed for lack of memory; "
-        "the same command goes on from the last checkpoint"
+        f"{ranks} of {os.environ['WORLD_SIZE']} ranks stopped answering: killed, frozen, or cut off; look at the "
+        "output there and at the kernel log (dmesg), which names what was killed for lack of memory; "
+        "the same command resumes from the last checkpoint"
     )
 
 
@@ -213,39 +215,36 @@ def _this_rank() -> str:
 
 
 def _leave(failure: Failure) -> NoReturn:
-    """End this process: the speaker at once, the others a little later, for the first exit alarms the launcher."""
-    _ignore_stop_signals()  # by which the launcher clears away the rest of the job
+    """End this process: the reporter at once, the others a little later, because the first exit alarms the launcher."""
+    _ignore_stop_signals()  # with which the launcher ends the rest of the job
     exit_code = failure.exit_code
     if failure.is_first:
         _write(failure.text)
-    with suppress(DistError, OSError):  # without a store there is nobody to wait for
+    with suppress(DistError, OSError):  # without a store there is no rank to wait for
         store = _meet()
         if failure.is_first:
-            store.set("said", str(exit_code))
+            store.set("exit code", str(exit_code))
         else:
-            exit_code = _code_of_the_speaker(store, exit_code)
+            exit_code = _exit_code_of_reporter(store, exit_code)
     _exit(exit_code)
 
 
-def _code_of_the_speaker(store: Store, otherwise: int) -> int:
-    until = time.monotonic() + _SECONDS_TO_SPEAK
-    while not store.check(["said"]):
-        if time.monotonic() > until:
-            return otherwise
-        time.sleep(_SECONDS_BETWEEN_LOOKS_IN_HASTE)
-    time.sleep(_SECONDS_BEHIND_THE_SPEAKER)
-    return int(store.get("said"))
+def _exit_code_of_reporter(store: Store, default: int) -> int:
+    if not _appears(store, "exit code", _SECONDS_TO_REPORT):
+        return default
+    time.sleep(_SECONDS_BEHIND_THE_REPORTER)
+    return int(store.get("exit code"))
 
 
 def _write(text: str) -> None:
-    with suppress(OSError, ValueError):  # nobody listens any more
+    with suppress(OSError, ValueError):  # stderr is closed
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
 def _exit(code: int) -> NoReturn:
-    """Leave without the interpreter's own end, which waits for collectives that will never be answered: the
-    destructors of process groups, of pinned memory, and threads that are stuck."""
+    """Exit without the clean-up of the interpreter, which would wait for unanswered collectives, pinned memory and
+    stuck threads."""
     kill_workers()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -264,8 +263,10 @@ def _rank() -> int:
 
 
 def _can_meet() -> bool:
-    """Whether there is a store in which the processes can leave notes for each other: that of the launcher, or that of
-    rank 0 while the process group exists. Never in a job of one."""
+    """Return whether the processes share a store: the launcher's, or rank 0's while the process group exists.
+
+    A job of one process has none.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     return distributed.is_initialized() or has_launchers_store()
@@ -276,19 +277,19 @@ def _address() -> tuple[str, int]:
 
 
 def _require_store() -> None:
-    """Raise an `OSError` if the store has ended; asked for anything then, TCPStore itself writes pages to stderr."""
+    """Raise an `OSError` if the store has ended, before TCPStore would write pages about it to stderr."""
     socket.create_connection(_address(), _SECONDS_TO_CONNECT).close()
 
 
 def _meet() -> Store:
-    """A connection of one's own to the store; notes of other jobs and of earlier starts lie elsewhere in it.
+    """Open a connection to this start's part of the store, apart from other jobs and earlier starts.
 
     Raises:
-        OSError, DistError: if it has ended.
+        OSError, DistError: if the store has ended.
     """
     _require_store()
     timeout = timedelta(seconds=_SECONDS_TO_CONNECT)
     store = TCPStore(*_address(), is_master=False, wait_for_workers=False, timeout=timeout)
-    # Before they have met there is only the launcher's count of starts, which is not the same on all machines.
+    # Before the processes have met, only the launcher's count of restarts is known, which differs between machines.
     start = start_word() or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"mae/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{start}", store)

@@ -1,8 +1,8 @@
-"""Where the processes of one start of a job meet: a part of the launcher's store that no earlier start has used.
+"""Rendezvous of the processes of one start, in a part of the launcher's store that no earlier start has used.
 
-torchrun keeps one store over all restarts of a job, and torch 2.15 reads in it as if it were new (pytorch #135712):
-after a restart, a process may find the addresses of processes that are gone. The number of the restart is no remedy,
-for on several machines each launcher counts its own.
+torchrun keeps one store over all restarts of a job, and torch 2.15 reads it as if it were new (pytorch #135712): after
+a restart, a process may find the addresses of processes that are gone. The number of the restart does not help,
+because on several machines each launcher counts its own restarts.
 """
 
 import os
@@ -16,20 +16,20 @@ from torch.distributed import DistStoreError
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 INIT_METHOD = "mae-start://"
-"""For `init_process_group`: as `env://`, but apart from what earlier starts have left."""
+"""Value for `init_process_group`: `env://`, apart from what earlier starts have left in the store."""
 
-_SECONDS_BETWEEN_LOOKS = 0.05
+_POLL_SECONDS = 0.05
 
 _start = ""
 
 
 def start_word() -> str:
-    """A word that all processes of this start share, and no other start; empty as long as they have not met."""
+    """Return a word that only the processes of this start share; empty until they have met."""
     return _start
 
 
 def has_launchers_store() -> bool:
-    """Whether the launcher keeps the store, which exists before the processes meet, and after they have ended."""
+    """Return whether the launcher keeps the store, so that it exists before the processes meet and after they end."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -47,9 +47,9 @@ register_rendezvous_handler(INIT_METHOD.partition(":")[0], _meet)  # type: ignor
 
 
 def _agree(store: Store, rank: int, ranks: int, timeout: timedelta) -> str:
-    """The word of this start, which rank 0 chooses.
+    """Return the word of this start, which rank 0 chooses.
 
-    Each rank asks under a name that was never used, so that only an answer of this start can reach it.
+    Each rank asks under a new random name, so only an answer of this start can reach it.
     """
     name = uuid4().hex
     if rank == 0:
@@ -63,10 +63,10 @@ def _agree(store: Store, rank: int, ranks: int, timeout: timedelta) -> str:
 
 
 def _answer(store: Store, word: str, ranks: int, timeout: timedelta) -> None:
-    """Give the word to every rank that asks, until each has got it; one that asked in an earlier start never does.
+    """Answer every rank that asks, until all have confirmed. A request from an earlier start is never confirmed.
 
     Raises:
-        DistStoreError: if some have not come within the timeout.
+        DistStoreError: if some ranks have not come within the timeout.
     """
     absent = set(range(1, ranks))
     until = time.monotonic() + timeout.total_seconds()
@@ -77,4 +77,4 @@ def _answer(store: Store, word: str, ranks: int, timeout: timedelta) -> None:
         if time.monotonic() > until:
             names = ", ".join(map(str, sorted(absent)))
             raise DistStoreError(f"ranks {names} have not come within {timeout.total_seconds():g} s")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_SECONDS)

@@ -1,8 +1,8 @@
-"""Requests to stop: SIGTERM of a scheduler, SIGUSR1 of a batch script, Ctrl-C of a person.
+"""Requests to stop: SIGTERM from a scheduler, SIGUSR1 from a batch script, Ctrl-C from a person.
 
-The first asks the run to save and leave; the next ends the process at once. Python runs a signal's handler between
-two of its own instructions, hence never while the main thread waits inside a collective or a kernel. So a thread
-decides, to which the interpreter's C handler passes each signal's number at once, through a pipe.
+The first asks the run to save and exit; the next ends the process at once. Python only runs signal handlers between
+two of its own instructions, never while the main thread waits inside a collective or a kernel. So the interpreter's C
+handler passes each signal's number at once through a pipe to a thread, which decides.
 """
 
 import os
@@ -19,34 +19,34 @@ from mae.training.processes.first_error import is_in_trouble
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-# A launcher forwards what the whole process group has got from the terminal or the scheduler as well.
+# The terminal or the scheduler may signal the whole process group, and the launcher then forwards the same signal.
 _SECONDS_OF_ECHOES = 2.0
 
-# In which a process notices that it was sent SIGTERM by a launcher because another one has failed.
+# Time to notice that the launcher sent SIGTERM because another process has failed.
 _SECONDS_TO_FAIL = 0.5
 
 
 class StopRequest:
-    """Whether, and by what, the run is asked to save and leave."""
+    """Request to save and exit."""
 
     number: int = 0
-    """Of the first signal; 0 while nobody asks."""
+    """Number of the first signal; 0 without a request."""
 
     @property
     def reason(self) -> str | None:
-        """Name of the first signal; None while nobody asks."""
+        """Name of the first signal; None without a request."""
         return signal.Signals(self.number).name if self.number else None
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Let SIGTERM, SIGUSR1 and SIGINT ask for a stop instead of ending the process, until the context ends.
+    """Turn SIGTERM, SIGUSR1 and SIGINT into requests to stop, until the context ends.
 
-    A repeat within two seconds is an echo of the first; after that, any of them ends the process at once with exit
+    A repeat within two seconds counts as the same signal. After that, any of them ends the process at once with exit
     code 128 + number, even while the main thread is stuck.
 
     Raises:
-        RuntimeError: outside the main thread, or within itself.
+        RuntimeError: outside the main thread, or if the context is nested.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("stop_on_signal works in the main thread only")
@@ -67,18 +67,18 @@ def stop_on_signal() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(wakeup_before)
         with suppress(BlockingIOError):  # a full pipe wakes the thread as well
-            os.write(writer, b"\0")  # forked workers hold copies of the pipe, so that closing it would not be its end
+            os.write(writer, b"\0")  # closing the pipe would not, for forked workers hold copies
         thread.join()
         os.close(writer)
         os.close(reader)
 
 
 def _leave_it_to_the_thread(number: int, frame: FrameType | None) -> None:
-    """Without a handler of Python, the number would not be written to the pipe."""
+    """Do nothing; without a Python handler, the number would not be written to the pipe."""
 
 
 def _leave_the_pipe_to_the_parent() -> None:
-    """In a forked process: what it is sent must not look as if the trainer had been sent it."""
+    """Detach a forked process from the pipe, so that its signals do not look like the trainer's."""
     if signal.getsignal(signal.SIGTERM) is _leave_it_to_the_thread:
         signal.set_wakeup_fd(-1)
 
@@ -90,7 +90,7 @@ def _decide(reader: int, request: StopRequest, ended: threading.Event) -> None:
     began = 0.0
     while not ended.is_set():
         numbers = os.read(reader, 4096)
-        for number in filter(STOP_SIGNALS.__contains__, numbers):  # others are somebody else's, as SIGCHLD is torch's
+        for number in filter(STOP_SIGNALS.__contains__, numbers):  # other signals have other uses, as SIGCHLD in torch
             now = time.monotonic()
             if not request.number:
                 request.number, began = number, now
@@ -100,11 +100,11 @@ def _decide(reader: int, request: StopRequest, ended: threading.Event) -> None:
 
 
 def _announce(reason: str, ended: threading.Event) -> None:
-    """Tell the user, on rank 0; but not when a launcher only clears away what an error on another rank has left."""
+    """Tell the user, on rank 0, unless a launcher only ends this process because another rank has failed."""
     if not is_rank_zero():
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (ended.wait(_SECONDS_TO_FAIL) or is_in_trouble()):
         return
-    with suppress(OSError, ValueError):  # a closed stderr changes nothing of what is to be done
-        sys.stderr.write(f"{reason}: the run is saved and left after this step; another signal ends it at once\n")
+    with suppress(OSError, ValueError):  # a closed stderr does not matter
+        sys.stderr.write(f"{reason}: the run saves and exits after this step; another signal ends it at once\n")
         sys.stderr.flush()

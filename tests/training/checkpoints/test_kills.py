@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint
 from mae.training.checkpoints.writer import CheckpointWriter
-from training.checkpoints.samples import GROUPS, groups, names, standing, write
+from training.checkpoints.samples import GROUPS, groups, names, run_position, write
 
 NUMBERS = 100_000
 """In a tensor; a checkpoint of three takes 1.2 MB."""
@@ -28,27 +28,27 @@ def save_for_ever(root: Path, step: int, acknowledged: Path) -> None:
     writer = CheckpointWriter(root, keep=2)
     with acknowledged.open("ab", buffering=0) as file:
         for done in itertools.count(step):
-            writer.save(groups(done, NUMBERS), {}, standing(done))
+            writer.save(groups(done, NUMBERS), {}, run_position(done))
             writer.wait()
             assert writer.failure is None
             file.write(b"%d\n" % done)
 
 
-def save_parts_for_ever(root: Path, step: int, acknowledged: Path, rank: int, leg: str) -> None:
+def save_parts_for_ever(root: Path, step: int, acknowledged: Path, rank: int, launch_id: str) -> None:
     """The same, where each of two ranks has half of every tensor."""
-    distributed.init_process_group("gloo", init_method=f"file://{root.parent / leg}", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", init_method=f"file://{root.parent / launch_id}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
 
     def half(tensor: Tensor) -> DTensor:
         mine = tensor.chunk(2)[rank]
         return DTensor.from_local(mine, mesh, [Shard(0)], shape=tensor.shape, stride=tensor.stride())
 
-    writer = CheckpointWriter(root, keep=2, rank=rank, writers=2, leg=leg)
+    writer = CheckpointWriter(root, keep=2, rank=rank, writers=2, launch_id=launch_id)
     with acknowledged.open("ab", buffering=0) as file, suppress(RuntimeError):  # the other was killed
         for done in itertools.count(step):
             whole = groups(done, NUMBERS + 1)
             halves = {group: {name: half(tensor) for name, tensor in whole[group].items()} for group in GROUPS}
-            writer.save(halves, {}, standing(done))
+            writer.save(halves, {}, run_position(done))
             writer.wait()
             assert writer.failure is None
             if rank == 0:
@@ -78,7 +78,7 @@ def require_whole(root: Path, acknowledged: Path) -> Checkpoint:
     for group in GROUPS:
         (tensor,) = found.tensors(group).values()
         assert bool((tensor == found.step).all())
-    assert found.standing == standing(found.step)
+    assert found.run_position == run_position(found.step)
     return found
 
 
@@ -115,7 +115,7 @@ def test_kills_while_two_ranks_save_their_parts(victims: list[int], tmp_path: Pa
     chance, step = random.Random(len(victims)), 1
     for number in range(KILLS_OF_RANKS):
         ranks = started(
-            *((save_parts_for_ever, root, step + 1, acknowledged, rank, f"leg{number}") for rank in range(2))
+            *((save_parts_for_ever, root, step + 1, acknowledged, rank, f"launch{number}") for rank in range(2))
         )
         wait_for_a_save(acknowledged, last_acknowledged(acknowledged))
         time.sleep(chance.uniform(0, 0.05))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae.training.checkpoints.manifest import FileIdentity, Manifest, is_set_aside, step_folder, step_of
-from training.checkpoints.samples import standing
+from training.checkpoints.samples import run_position
 
 MANIFEST = Manifest(
-    standing(5, best=0.5, pending=True, losses=[1.0, 2e-300]),
+    run_position(5, best=0.5, pending=True, losses=[1.0, 2e-300]),
     {"torch": "2.15.0"},
     {"model.safetensors": FileIdentity(120, "ab" * 32)},
 )
@@ -22,8 +22,8 @@ def test_what_was_written_comes_back() -> None:
 
 
 def test_numbers_that_json_does_not_know_come_back() -> None:
-    text = Manifest(standing(5, loss=math.nan, best=-math.inf), {}, {}).to_json()
-    notes = Manifest.from_json(text).standing.notes
+    text = Manifest(run_position(5, loss=math.nan, best=-math.inf), {}, {}).to_json()
+    notes = Manifest.from_json(text).run_position.notes
     assert math.isnan(notes["loss"])
     assert notes["best"] == -math.inf
 

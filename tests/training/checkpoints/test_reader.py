@@ -11,10 +11,10 @@ import torch
 from mae.errors import CheckpointError, UserError
 from mae.training.checkpoints.manifest import BadCheckpointError
 from mae.training.checkpoints.reader import newest_checkpoint, require_same_data, verify_checkpoint
-from training.checkpoints.samples import GROUPS, groups, names, standing, write
+from training.checkpoints.samples import GROUPS, groups, names, run_position, write
 
 FIXTURES = Path(__file__).parent / "fixtures"
-POSITION = standing(10).position
+POSITION = run_position(10).position
 
 
 def test_what_was_saved_is_found_and_read(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_what_was_saved_is_found_and_read(tmp_path: Path) -> None:
     found = newest_checkpoint(tmp_path, pytest.fail)
     assert found is not None
     assert found.path == path
-    assert (found.step, found.position, found.standing) == (10, POSITION, standing(10))
+    assert (found.step, found.position, found.run_position) == (10, POSITION, run_position(10))
     assert found.libraries["torch"] == torch.__version__
     for group in GROUPS:
         assert torch.equal(found.tensors(group)[f"{group}.weight"], torch.full((3,), 10.0))
@@ -74,7 +74,7 @@ def test_any_damage_is_named_and_the_one_before_is_used_c06_c10(name: str, damag
 def test_what_is_no_part_of_a_checkpoint_is_damage_c06(tmp_path: Path) -> None:
     path = write(tmp_path, 10)
     (path / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(BadCheckpointError, match=r"optimizer\.pt is no part of it"):
+    with pytest.raises(BadCheckpointError, match=r"optimizer\.pt does not belong to it"):
         verify_checkpoint(path)
 
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_that_was_renamed_is_of_no_step(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(CheckpointError):
         newest_checkpoint(tmp_path, said.append)
-    assert said == ["checkpoint step-000000020 is not used: its manifest is of step 10"]
+    assert said == ["checkpoint step-000000020 is not used: its manifest belongs to step 10"]
 
 
 def test_the_greatest_step_is_the_newest_however_many_digits_it_has_c11(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_empty_folder_or_none_is_a_fresh_start(tmp_path: Path) -> None:
 
 
 def test_a_save_that_was_cut_short_is_a_fresh_start_c16(tmp_path: Path) -> None:
-    write(tmp_path, 10).rename(tmp_path / ".tmp-000000010-leg.1")
+    write(tmp_path, 10).rename(tmp_path / ".tmp-000000010-launch.1")
     assert newest_checkpoint(tmp_path, pytest.fail) is None
 
 
@@ -135,7 +135,7 @@ def test_a_folder_one_cannot_look_into_is_no_fresh_start_c07(trouble: str, tmp_p
 
 
 def test_a_missing_path_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(BadCheckpointError, match="there is no such folder"):
+    with pytest.raises(BadCheckpointError, match="the folder does not exist"):
         verify_checkpoint(tmp_path / "step-000000010")
 
 
@@ -148,7 +148,7 @@ def test_format_version_1_is_refused_by_its_version_c12() -> None:
 def test_format_version_2_is_read_c12_c18(name: str) -> None:
     found = newest_checkpoint(FIXTURES / name, pytest.fail)
     assert found is not None
-    assert found.standing == replace(standing(5, best={"knn": 0.5}), settings=None)
+    assert found.run_position == replace(run_position(5, best={"knn": 0.5}), settings=None)
     assert torch.equal(found.tensors("model")["blocks.0.attn.qkv.weight"], torch.arange(15.0).view(5, 3))
     assert found.tensors("model")["cls_token"].dtype == torch.bfloat16
     assert torch.equal(found.tensors("optimizer")["exp_avg.blocks.0.attn.qkv.weight"], torch.ones(5, 3))
@@ -165,7 +165,7 @@ def test_a_newer_format_is_not_guessed_at_c12(tmp_path: Path) -> None:
 def test_damage_after_it_was_verified_is_an_error_too(tmp_path: Path) -> None:
     found = verify_checkpoint(write(tmp_path, 10))
     (found.path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BadCheckpointError, match=r"model\.safetensors is no intact safetensors file"):
+    with pytest.raises(BadCheckpointError, match=r"model\.safetensors is a damaged safetensors file"):
         found.tensors("model")
 
 
@@ -179,7 +179,7 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
 
 def test_another_version_of_the_order_is_refused_by_name_o13(tmp_path: Path) -> None:
     found = verify_checkpoint(write(tmp_path, 10))
-    older = replace(found, standing=replace(found.standing, position=replace(POSITION, order_version=1)))
+    older = replace(found, run_position=replace(found.run_position, position=replace(POSITION, order_version=1)))
     with pytest.raises(UserError, match="another order version: 1, now 2"):
         require_same_data(older, POSITION.fingerprint, POSITION.global_batch)
 

@@ -84,7 +84,7 @@ def test_a_file_without_tensors_is_one_too(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_size_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mae.training.checkpoints.tensor_files._PIECE", 7)
+    monkeypatch.setattr("mae.training.checkpoints.tensor_files._CHUNK_BYTES", 7)
     identity = write(tmp_path / "model.safetensors", {"w": torch.arange(9.0)})
     assert identity == FileIdentity.of(tmp_path / "model.safetensors")
     assert torch.equal(load_file(tmp_path / "model.safetensors")["w"], torch.arange(9.0))
@@ -145,19 +145,19 @@ FIRST, SECOND = LocalRows(ROWS[:2], 0, (4, 2)), LocalRows(ROWS[2:], 2, (4, 2))
     ("first", "second", "message"),
     [
         (FIRST, LocalRows(ROWS[3:], 3, (4, 2)), "rows 2 to 2 of w are missing"),
-        (FIRST, LocalRows(ROWS[1:], 1, (4, 2)), "rows 1 to 1 of w are there twice"),
-        (FIRST, LocalRows(ROWS[2:3], 2, (4, 2)), "w has 3 rows in all, and should have 4"),
-        (FIRST, None, "w has 2 rows in all, and should have 4"),
+        (FIRST, LocalRows(ROWS[1:], 1, (4, 2)), "rows 1 to 1 of w are stored twice"),
+        (FIRST, LocalRows(ROWS[2:3], 2, (4, 2)), "w has 3 rows in all, but should have 4"),
+        (FIRST, None, "w has 2 rows in all, but should have 4"),
         (None, SECOND, "rows 0 to 1 of w are missing"),
-        (FIRST, FIRST, "rows 0 to 1 of w are there twice"),
-        (FIRST, LocalRows(ROWS[2:], 2, (5, 2)), "not of one tensor"),
-        (FIRST, LocalRows(ROWS[2:].double(), 2, (4, 2)), "not of one tensor"),
-        (FIRST, LocalRows(ROWS[2:, :1], 2, (4, 2)), "not of one tensor"),
-        (FIRST, ROWS[2:], "not of one tensor"),
-        (LocalRows(ROWS[:2], 0, (4, 9)), LocalRows(ROWS[2:], 2, (4, 9)), "not of one tensor"),
-        (LocalRows(ROWS[:2], -2, (4, 2)), SECOND, "rows -2 to -1 of w are there twice"),
-        (ROWS, ROWS, "not of one tensor"),
-        (FIRST, LocalRows(ROWS[2:], 2, ()), "not of one tensor"),
+        (FIRST, FIRST, "rows 0 to 1 of w are stored twice"),
+        (FIRST, LocalRows(ROWS[2:], 2, (5, 2)), "belong to different tensors"),
+        (FIRST, LocalRows(ROWS[2:].double(), 2, (4, 2)), "belong to different tensors"),
+        (FIRST, LocalRows(ROWS[2:, :1], 2, (4, 2)), "belong to different tensors"),
+        (FIRST, ROWS[2:], "belong to different tensors"),
+        (LocalRows(ROWS[:2], 0, (4, 9)), LocalRows(ROWS[2:], 2, (4, 9)), "belong to different tensors"),
+        (LocalRows(ROWS[:2], -2, (4, 2)), SECOND, "rows -2 to -1 of w are stored twice"),
+        (ROWS, ROWS, "belong to different tensors"),
+        (FIRST, LocalRows(ROWS[2:], 2, ()), "belong to different tensors"),
     ],
 )
 def test_rows_that_do_not_fit_together_are_refused(
@@ -241,7 +241,7 @@ def shards(text: str) -> dict[str, str]:
 def test_a_header_that_claims_too_much_is_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(data)
     for read in (read_tensors, require_whole):
-        with pytest.raises(DamagedFileError, match=r"model\.safetensors is no intact|w has 2 rows"):
+        with pytest.raises(DamagedFileError, match=r"model\.safetensors is a damaged|w has 2 rows"):
             read(tmp_path, ["model.safetensors"])
 
 

@@ -25,9 +25,10 @@ from mae.errors import UserError
 from mae.training.checkpoints import writer as checkpoint_writer
 from mae.training.checkpoints.manifest import step_folder
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, verify_checkpoint
+from mae.training.checkpoints.retention import superseded
 from mae.training.checkpoints.tensor_files import HostCopy
-from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed, superseded
-from training.checkpoints.samples import GROUPS, groups, names, standing, write
+from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
+from training.checkpoints.samples import GROUPS, groups, names, run_position, write
 
 LARGE = 60_000
 """Numbers in a tensor; a checkpoint of three takes 720 kB."""
@@ -49,7 +50,7 @@ def require_consistent(found: Checkpoint) -> None:
         tensors = found.tensors(group)
         assert tensors.keys() == {f"{group}.weight"}
         assert bool((tensors[f"{group}.weight"] == found.step).all()), (found.step, group)
-    assert found.position == standing(found.step).position
+    assert found.position == run_position(found.step).position
 
 
 # What comes back
@@ -62,12 +63,12 @@ def test_all_fields_come_back_c15(background: bool, tmp_path: Path) -> None:
         "optimizer": {"exp_avg.w": torch.randn(3, 2), "step.w": torch.tensor(7.0), "count.w": torch.tensor(1 << 60)},
         "ema": {"w": torch.randn(3, 2), "mask": torch.tensor([True, False]), "none": torch.empty(0, 3)},
     }
-    where = standing(7, best={"knn": 0.123456789012345678}, pending=True, losses=[1e-45, 3.0], text="schön")
+    where = run_position(7, best={"knn": 0.123456789012345678}, pending=True, losses=[1e-45, 3.0], text="schön")
     writer = CheckpointWriter(tmp_path, 1, background=background)
     writer.save(tensors, {"format": "pt", "mae": "{}"}, where)
     writer.close()
     found = found_in(tmp_path)
-    assert found.standing == where
+    assert found.run_position == where
     for group, members in tensors.items():
         back = found.tensors(group)
         assert back.keys() == members.keys()
@@ -81,7 +82,7 @@ def test_all_fields_come_back_c15(background: bool, tmp_path: Path) -> None:
 def test_foreground_and_background_write_the_same_files(tmp_path: Path) -> None:
     for background in (False, True):
         writer = CheckpointWriter(tmp_path / f"{background}", 1, background=background)
-        writer.save(groups(7), {"b": "1", "a": "2"}, standing(7, best=0.5))
+        writer.save(groups(7), {"b": "1", "a": "2"}, run_position(7, best=0.5))
         writer.close()
     first, second = (tmp_path / f"{background}" / "step-000000007" for background in (False, True))
     assert names(first) == names(second) == ["ema.safetensors", "manifest.json", *names(first)[2:]]
@@ -98,7 +99,7 @@ def test_the_bytes_needed_are_those_of_the_tensors(tmp_path: Path) -> None:
 
 def test_ranks_that_do_not_write_write_nothing(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path / "none", 1, rank=1)
-    writer.save(groups(1), {}, standing(1))
+    writer.save(groups(1), {}, run_position(1))
     writer.close()
     assert not (tmp_path / "none").exists()
 
@@ -132,7 +133,7 @@ def test_training_goes_on_while_it_is_written(tmp_path: Path, monkeypatch: pytes
     tensors, notes = groups(7), {"losses": [1.0]}
     writer = CheckpointWriter(tmp_path, 1)
     with writing_held(monkeypatch) as go:
-        writer.save(tensors, {}, replace(standing(7), notes=notes))
+        writer.save(tensors, {}, replace(run_position(7), notes=notes))
         for group in tensors.values():
             for tensor in group.values():
                 tensor.fill_(8.0)
@@ -141,14 +142,14 @@ def test_training_goes_on_while_it_is_written(tmp_path: Path, monkeypatch: pytes
         go.set()
         writer.wait()
     require_consistent(found_in(tmp_path))
-    assert found_in(tmp_path).standing.notes == {"losses": [1.0]}
+    assert found_in(tmp_path).run_position.notes == {"losses": [1.0]}
 
 
 def test_one_save_is_in_progress_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = CheckpointWriter(tmp_path, 9)
     with writing_held(monkeypatch) as go:
-        writer.save(groups(1), {}, standing(1))
-        second = threading.Thread(target=lambda: writer.save(groups(2), {}, standing(2)))
+        writer.save(groups(1), {}, run_position(1))
+        second = threading.Thread(target=lambda: writer.save(groups(2), {}, run_position(2)))
         second.start()
         second.join(0.1)
         assert second.is_alive()
@@ -166,7 +167,7 @@ def test_a_mistake_of_the_program_is_not_taken_for_a_full_disk(tmp_path: Path, m
 
     monkeypatch.setattr(HostCopy, "first_not_finite", fail)
     writer = CheckpointWriter(tmp_path, 1)
-    writer.save(groups(1), {}, standing(1))
+    writer.save(groups(1), {}, run_position(1))
     with pytest.raises(ZeroDivisionError):
         writer.wait()
 
@@ -199,7 +200,7 @@ def test_the_newest_and_every_so_many_steps_stay(found: list[int], keep: int, ke
 def test_every_so_many_steps_stay_on_the_disk(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, 1, keep_every=20)
     for step in range(5, 70, 5):
-        writer.save(groups(step), {}, standing(step))
+        writer.save(groups(step), {}, run_position(step))
     writer.close()
     assert steps(tmp_path) == [20, 40, 60, 65]
 
@@ -219,11 +220,11 @@ def test_after_a_resume_the_count_goes_on_and_what_was_given_up_goes_c11(tmp_pat
 def test_a_step_that_is_saved_again_takes_the_place_of_the_first_c05(tmp_path: Path) -> None:
     for again in range(3):
         writer = CheckpointWriter(tmp_path, 1)
-        writer.save(groups(20), {}, standing(20, again=again))
+        writer.save(groups(20), {}, run_position(20, again=again))
         writer.close()
         assert writer.failure is None
         assert names(tmp_path) == ["step-000000020"]
-        assert found_in(tmp_path).standing.notes == {"again": again}
+        assert found_in(tmp_path).run_position.notes == {"again": again}
 
 
 def test_leftovers_of_dead_runs_are_removed_and_never_loaded_c16(tmp_path: Path) -> None:
@@ -273,9 +274,9 @@ def test_a_full_disk_costs_nothing_but_the_new_checkpoint_c03(tmp_path: Path) ->
     with mounted(disk, "1m"):
         root = disk / "checkpoints"
         writer = CheckpointWriter(root, keep=1)
-        writer.save(groups(10, LARGE), {}, standing(10))
+        writer.save(groups(10, LARGE), {}, run_position(10))
         for count in (1, 2):
-            writer.save(groups(20, LARGE), {}, standing(20))
+            writer.save(groups(20, LARGE), {}, run_position(20))
             writer.wait()
             assert writer.failure is not None
             assert writer.failure.startswith(
@@ -288,7 +289,7 @@ def test_a_full_disk_costs_nothing_but_the_new_checkpoint_c03(tmp_path: Path) ->
             assert names(root) == ["step-000000010"]
             require_consistent(found_in(root))
         subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
-        writer.save(groups(30, LARGE), {}, standing(30))
+        writer.save(groups(30, LARGE), {}, run_position(30))
         writer.close()
         assert (writer.failure, writer.failures_in_a_row) == (None, 0)
         assert names(root) == ["step-000000030"]
@@ -300,17 +301,17 @@ def test_a_disk_that_is_read_only_for_a_while_costs_nothing_c14(tmp_path: Path) 
     with mounted(disk, "4m"):
         root = disk / "checkpoints"
         writer = CheckpointWriter(root, keep=1)
-        writer.save(groups(10), {}, standing(10))
+        writer.save(groups(10), {}, run_position(10))
         writer.wait()
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        writer.save(groups(20), {}, standing(20))
+        writer.save(groups(20), {}, run_position(20))
         writer.wait()
         assert writer.failure is not None
         assert "Read-only file system" in writer.failure
         assert writer.failure.endswith("mount it writable")
         require_consistent(found_in(root))
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        writer.save(groups(30), {}, standing(30))
+        writer.save(groups(30), {}, run_position(30))
         writer.close()
         assert (writer.failure, writer.failures_in_a_row) == (None, 0)
         assert names(root) == ["step-000000030"]
@@ -322,7 +323,7 @@ def test_files_that_may_not_be_so_large_are_a_failure_c03(tmp_path: Path) -> Non
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        writer.save(groups(20, LARGE), {}, standing(20))
+        writer.save(groups(20, LARGE), {}, run_position(20))
         writer.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -330,7 +331,7 @@ def test_files_that_may_not_be_so_large_are_a_failure_c03(tmp_path: Path) -> Non
     assert "File too large" in writer.failure
     assert "ulimit -f" in writer.failure
     assert names(tmp_path) == ["step-000000010"]
-    writer.save(groups(20, LARGE), {}, standing(20))
+    writer.save(groups(20, LARGE), {}, run_position(20))
     writer.wait()
     assert (writer.failure, writer.failures_in_a_row) == (None, 0)
 
@@ -338,16 +339,16 @@ def test_files_that_may_not_be_so_large_are_a_failure_c03(tmp_path: Path) -> Non
 def test_a_folder_that_vanished_is_not_made_again_elsewhere_c14(tmp_path: Path) -> None:
     root = tmp_path / "disk" / "checkpoints"
     writer = CheckpointWriter(root, keep=1)
-    writer.save(groups(10), {}, standing(10))
+    writer.save(groups(10), {}, run_position(10))
     writer.wait()
     (tmp_path / "disk").rename(tmp_path / "unmounted")
-    writer.save(groups(20), {}, standing(20))
+    writer.save(groups(20), {}, run_position(20))
     writer.wait()
     assert writer.failure is not None
     assert writer.failure.endswith("free unknown; the folder has vanished: mount it or make it again")
     assert not root.exists()
     (tmp_path / "unmounted").rename(tmp_path / "disk")
-    writer.save(groups(20), {}, standing(20))
+    writer.save(groups(20), {}, run_position(20))
     writer.close()
     assert writer.failure is None
     assert steps(root) == [20]
@@ -365,13 +366,13 @@ def test_any_error_of_the_disk_is_a_failure_that_may_pass_c03(
     writer = CheckpointWriter(tmp_path, keep=1)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        writer.save(groups(20), {}, standing(20))
+        writer.save(groups(20), {}, run_position(20))
         writer.wait()
     assert writer.failure is not None
     assert os.strerror(number) in writer.failure
     assert writer.failures_in_a_row == 1
     require_consistent(found_in(tmp_path))
-    writer.save(groups(30), {}, standing(30))
+    writer.save(groups(30), {}, run_position(30))
     writer.close()
     assert (writer.failure, writer.failures_in_a_row) == (None, 0)
     assert names(tmp_path) == ["step-000000030"]
@@ -384,17 +385,17 @@ def test_old_ones_that_cannot_be_removed_are_told_and_the_new_one_stands(
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
 
     writer = CheckpointWriter(tmp_path, keep=1)
-    writer.save(groups(10), {}, standing(10))
+    writer.save(groups(10), {}, run_position(10))
     writer.wait()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", fail)
-        writer.save(groups(20), {}, standing(20))
+        writer.save(groups(20), {}, run_position(20))
         writer.wait()
     assert (writer.failure, writer.failures_in_a_row) == (None, 0)
     assert writer.warning is not None
     assert "cannot be removed (Device or resource busy)" in writer.warning
     assert found_in(tmp_path).step == 20
-    writer.save(groups(30), {}, standing(30))
+    writer.save(groups(30), {}, run_position(30))
     writer.wait()
     assert writer.warning is None
     assert names(tmp_path) == ["step-000000030"]
@@ -407,7 +408,7 @@ def test_what_is_not_finite_is_never_written(value: float, group: str, tmp_path:
     tensors = groups(20)
     tensors[group][f"{group}.weight"][1] = value
     writer = CheckpointWriter(tmp_path, keep=1)
-    writer.save(tensors, {}, standing(20))
+    writer.save(tensors, {}, run_position(20))
     writer.close()
     assert writer.failure == f"checkpoint of step 20 is not written: {group}.weight of the {group} is not finite"
     assert names(tmp_path) == ["step-000000010"]
@@ -458,7 +459,7 @@ def test_death_before_any_change_of_the_disk_leaves_a_whole_checkpoint(step: int
 
         def save(root: Path = root) -> None:
             writer = CheckpointWriter(root, keep=1)
-            writer.save(groups(step), {}, standing(step, again=True))
+            writer.save(groups(step), {}, run_position(step, again=True))
             writer.wait()
 
         is_over = dies_at(number, save, look)
@@ -476,18 +477,18 @@ def test_death_before_any_change_of_the_disk_leaves_a_whole_checkpoint(step: int
 
 
 def pair(root: Path, **options: Any) -> list[CheckpointWriter]:
-    return [CheckpointWriter(root, 1, rank=rank, writers=2, leg="leg", **options) for rank in range(2)]
+    return [CheckpointWriter(root, 1, rank=rank, writers=2, launch_id="launch", **options) for rank in range(2)]
 
 
 def save_all(writers: list[CheckpointWriter], step: int) -> None:
     for writer in writers:
-        writer.save(groups(step), {}, standing(step))
+        writer.save(groups(step), {}, run_position(step))
     for writer in reversed(writers):
         writer.wait()
 
 
 def test_several_writers_need_a_word_of_their_own(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a word that tells their parts"):
+    with pytest.raises(ValueError, match="need a launch_id, which tells their parts"):
         CheckpointWriter(tmp_path, 1, writers=2)
 
 
@@ -506,12 +507,12 @@ def test_what_all_ranks_have_is_written_once(tmp_path: Path) -> None:
 def test_what_rank_0_does_not_get_in_time_is_given_up_c02(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = pair(tmp_path)
     save_all([first, second], 10)
-    monkeypatch.setattr(checkpoint_writer, "_PATIENCE", 0.1)
-    first.save(groups(20), {}, standing(20))
+    monkeypatch.setattr(checkpoint_writer, "_PART_TIMEOUT", 0.1)
+    first.save(groups(20), {}, run_position(20))
     first.wait()
     assert first.failure == "checkpoint of step 20 is not written: rank 1 has not written its part in time"
     assert steps(tmp_path) == [10]
-    second.save(groups(20), {}, standing(20))  # too late
+    second.save(groups(20), {}, run_position(20))  # too late
     second.wait()
     assert second.failure == first.failure
     monkeypatch.undo()
@@ -521,9 +522,9 @@ def test_what_rank_0_does_not_get_in_time_is_given_up_c02(tmp_path: Path, monkey
 
 
 def test_leaving_does_not_wait_long_for_the_dead_c02(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_writer, "_GRACE", 0.1)
+    monkeypatch.setattr(checkpoint_writer, "_EXIT_TIMEOUT", 0.1)
     first, _ = pair(tmp_path)
-    first.save(groups(20), {}, standing(20))
+    first.save(groups(20), {}, run_position(20))
     began = time.monotonic()
     first.close()
     assert time.monotonic() - began < 10
@@ -560,15 +561,15 @@ def test_what_one_rank_cannot_write_is_given_up_by_all_with_its_reason_c03(
 
 def test_parts_of_a_save_given_up_never_mix_with_those_of_the_next(tmp_path: Path) -> None:
     first, second = pair(tmp_path)
-    second.save(groups(20), {}, standing(20))
+    second.save(groups(20), {}, run_position(20))
     second.wait()
     # The whole job dies, and starts again with rank 1 late.
-    first = CheckpointWriter(tmp_path, 1, rank=0, writers=2, leg="another")
-    first.save(groups(20), {}, standing(20))
+    first = CheckpointWriter(tmp_path, 1, rank=0, writers=2, launch_id="another")
+    first.save(groups(20), {}, run_position(20))
     time.sleep(0.1)
     assert newest_checkpoint(tmp_path, pytest.fail) is None
-    second = CheckpointWriter(tmp_path, 1, rank=1, writers=2, leg="another")
-    second.save(groups(20), {}, standing(20))
+    second = CheckpointWriter(tmp_path, 1, rank=1, writers=2, launch_id="another")
+    second.save(groups(20), {}, run_position(20))
     first.wait()
     assert first.failure is None
     assert names(tmp_path) == ["step-000000020"]
@@ -588,9 +589,9 @@ def save_in_parts(root: Path) -> list[Any]:
     mesh = init_device_mesh("cpu", (2,))
     parts = {name: distribute_tensor(tensor, mesh, [Shard(0)]) for name, tensor in wholes().items()}
     tensors = {"model": parts, "optimizer": {**parts, "step": torch.tensor(7.0)}}
-    writer = CheckpointWriter(root, 1, rank=rank, writers=2, leg="leg")
+    writer = CheckpointWriter(root, 1, rank=rank, writers=2, launch_id="launch")
     needed = bytes_needed(tensors)
-    writer.save(tensors, {"format": "pt"}, standing(20))
+    writer.save(tensors, {"format": "pt"}, run_position(20))
     torch.distributed.barrier()
     for part in parts.values():
         part.to_local().zero_()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
@@ -19,7 +20,8 @@ from torch.distributed import TCPStore
 
 from mae.errors import BadDataError, PreemptedError, UserError
 from mae.training.processes import first_error
-from mae.training.processes.accelerator import Ballot, start_accelerator
+from mae.training.processes.accelerator import start_accelerator
+from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.first_error import errors_said_once, failure_of
 
 HOST = socket.gethostname()
@@ -52,7 +54,7 @@ class Job:
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the ranks, forked from the test, wait for each other."""
     monkeypatch.setattr(first_error, "_SECONDS_OF_ROLL_CALL", 2.5)
-    monkeypatch.setattr(first_error, "_SECONDS_BEHIND_THE_SPEAKER", 0.2)
+    monkeypatch.setattr(first_error, "_SECONDS_BEHIND_THE_REPORTER", 0.2)
 
 
 def free_port() -> int:
@@ -135,12 +137,12 @@ def start(tmp_path: Path, launcher: Callable[[], int]) -> Iterator[Callable[...,
 
 def train(rank: int, fails: int, failure: Callable[[], object], timeout: float = 20.0, steps: int = 10_000) -> None:
     """Vote in each step; one rank does something else at step 5."""
-    ballot = Ballot(start_accelerator("fp32", timeout), timeout)
+    consensus = RankConsensus(start_accelerator("fp32", timeout), timeout)
     for step in range(steps):
         if step == 5 and rank == fails:
             failure()
-        ballot.cast(0)
-        ballot.result()
+        consensus.submit(0)
+        consensus.maximum()
 
 
 def raise_error(error: BaseException) -> None:
@@ -214,8 +216,8 @@ def test_r02_ranks_that_were_killed_are_named_while_the_launcher_clears_away(sta
     job.wait()
     assert (job.exit_codes, job.said[1]) == ([1, -9, 1], "")
     (line,) = filter(None, job.said)
-    assert line.startswith(f"error: rank 1 on {HOST} of 3 ranks answered no more: killed, frozen, or cut off; look at")
-    assert line.endswith("the same command goes on from the last checkpoint\n")
+    assert line.startswith(f"error: rank 1 on {HOST} of 3 ranks stopped answering: killed, frozen, or cut off; look at")
+    assert line.endswith("the same command resumes from the last checkpoint\n")
     assert line.count("\n") == 1
 
 
@@ -224,7 +226,7 @@ def test_r03_a_frozen_rank_is_named_after_the_timeout(start: Callable[..., Job])
     job = start(lambda rank: train(rank, 0, lambda: os.kill(os.getpid(), signal.SIGSTOP), timeout=2.0))
     job.wait(1)
     assert time.monotonic() - began < 20
-    assert job.said[1].startswith(f"error: rank 0 on {HOST} of 2 ranks answered no more: killed, frozen, or cut off;")
+    assert job.said[1].startswith(f"error: rank 0 on {HOST} of 2 ranks stopped answering: killed, frozen, or cut off;")
     assert job.exit_codes == [None, 1]
 
 
@@ -322,6 +324,31 @@ def test_r02_the_rank_that_kept_the_store_is_killed(start: Callable[..., Job]) -
     assert job.exit_codes == [-9, 1]
     assert job.said[1].startswith(f"rank 1 of 2 on {HOST}: error: rank 1 lost contact with the others")
     assert job.said[1].count("\n") == 1
+
+
+@pytest.mark.parametrize(("end", "words"), [("leave", "closed|reset"), ("freeze", "Timed out")])
+def test_the_words_of_gloo_still_tell_a_loss_of_contact(
+    end: str, words: str, on_two_ranks: Callable[[Callable[[], Any]], list[Any]]
+) -> None:
+    """Texts of libraries may change with any release."""
+
+    def lose_contact() -> tuple[str, bool]:
+        from torch import distributed
+
+        consensus = RankConsensus(start_accelerator("fp32"), 1.0)
+        if os.environ["RANK"] == "1":
+            if end == "freeze":
+                time.sleep(3)
+            distributed.destroy_process_group()
+            return "", True
+        consensus.submit(0)
+        with pytest.raises(RuntimeError) as failure:
+            consensus.maximum()
+        return str(failure.value), first_error._is_echo(failure.value)
+
+    (text, is_echo), _ = on_two_ranks(lose_contact)
+    assert re.search(words, text)
+    assert is_echo
 
 
 def test_one_process_keeps_its_tracebacks_and_its_lines(capsys: pytest.CaptureFixture[str]) -> None:

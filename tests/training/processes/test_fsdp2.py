@@ -19,10 +19,10 @@ from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.decoders import DECODERS
 from mae.models.settings import MaskedAutoencoderSettings
-from mae.training.checkpoints.manifest import DataPosition, Standing
+from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import verify_checkpoint
 from mae.training.checkpoints.writer import CheckpointWriter
-from mae.training.guard import poisoned, step_unless
+from mae.training.guard import nan_gradients_if_nonfinite, step_unless
 from mae.training.optimizer import OptimSettings, build_optimizer, parameter_groups, set_learning_rate
 from mae.training.processes.fsdp2 import (
     is_sharded,
@@ -91,7 +91,7 @@ class Trainer:
             with nullcontext() if micro else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     loss = self.model(mine, noise[begin : begin + share]).loss
-                self.accelerator.backward(poisoned(loss) / 2)
+                self.accelerator.backward(nan_gradients_if_nonfinite(loss) / 2)
             losses.append(loss.detach())
         norm = local_value(self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0 if number % 2 else math.inf))
         set_learning_rate(self.optimizer, 0.01)
@@ -237,9 +237,9 @@ def test_a_bad_batch_of_one_rank_is_skipped_by_all(value: float, on_two_ranks: T
 
 def save(trainer: Trainer, root: Path) -> None:
     writers = trainer.accelerator.num_processes if is_sharded(trainer.bare) else 1
-    writer = CheckpointWriter(root, keep=1, rank=trainer.rank, writers=writers, leg="first")
-    standing = Standing(5, DataPosition(5 * BATCH, "fingerprint", BATCH, ORDER_VERSION), {}, {})
-    writer.save(trainer.state.tensors(), {}, standing)
+    writer = CheckpointWriter(root, keep=1, rank=trainer.rank, writers=writers, launch_id="first")
+    run_position = RunPosition(5, DataPosition(5 * BATCH, "fingerprint", BATCH, ORDER_VERSION), {}, {})
+    writer.save(trainer.state.tensors(), {}, run_position)
     writer.wait()
     assert writer.failure is None
     writer.close()

@@ -52,7 +52,7 @@ def test_a_signal_is_a_request_and_is_announced(number: signal.Signals, said: Ca
         os.kill(os.getpid(), number)
         assert soon(lambda: request.reason and said())
         assert (request.reason, request.number) == (number.name, number)
-    assert said() == (f"{number.name}: the run is saved and left after this step; another signal ends it at once\n")
+    assert said() == (f"{number.name}: the run saves and exits after this step; another signal ends it at once\n")
 
 
 def test_what_was_before_is_restored() -> None:
@@ -111,7 +111,7 @@ def test_p04_a_main_thread_that_is_stuck_in_c_is_ended_all_the_same(
     os.kill(trainer.pid, signal.SIGINT)
     trainer.join(10)
     assert trainer.exitcode == 128 + signal.SIGINT
-    assert (tmp_path / "stderr").read_text().startswith("SIGTERM: the run is saved")
+    assert (tmp_path / "stderr").read_text().startswith("SIGTERM: the run saves")
 
 
 def test_signals_of_others_are_let_through(exit_codes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
