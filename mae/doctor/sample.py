@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mae.data.images.decode import decode, is_gray, native_channels
+from mae.data.sample_images import NamedImage
 from mae.data.settings import DataSettings
-from mae.data.source import NamedImage, Source
+from mae.data.source import Source
 from mae.data.statistics import PixelStatistics, PixelSums
 from mae.errors import BadImageError, UserError
 

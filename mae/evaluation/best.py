@@ -4,7 +4,7 @@ import math
 
 from mae.data.eval_batches import EvalBatches
 from mae.data.index import ShardIndex
-from mae.data.prepare import statistics_of
+from mae.data.source import statistics_of
 from mae.evaluation.classification import evaluate
 from mae.models.weights import file_tensors
 from mae.training.job import Job

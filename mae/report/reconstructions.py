@@ -7,7 +7,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from mae import keyed
 from mae.data.loader import normalize
-from mae.data.prepare import statistics_of
+from mae.data.source import statistics_of
 from mae.files import write_atomically
 from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder

@@ -19,8 +19,8 @@ from mae.data.images.augment import AugmentSettings
 from mae.data.index import ShardIndex
 from mae.data.loader import normalize
 from mae.data.plan import BatchPlan
-from mae.data.prepare import open_shards, statistics_of
-from mae.data.source import IndexedSource
+from mae.data.prepare import open_shards
+from mae.data.source import IndexedSource, statistics_of
 from mae.errors import UserError
 from mae.models.classifier import build_classifier
 from mae.models.description import ModelDescription, describe_model

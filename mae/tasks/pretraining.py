@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches
 from mae.data.loader import normalize
 from mae.data.plan import BatchPlan
-from mae.data.prepare import statistics_of
-from mae.data.source import Source, open_source
+from mae.data.source import Source, open_source, statistics_of
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.description import ModelDescription, describe_model
 from mae.models.flops import autoencoder_flops
