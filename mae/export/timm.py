@@ -5,7 +5,6 @@ the architecture and the normalisation. It is loaded back by timm and compared b
 """
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import timm
 import torch
 from torch import Tensor
 
-from mae.errors import UserError
-from mae.files import sync, write_atomically
+from mae.export.publish import new_folder, require_equal_features
+from mae.files import write_atomically
 from mae.models.description import ModelDescription
 from mae.models.encoder import build_encoder
 from mae.models.weights import encoder_part, load_encoder, write_weights
@@ -46,30 +45,12 @@ def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: 
     Raises:
         UserError: if `out` is in use, or what timm loads does not give this encoder's features.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; give a new one with --out")
-    out = out.resolve()
-    part = out.with_name(f".{out.name}.part")
-    if part.exists():
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    try:
+    with new_folder(out) as part:
         encoder = {name: tensor.float() for name, tensor in encoder_part(weights).items()}
         write_weights(part / "model.safetensors", encoder, replace(description, decoder=None).metadata())
         write_atomically(part / "config.json", json.dumps(timm_config(description), indent=2).encode())
         difference = compare(part, weights, description, source)
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"timm's features differ by {difference:.2e} from the run's, allowed is {TOLERANCE:.0e}; "
-                "nothing was exported. Please report this with the run's settings.yaml"
-            )
-    except BaseException:
-        shutil.rmtree(part)
-        raise
-    if out.exists():
-        out.rmdir()
-    part.rename(out)
-    sync(out.parent)
+        require_equal_features("timm", difference, TOLERANCE)
     return difference
 
 
