@@ -60,7 +60,7 @@ def _repeated(source: IndexedSource | StreamedSource) -> tuple[str, ...]:
 
 def images(examination: Examination) -> Finding:
     """Some of them decoded as training will: the bad ones are named, sizes and channels held against the settings."""
-    data, sample = examination.settings.data, examination.sample
+    data, sample = examination.settings.data, examination.image_sample
     found = f"{len(sample.sizes)} of {sample.looked_at} decoded"
     if sample.sizes:
         found += "".join(f", {n} with {counted(planes, 'channel')}" for planes, n in sorted(sample.planes.items()))
@@ -96,7 +96,7 @@ def _sizes(sizes: list[tuple[int, int]], asked: tuple[int, int]) -> Iterable[str
 
 def pixels(examination: Examination) -> Finding:
     """Mean and standard deviation that the run uses, held against some images."""
-    used, sample = examination.data, examination.sample
+    used, sample = examination.data_settings, examination.image_sample
     assert used.mean is not None
     assert used.std is not None
     source = "set" if examination.settings.data.mean is not None else "resolved"
@@ -118,7 +118,7 @@ def pixels(examination: Examination) -> Finding:
 
 def labels(examination: FinetuneExamination) -> Finding:
     """Every sample has one, every class has samples, and evaluation knows no other."""
-    task = examination.labelled
+    task = examination.task_without_statistics
     index, held_out = task.source.index, task.held_out
     counts = np.bincount(index.label, minlength=task.classes)
     found = f"{task.classes} classes with {counts.min():,} to {counts.max():,} samples each"

@@ -71,14 +71,14 @@ class Examination(ABC):
         """Damaged checkpoints that are newer than the one that the run would go on from."""
 
     @Fact
-    def asked(self) -> Any:
+    def doctor_settings(self) -> Any:
         """The settings as they are written, with the doctor's own."""
         return parse(self.doctor_schema, spelled_out(self.argv), prog=f"mae doctor {self.stage}")
 
     @Fact
     def settings(self) -> Any:
         """The settings that the pipeline would parse."""
-        return self.schema(**{field.name: getattr(self.asked, field.name) for field in fields(self.schema)})
+        return self.schema(**{field.name: getattr(self.doctor_settings, field.name) for field in fields(self.schema)})
 
     @Fact
     def accelerator(self) -> Accelerator:
@@ -94,17 +94,17 @@ class Examination(ABC):
     @Fact
     def processes(self) -> int:
         """Of the whole run."""
-        asked: int | None = self.asked.processes
+        asked: int | None = self.doctor_settings.processes
         check(asked is None or asked >= 1, "processes", asked, "1 or more")
-        return asked or self._devices_here
+        return asked or self._local_devices
 
     @property
-    def processes_here(self) -> int:
+    def local_processes(self) -> int:
         """Of the run, on this machine."""
-        return min(self.processes, self._devices_here) if self.device.type == "cuda" else self.processes
+        return min(self.processes, self._local_devices) if self.device.type == "cuda" else self.processes
 
     @property
-    def _devices_here(self) -> int:
+    def _local_devices(self) -> int:
         return torch.cuda.device_count() if self.device.type == "cuda" else 1
 
     @property
@@ -124,29 +124,24 @@ class Examination(ABC):
         return open_source(self.settings.data, self.say)
 
     @Fact
-    def sample(self) -> ImageSample:
+    def image_sample(self) -> ImageSample:
         """Some of the images, decoded."""
         return look_at(self.source, self.settings.data)
 
-    @Fact
+    @property
     def folder(self) -> RunFolder:
         """Of the run."""
         return RunFolder(self.settings.run_dir)
 
     @Fact
-    def data(self) -> DataSettings:
+    def data_settings(self) -> DataSettings:
         """Data settings with mean and std filled in."""
         return with_statistics(self.settings, self.source, self.say)
 
     @property
-    def with_data(self) -> Any:
-        """The settings with mean and std."""
-        return replace(self.settings, data=self.data)
-
-    @property
-    def resolved(self) -> Any:
+    def run_settings(self) -> Any:
         """The settings as the run folder holds them."""
-        return replace(self.with_data, micro_batch_size=self.micro_batch_limit)
+        return replace(self.settings, data=self.data_settings, micro_batch_size=self.micro_batch_limit)
 
     @property
     @abstractmethod
@@ -159,18 +154,18 @@ class Examination(ABC):
         return plan_batches(self.settings.batch_size, self.processes, self.micro_batch_limit)
 
     @Fact
-    def found_micro_batch(self) -> MicroBatch | None:
+    def micro_batch_search(self) -> MicroBatch | None:
         """The micro-batch found by search; None if none is asked for, or the run began with one."""
         if self.folder.with_its_micro_batch(self.settings).micro_batch_size != AUTO:
             return None
         plan = plan_batches(self.settings.batch_size, self.processes, None)
-        return find_micro_batch(self.task, self.accelerator, plan, self.processes_here, running=1)
+        return find_micro_batch(self.task, self.accelerator, plan, self.local_processes, running=1)
 
     @property
     def micro_batch_limit(self) -> int | None:
         """The micro-batch that is asked for, that the run began with, or that was found by search."""
-        if self.found_micro_batch is not None:
-            return self.found_micro_batch.images
+        if self.micro_batch_search is not None:
+            return self.micro_batch_search.images
         limit: int | None = self.folder.with_its_micro_batch(self.settings).micro_batch_limit
         return limit
 
@@ -178,11 +173,6 @@ class Examination(ABC):
     def samples(self) -> int:
         """Number of samples in an epoch."""
         return self.source.samples
-
-    @property
-    def unit(self) -> int:
-        """Number of images of which a micro-batch must hold a multiple."""
-        return self.task.unit
 
     @Fact
     def batches(self) -> TrainingBatches:
@@ -196,7 +186,7 @@ class Examination(ABC):
         return self.task.build_model()
 
     @Fact
-    def total(self) -> int:
+    def total_steps(self) -> int:
         """Steps of the whole run."""
         return total_steps(self.samples, self.settings.epochs, self.settings.batch_size)
 
@@ -204,7 +194,7 @@ class Examination(ABC):
     def schedule(self) -> CosineSchedule:
         """The learning rate."""
         batch = self.settings.batch_size
-        return cosine_schedule(self.settings.optim, batch, self.settings.epochs, self.samples / batch, self.total)
+        return cosine_schedule(self.settings.optim, batch, self.settings.epochs, self.samples / batch, self.total_steps)
 
     @Fact
     def checkpoint(self) -> Checkpoint | None:
@@ -217,7 +207,7 @@ class Examination(ABC):
     @Fact
     def shared_memory(self) -> str:
         """For batches on their way from the workers."""
-        return shared_memory(self.batches, self.processes_here, self.unit)
+        return shared_memory(self.batches, self.local_processes, self.task.unit)
 
     @Fact
     def open_files(self) -> str:

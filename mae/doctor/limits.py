@@ -18,7 +18,7 @@ _PIPES_PER_WORKER = 4
 _SHARDS_OPEN_AT_MOST = 256
 
 
-def shared_memory(batches: TrainingBatches, processes_here: int, unit: int) -> str:
+def shared_memory(batches: TrainingBatches, local_processes: int, unit: int) -> str:
     """How much of /dev/shm the batches take in which workers hand over their images; containers often have 64 MB.
 
     Raises:
@@ -27,7 +27,7 @@ def shared_memory(batches: TrainingBatches, processes_here: int, unit: int) -> s
     data, plan = batches.recipe.data, batches.plan
     height, width = data.size
     row = data.channels * height * width + 8 + 8 + 4 * batches.recipe.noise_columns  # image, label, id, noise
-    ahead = data.workers * _BATCHES_AHEAD * processes_here
+    ahead = data.workers * _BATCHES_AHEAD * local_processes
     needed, free = ahead * plan.per_process * row, shutil.disk_usage(_SHARED_MEMORY).free
     found = (
         f"{_SHARED_MEMORY} has {gigabytes(free)} free, needed are {gigabytes(needed)} for {counted(ahead, 'batch')} of "

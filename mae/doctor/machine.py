@@ -112,7 +112,7 @@ def open_files(examination: Examination) -> Finding:
 
 def processors(examination: Examination) -> Finding:
     """More processes and threads than cores take each other's time."""
-    data, here, cores = examination.settings.data, examination.processes_here, examination.cores
+    data, here, cores = examination.settings.data, examination.local_processes, examination.cores
     decoding, threads = here * data.workers * data.threads, torch.get_num_threads()
     found = f"{counted(cores, 'core')} for {counted(here, 'process')} with {counted(data.workers, 'worker')}"
     if data.threads > 1:

@@ -38,8 +38,8 @@ def batches(examination: Examination) -> Finding:
     found = f"{plan.global_batch} = {counted(plan.processes, 'process')} x {plan.per_process}"
     if plan.accumulation > 1:
         found += f" x {plan.accumulation} accumulated"
-    if examination.found_micro_batch is not None:
-        found += f"; {examination.found_micro_batch}"
+    if examination.micro_batch_search is not None:
+        found += f"; {examination.micro_batch_search}"
     others = [_deal(examination, processes) for processes in _USUAL_PROCESSES if processes != plan.processes]
     return Finding(f"{found}; {', '.join(others)}")
 
@@ -50,14 +50,14 @@ def _deal(examination: Examination, processes: int) -> str:
         plan = plan_batches(asked.batch_size, processes, examination.micro_batch_limit)
     except UserError:
         return f"{processes} do not divide it"
-    if plan.per_process % examination.unit:
-        return f"{processes} x {plan.per_process} is no multiple of {examination.unit}"
+    if plan.per_process % examination.task.unit:
+        return f"{processes} x {plan.per_process} is no multiple of {examination.task.unit}"
     return f"{processes} x {plan.per_process}" + (f" x {plan.accumulation}" if plan.accumulation > 1 else "")
 
 
 def schedule(examination: Examination) -> Finding:
     """Steps, warm-up, learning rate, checkpoints."""
-    curve, total, asked = examination.schedule, examination.total, examination.settings
+    curve, total, asked = examination.schedule, examination.total_steps, examination.settings
     found = (
         f"{examination.samples / asked.batch_size:,.1f} steps an epoch, {total:,} in all, warm-up "
         f"{curve.warmup_steps:,.0f}, peak lr {curve.peak:.3g}"
@@ -92,7 +92,7 @@ def run_dir(examination: Examination) -> Finding:
 def run_folder(examination: Examination) -> Finding:
     """New, or the same run that goes on; apart from the data."""
     examination.folder.keep_out_of(examination.shards)
-    examination.folder.check(examination.resolved)
+    examination.folder.check(examination.run_settings)
     _refuse_a_folder_in_use(examination.folder)
     found, rejected = examination.checkpoint, tuple(examination.rejected)
     if found is None:
@@ -100,7 +100,8 @@ def run_folder(examination: Examination) -> Finding:
     if not examination.settings.restart_data_order:
         require_same_data(found, examination.batches.fingerprint, examination.settings.batch_size)
     return Finding(
-        f"goes on from {found.path.name}, {found.step:,} of {examination.total:,} steps are done", warnings=rejected
+        f"goes on from {found.path.name}, {found.step:,} of {examination.total_steps:,} steps are done",
+        warnings=rejected,
     )
 
 
@@ -138,7 +139,7 @@ def disk_space(examination: Examination) -> Finding:
     asked = examination.settings
     size = checkpoint_bytes(examination.model, asked.ema_decay is not None)
     kept = asked.keep_checkpoints
-    forever = examination.total // asked.keep_every if asked.keep_every else 0
+    forever = examination.total_steps // asked.keep_every if asked.keep_every else 0
     there = len(list(examination.folder.checkpoints.glob("step-*")))
     together = kept + 1 + forever
     needed = size * max(1, together - there)

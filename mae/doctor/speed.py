@@ -66,9 +66,9 @@ def _too_much(examination: Examination, found: str) -> Finding:
     room = available * _TOLERABLE_SHARE_OF_MEMORY - trial.fixed_bytes - _beside(examination)
     by_scale = room * trial.images / max(1, trial.peak_bytes - trial.fixed_bytes)
     most = trial.fitting if trial.fitting < trial.asked else int(min(by_scale, trial.asked - 1))
-    fitting = largest_micro_batch(plan, most, examination.unit)
+    fitting = largest_micro_batch(plan, most, examination.task.unit)
     if fitting is None:
-        fewer = "start fewer processes on this machine, or " if examination.processes_here > 1 else ""
+        fewer = "start fewer processes on this machine, or " if examination.local_processes > 1 else ""
         return Finding(
             found, problems=(f"no smaller micro-batch fits either: {fewer}choose a smaller model or smaller images",)
         )
@@ -81,7 +81,7 @@ def _beside(examination: Examination) -> int:
 
 def _memory_available(examination: Examination) -> tuple[int | float, str]:
     """For one process, and of what."""
-    device, here = examination.device, examination.processes_here
+    device, here = examination.device, examination.local_processes
     if device.type == "cuda":
         return total_memory(device), "on the GPU"
     # The doctor itself gives its memory back.
@@ -102,7 +102,7 @@ def data_speed(examination: Examination) -> Finding:
     found += f"; data take {share:.0%} of a step"
     if share <= _TOLERABLE_WAIT or data.keep_decoded:
         return Finding(found)
-    spare = examination.cores // examination.processes_here
+    spare = examination.cores // examination.local_processes
     more = f"set --data.workers {spare}, or " if data.workers * data.threads < spare else ""
     return Finding(
         found,
@@ -118,12 +118,12 @@ def whole_run(examination: Examination) -> Finding:
         return _TOO_LARGE
     pace, asked = pace_of(examination), examination.settings
     checkpoint = examination.checkpoint
-    left = examination.total - (checkpoint.step if checkpoint else 0)
+    left = examination.total_steps - (checkpoint.step if checkpoint else 0)
     found = (
         f"{left:,} steps of {pace.step:.3g} s take about {duration(left * pace.step)}, without "
         f"{'the exchange of gradients, ' if examination.processes > 1 else ''}evaluation, pictures and checkpoints"
     )
-    between = min(asked.checkpoint_every, examination.total) * pace.step
+    between = min(asked.checkpoint_every, examination.total_steps) * pace.step
     if between <= _TOLERABLE_LOSS_SECONDS:
         return Finding(found)
     return Finding(
@@ -142,8 +142,8 @@ def pace_of(examination: Examination) -> Pace:
     alone = max(compute, decode) if data.workers else compute + decode
     threads = torch.get_num_threads() if examination.device.type == "cpu" else 1
     decoding = min(max(1, data.workers * data.threads), examination.cores)
-    crowded = examination.processes_here * (threads * compute + decoding * decode) / examination.cores
+    crowded = examination.local_processes * (threads * compute + decoding * decode) / examination.cores
     images = plan.per_process * plan.accumulation
-    busy = max(compute, examination.processes_here * threads * compute / examination.cores)
+    busy = max(compute, examination.local_processes * threads * compute / examination.cores)
     total = max(alone, crowded)
     return Pace(total * images + trial.update_seconds, (total - busy) * images)

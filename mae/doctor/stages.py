@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mae.data.index import ShardIndex
 from mae.data.source import IndexedSource
 from mae.doctor.examination import Examination, Fact
 from mae.tasks.finetuning import FinetuneSettings, Finetuning, open_held_out
@@ -40,7 +39,7 @@ class PretrainExamination(Examination):
     @Fact
     def task(self) -> Pretraining:
         """The task of the run."""
-        return Pretraining(self.with_data, self.source)
+        return Pretraining(replace(self.settings, data=self.data_settings), self.source)
 
 
 class FinetuneExamination(Examination):
@@ -49,25 +48,21 @@ class FinetuneExamination(Examination):
     stage, schema, doctor_schema = "finetune", FinetuneSettings, FinetuneDoctorSettings
 
     @Fact
-    def held_out(self) -> ShardIndex | None:
-        """Index of the evaluation shards; None if there are none."""
-        return open_held_out(self.settings, self.say)
-
-    @Fact
-    def labelled(self) -> Finetuning:
+    def task_without_statistics(self) -> Finetuning:
         """The task before mean and std are known, which is enough to look at its labels."""
         assert isinstance(self.source, IndexedSource)  # the settings allow no other
-        return Finetuning(self.settings, self.source, self.held_out)
+        return Finetuning(self.settings, self.source, open_held_out(self.settings, self.say))
 
     @Fact
     def task(self) -> Finetuning:
         """The task of the run."""
-        return replace(self.labelled, settings=self.with_data)
+        return replace(self.task_without_statistics, settings=replace(self.settings, data=self.data_settings))
 
     @property
     def samples(self) -> int:
         """Number of samples in an epoch: those of the subset, or all."""
-        return self.source.samples if self.labelled.subset is None else len(self.labelled.subset)
+        subset = self.task_without_statistics.subset
+        return self.source.samples if subset is None else len(subset)
 
 
 STAGES: dict[str, type[Any]] = {stage.stage: stage for stage in (PretrainExamination, FinetuneExamination)}
