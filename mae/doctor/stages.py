@@ -1,4 +1,4 @@
-"""The two commands that the doctor examines, each with its settings and its task."""
+"""Commands that the doctor examines, each with its settings and its task."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,24 +11,24 @@ from mae.tasks.pretraining import Pretraining, PretrainSettings
 
 @dataclass(frozen=True)
 class PretrainDoctorSettings(PretrainSettings):
-    """Check a pretraining before it is started: `mae doctor` and the words that follow `mae pretrain`.
+    """Check a pretraining before it starts: write `mae doctor` instead of `mae pretrain`, with the same settings.
 
-    `mae doctor finetune` checks a fine-tuning. Exit code 0: start; 2: do not. No run folder is made.
+    `mae doctor finetune` checks a fine-tuning. Exit code 0: start; 2: do not start. No run folder is made.
     """
 
     processes: int | None = None
-    """Number of processes of the run, on all machines; None: one per GPU of this machine, or one on CPUs."""
+    """Number of processes of the run on all machines; None: one per GPU of this machine, or one on CPUs."""
 
 
 @dataclass(frozen=True)
 class FinetuneDoctorSettings(FinetuneSettings):
-    """Check a fine-tuning before it is started: `mae doctor finetune` and the words that follow `mae finetune`.
+    """Check a fine-tuning before it starts: write `mae doctor finetune` instead of `mae finetune`.
 
-    Exit code 0: start; 2: do not. No run folder is made.
+    Exit code 0: start; 2: do not start. No run folder is made.
     """
 
     processes: int | None = None
-    """Number of processes of the run, on all machines; None: one per GPU of this machine, or one on CPUs."""
+    """Number of processes of the run on all machines; None: one per GPU of this machine, or one on CPUs."""
 
 
 class PretrainExamination(Examination):
@@ -38,7 +38,7 @@ class PretrainExamination(Examination):
 
     @Fact
     def task(self) -> Pretraining:
-        """The task of the run."""
+        """Task of the run."""
         return Pretraining(replace(self.settings, data=self.data_settings), self.source)
 
 
@@ -49,13 +49,13 @@ class FinetuneExamination(Examination):
 
     @Fact
     def task_without_statistics(self) -> Finetuning:
-        """The task before mean and std are known, which is enough to look at its labels."""
+        """Task without mean and std, which is enough to check its labels."""
         assert isinstance(self.source, IndexedSource)  # the settings allow no other
         return Finetuning(self.settings, self.source, open_held_out(self.settings, self.say))
 
     @Fact
     def task(self) -> Finetuning:
-        """The task of the run."""
+        """Task of the run."""
         return replace(self.task_without_statistics, settings=replace(self.settings, data=self.data_settings))
 
     @property
