@@ -1,7 +1,7 @@
-"""`mae demo`: the whole job on scikit-learn's scanned digits, by the ordinary commands and shipped settings.
+"""`mae demo`: all stages on scikit-learn's scanned digits, with the ordinary commands and the shipped settings.
 
-Pack, pretrain without labels, fine-tune with few labels beside the same model from scratch over several seeds, export,
-load back. It ends with a table and one self-contained page.
+The digits are packed, a model is pretrained without labels, fine-tuned with few labels and compared with the same model
+from scratch over several seeds, exported and loaded back. The results are a table and an HTML page in one file.
 """
 
 import shlex
@@ -35,7 +35,7 @@ from mae.training.settings import SCRATCH
 
 
 class Column(NamedTuple):
-    """One amount of labels and how long to train on it; batches are equal, so few labels take more epochs."""
+    """Number of labels and of epochs; all columns have the same batch size, so fewer labels take more epochs."""
 
     name: str
     labels_per_class: int | None
@@ -52,14 +52,14 @@ PRETRAINED, FROM_SCRATCH = "pretrained", "from scratch"
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Run the whole job on scikit-learn's scanned digits: 8x8 images, two CPU cores, about three minutes."""
+    """Run all stages on scikit-learn's scanned digits: 8x8 images, two CPU cores, about three minutes."""
 
     out: Path = Path("demo")
     """New folder for the shards, the runs and the report."""
     seeds: int = 3
-    """Fine-tuning runs per cell of the table, each with other labels and other initial heads."""
+    """Number of fine-tuning runs per cell of the table; the seed chooses the labels and the weights of the head."""
     eval_split: str = "test"
-    """Split on which accuracy is measured; the settings were chosen on val."""
+    """Split on which accuracy is measured, val or test; the settings were chosen on val."""
 
     def __post_init__(self) -> None:
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
@@ -67,14 +67,14 @@ class DemoSettings:
 
 
 class _Run(NamedTuple):
-    """One fine-tuning."""
+    """Fine-tuning run."""
 
     run_dir: Path
     words: list[str]
 
 
 def run(settings: DemoSettings) -> Path:
-    """Run all stages; returns the path of the report."""
+    """Run all stages and return the path of the report."""
     out, clock = settings.out, _Clock()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; remove it, or give a new one with --out")
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def command(name: str, words: list[str]) -> None:
-    """Run `mae NAME`, with the shipped settings of the digits where there are any, and show the command."""
+    """Print and run `mae NAME`, with the shipped settings for the digits if there are any."""
     with as_file(files("mae.configs") / name / "digits.yaml") as config:
         everything = [name, *(["--config", str(config)] if config.exists() else []), *words]
         sys.stdout.write(f"$ mae {shlex.join(everything)}\n")
@@ -112,7 +112,7 @@ def command(name: str, words: list[str]) -> None:
 
 
 class _Clock:
-    """Seconds of each stage."""
+    """Stopwatch of the stages."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -125,9 +125,9 @@ class _Clock:
 
 
 def _finetune(settings: DemoSettings, pretrained: Path) -> tuple[list[Cell], RunFolder]:
-    """Fill every cell of the table; returns the first run too.
+    """Fill every cell of the table; also return the first run.
 
-    These models are too small for two cores, so the runs share the cores.
+    These models are too small to use two cores each, so several runs go in parallel.
     """
     inits = {PRETRAINED: str(pretrained), FROM_SCRATCH: SCRATCH}
     cells = [(column, encoder) for column in COLUMNS for encoder in inits]
@@ -160,7 +160,7 @@ def _finetuning(settings: DemoSettings, column: Column, encoder: str, init: str,
 
 
 def _accuracy(one: _Run) -> float:
-    """Fine-tune, with the output in a file beside the run; returns the accuracy at the end."""
+    """Fine-tune, with the output in a file beside the run, and return the final accuracy."""
     log = one.run_dir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file, redirect_stdout(file):
@@ -170,7 +170,7 @@ def _accuracy(one: _Run) -> float:
 
 
 def _feature_shape(exported: Path) -> list[int]:
-    """Load the export as any user of timm would, and take the features of one image."""
+    """Load the export with timm, and return the shape of the features of one image."""
     encoder = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
     with torch.no_grad():
         return list(encoder(torch.zeros(1, *encoder.pretrained_cfg["input_size"])).shape)
@@ -178,7 +178,7 @@ def _feature_shape(exported: Path) -> list[int]:
 
 def _print_table(cells: Sequence[Cell], settings: DemoSettings) -> None:
     header, rows = table_of(cells)
-    title = f"accuracy on {SPLITS[settings.eval_split]} held-out digits, mean ± deviation of {settings.seeds} seeds"
+    title = f"accuracy on {SPLITS[settings.eval_split]} held-out digits, mean ± std over {settings.seeds} seeds"
     table = Table(title=f"\n{title}")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")

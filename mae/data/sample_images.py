@@ -28,8 +28,8 @@ class SampleImages:
         """Return an image as encoded bytes, or as kept pixels [height width channels].
 
         Raises:
-            UserError: if its data are lost.
-            BadImageError: if it has to be decoded to be kept and cannot be.
+            UserError: if the image cannot be read, or differs from the index.
+            BadImageError: if the image is to be kept, and cannot be decoded.
         """
         if place.sample_id in self._kept:
             return self._kept[place.sample_id]
@@ -47,7 +47,7 @@ class SampleImages:
         return decode_pixels(image, self._data.channels) if isinstance(image, bytes) else image
 
     def named(self, place: Location, error: Exception) -> str:
-        """Return `shard: key.jpg (reason)` for messages."""
+        """Return `shard: key.jpg (reason)`, for messages."""
         return f"{self.reader.name(place.sample_id)} ({error})"
 
 

@@ -1,4 +1,4 @@
-"""Source of training data: indexed shards, which any sample can be read from, or a stream of shards."""
+"""Source of training data: indexed shards, in which any sample can be read, or a stream of shards."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -29,15 +29,15 @@ from mae.errors import BadImageError, UserError
 
 
 class FixedImages(NamedTuple):
-    """The same few images each time, for pictures."""
+    """Few images for pictures, the same in every start of a run."""
 
     ids: NDArray[np.int64]
-    """Numbers that key the masks of these images."""
+    """Numbers that key the masks of these images, one per image."""
     pixels: UInt8[Tensor, "images channels height width"]
 
 
 class Source(ABC):
-    """Training data, however they are read."""
+    """Training data, indexed or streamed."""
 
     shards: list[Shard]
     """Shards that hold the data."""
@@ -50,7 +50,7 @@ class Source(ABC):
 
     @abstractmethod
     def with_statistics(self, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
-        """Return `data` with mean and std filled in: as set, else as stored with the shards, else as measured.
+        """Return `data` with mean and std: those that are set, else those stored with the shards, else measured ones.
 
         Raises:
             UserError: if they are not set and cannot be found.
@@ -58,15 +58,15 @@ class Source(ABC):
 
     @abstractmethod
     def fixed_images(self, most: int, data: DataSettings) -> FixedImages:
-        """Return at most `most` images, cut as evaluation cuts them.
+        """Return at most `most` images, cropped as in evaluation.
 
         Raises:
-            UserError: if images are bad: any, unless `data.max_bad_samples` allows some, or all of a stream.
+            UserError: if an indexed image is bad and `data.max_bad_samples` is 0, or all images of a stream are bad.
         """
 
     @abstractmethod
     def some_images(self, most: int, data: DataSettings) -> Iterator[NamedImage]:
-        """Yield at most `most` encoded images, to inspect them."""
+        """Yield at most `most` encoded images, for an inspection of the data."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class IndexedSource(Source):
     def train_batches(
         self, plan: BatchPlan, rank: int, recipe: BatchRecipe, subset: NDArray[np.int64] | None = None
     ) -> TrainBatches:
-        """Return the training batches of one rank, of all samples or of a subset of sample ids."""
+        """Return the training batches of one rank, from all samples or from a subset of sample ids."""
         return TrainBatches(self.index, plan, rank, recipe, subset)
 
     def with_statistics(self, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
@@ -128,7 +128,7 @@ class IndexedSource(Source):
 
 @dataclass(frozen=True)
 class StreamedSource(Source):
-    """Shards that are only read from front to back."""
+    """Shards that can only be read from front to back."""
 
     shards: list[Shard]
     samples: int
@@ -171,10 +171,10 @@ class StreamedSource(Source):
 
 
 def open_source(data: DataSettings, say: Callable[[str], None]) -> IndexedSource | StreamedSource:
-    """Open the training shards as `data.reader` says; a missing index is made.
+    """Open the training shards as `data.reader` says, and make their index if it is missing.
 
     Raises:
-        UserError: if shards are missing or damaged, or as `open_shards`.
+        UserError: if shards are missing or damaged, or for a reason of `open_shards`.
     """
     if data.reader == "stream":
         assert data.stream_samples is not None  # checked with the settings

@@ -1,4 +1,4 @@
-"""Curves of a run, from the records of its `metrics.jsonl`."""
+"""Plots of a run, made from the records of its `metrics.jsonl`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from mae.report.pictures import figure_png
 
 
 def draw_training(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Loss, learning rate and speed over epochs: a PNG file."""
+    """Plot loss, learning rate and speed over epochs, and return a PNG file."""
     train = [r for r in records if r["kind"] == "train"]
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     for axes, (name, label) in zip(
@@ -27,7 +27,7 @@ def draw_training(records: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def draw_accuracy(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Evaluation accuracy over epochs: a PNG file."""
+    """Plot evaluation accuracy over epochs, and return a PNG file."""
     evaluations = [r for r in records if r["kind"] == "eval"]
     figure = Figure(figsize=(5, 2.8), layout="constrained")
     axes = figure.subplots()

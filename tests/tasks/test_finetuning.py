@@ -91,7 +91,7 @@ def test_labels_that_training_never_sees_are_refused(
     task: Callable[..., Finetuning], make_shards: Callable[..., Path]
 ) -> None:
     more = make_shards([12], name="more", classes=6)
-    with pytest.raises(UserError, match=r"eval_shards hold labels up to 5, data\.shards only up to 3"):
+    with pytest.raises(UserError, match=r"eval_shards have labels up to 5, data\.shards only up to 3"):
         task(eval_shards=(str(more),))
     held_out = task(eval_shards=(str(make_shards([7], name="held-out")),)).held_out
     assert held_out is not None
