@@ -75,24 +75,24 @@ class _Run(NamedTuple):
 
 def run(settings: DemoSettings) -> Path:
     """Run all stages and return the path of the report."""
-    out, clock = settings.out, _Clock()
+    out, seconds = settings.out, dict[str, float]()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; remove it, or give a new one with --out")
     shards, pretrained, encoder = out / "shards", RunFolder(out / "pretrain"), out / "encoder"
-    with clock.measure("pack"):
+    with _timed("pack", seconds):
         command("pack", ["digits", "--out", str(shards)])
-    with clock.measure("pretrain"):
+    with _timed("pretrain", seconds):
         command("pretrain", ["--data.shards", str(shards / "train-*.tar"), "--run_dir", str(pretrained.path)])
-    with clock.measure("fine-tune"):
+    with _timed("fine-tune", seconds):
         cells, first = _finetune(settings, pretrained.path)
-    with clock.measure("export"):
+    with _timed("export", seconds):
         command("export", [str(pretrained.path), "--out", str(encoder)])
         features = _feature_shape(encoder)
     report = out / REPORT_FILE
-    page = demo_page(SPLITS, settings.eval_split, pretrained, first, cells, clock.seconds, features)
+    page = demo_page(SPLITS, settings.eval_split, pretrained, first, cells, seconds, features)
     write_atomically(report, page.encode())
     _print_table(cells, settings)
-    sys.stdout.write(f"done in {duration(sum(clock.seconds.values()))}; report: {report.resolve()}\n")
+    sys.stdout.write(f"done in {duration(sum(seconds.values()))}; report: {report.resolve()}\n")
     return report
 
 
@@ -111,17 +111,12 @@ def command(name: str, words: list[str]) -> None:
         cli.main(everything)
 
 
-class _Clock:
-    """Stopwatch of the stages."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - began
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Add the time of a stage to `seconds`."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began
 
 
 def _finetune(settings: DemoSettings, pretrained: Path) -> tuple[list[Cell], RunFolder]:

@@ -68,15 +68,8 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         self.images = SampleImages(index, self.data)
         self.views = self.data.views_per_image
         self._check()
-        data = self.data
-        self.order = Order(
-            recipe.seed,
-            self.samples,
-            plan.global_batch // self.views,
-            data.chunk_samples,
-            data.window_chunks,
-            data.lanes,
-        )
+        images, data = plan.global_batch // self.views, self.data
+        self.order = Order(recipe.seed, self.samples, images, data.chunk_samples, data.window_chunks, data.lanes)
         self._check_cache()
         self._planned: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._threads: ThreadPoolExecutor | None = None
@@ -127,7 +120,8 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
             encoded = EncodedImages(self.data.channels, self.augment)
             images = [image for image in images if not self._encode(encoded, image, draws)]
             batch = batch._replace(encoded=encoded.collected())
-        share = max(1, math.ceil(len(images) / self._tasks))
+        # More parts than threads, so that no thread waits long for the slowest.
+        share = max(1, math.ceil(len(images) / (1 if self.data.threads == 1 else 4 * self.data.threads)))
         parts = [images[i : i + share] for i in range(0, len(images), share)]
         for bad in self._map(partial(self._fill, batch, draws), parts):
             batch.bad.extend(bad)
@@ -222,11 +216,6 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         if self.data.max_bad_samples >= self.samples:
             raise UserError(f"all {self.samples} images are bad, the first: {bad[0]}")
         return int(self.index.label[image.location.sample_id])
-
-    @property
-    def _tasks(self) -> int:
-        """Number of parts of a batch: more than threads, so that no thread waits long for the slowest."""
-        return 1 if self.data.threads == 1 else 4 * self.data.threads
 
     def _map(
         self, work: Callable[[Sequence[_Image]], list[str]], parts: Sequence[Sequence[_Image]]

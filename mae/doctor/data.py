@@ -38,15 +38,13 @@ def shards(examination: Examination) -> Finding:
         text += ", read as a stream, without an index: an epoch is data.stream_samples samples"
     if zipped:
         text += f", {len(zipped):,} of them unpacked into {data.cache}"
-    problems = []
     room = shutil.disk_usage(nearest_folder(data.cache)).free
     wanted = min(sum(shard.size for shard in remote), data.cache_bytes)
-    if wanted > room:
-        problems.append(
-            f"the cache of remote shards may grow to {gigabytes(wanted)}, {data.cache} has {gigabytes(room)} free: "
-            "set data.cache_dir to a larger disk, or lower data.cache_bytes"
-        )
-    return Finding(text, problems=tuple(problems), warnings=_repeated(source))
+    problem = (
+        f"the cache of remote shards may grow to {gigabytes(wanted)}, {data.cache} has {gigabytes(room)} free: "
+        "set data.cache_dir to a larger disk, or lower data.cache_bytes"
+    )
+    return Finding(text, problems=(problem,) if wanted > room else (), warnings=_repeated(source))
 
 
 def _repeated(source: IndexedSource | StreamedSource) -> tuple[str, ...]:

@@ -57,9 +57,8 @@ def open_files(shards: int, workers: int) -> str:
         f"{counted(workers, 'worker')}"
     )
     if soft != resource.RLIM_INFINITY and needed > soft:
-        by_root = (
-            "" if hard == resource.RLIM_INFINITY or needed <= hard else f", after root has raised the hard limit {hard}"
-        )
+        is_possible = hard == resource.RLIM_INFINITY or needed <= hard
+        by_root = "" if is_possible else f", after root has raised the hard limit {hard}"
         raise UserError(f"{found}; raise the limit in the shell that starts the run{by_root}: ulimit -n {needed}")
     return found
 

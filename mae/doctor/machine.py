@@ -21,17 +21,15 @@ _FREE_SHARE_OF_AN_IDLE_GPU = 0.9
 
 def versions(_: Examination) -> Finding:
     """Check the versions of all libraries against the requirements of this program."""
-    try:
-        stated = [Requirement(text) for text in requires(_DISTRIBUTION) or []]
-        own = version(_DISTRIBUTION)
-    except PackageNotFoundError:
-        return Finding(
-            f"python {platform.python_version()}",
-            warnings=(f"{_DISTRIBUTION} is not installed, so its requirements are unknown; pip install it",),
-        )
+    python = f"python {platform.python_version()}"
+    own = _installed(_DISTRIBUTION)
+    if own is None:
+        warning = f"{_DISTRIBUTION} is not installed, so its requirements are unknown; pip install it"
+        return Finding(python, warnings=(warning,))
+    stated = [Requirement(text) for text in requires(_DISTRIBUTION) or []]
     needed = [r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""})]
     shown = ", ".join(f"{name} {_installed(name) or 'missing'}" for name in _SHOWN)
-    return Finding(f"python {platform.python_version()}, mae {own}, {shown}", problems=tuple(_misfits(needed)))
+    return Finding(f"{python}, mae {own}, {shown}", problems=tuple(_misfits(needed)))
 
 
 def _misfits(needed: list[Requirement]) -> Iterator[str]:

@@ -64,13 +64,8 @@ def schedule(examination: Examination) -> Finding:
     )
     if asked.checkpoint_every < total:
         return Finding(f"{found}, {math.ceil(total / asked.checkpoint_every):,} checkpoints")
-    return Finding(
-        found,
-        warnings=(
-            f"checkpoint_every is {asked.checkpoint_every:,}, so no checkpoint is saved before the end: lower it to "
-            f"{max(1, total // 10):,}",
-        ),
-    )
+    warning = f"checkpoint_every is {asked.checkpoint_every:,}, so no checkpoint is saved before the end"
+    return Finding(found, warnings=(f"{warning}: lower it to {max(1, total // 10):,}",))
 
 
 def run_dir(examination: Examination) -> Finding:
@@ -84,9 +79,8 @@ def run_dir(examination: Examination) -> Finding:
         f"/etc/fstab names a disk for {place} that is not mounted, so the run would fill another disk; mount it"
         for place in missing_mounts(path)
     )
-    return Finding(
-        f"{path} can be written" if folder == path.resolve() else f"{path} can be made in {folder}", warnings=warnings
-    )
+    can_be = "written" if folder == path.resolve() else f"made in {folder}"
+    return Finding(f"{path} can be {can_be}", warnings=warnings)
 
 
 def run_folder(examination: Examination) -> Finding:
@@ -94,15 +88,13 @@ def run_folder(examination: Examination) -> Finding:
     examination.folder.keep_out_of(examination.shards)
     examination.folder.check(examination.run_settings)
     _refuse_a_folder_in_use(examination.folder)
-    found, rejected = examination.checkpoint, tuple(examination.rejected)
+    found = examination.checkpoint
     if found is None:
         return Finding("a new run")
     if not examination.settings.restart_data_order:
         require_same_data(found, examination.batches.fingerprint, examination.settings.batch_size)
-    return Finding(
-        f"resumes from {found.path.name}, {found.step:,} of {examination.total_steps:,} steps are done",
-        warnings=rejected,
-    )
+    done = f"{found.step:,} of {examination.total_steps:,} steps are done"
+    return Finding(f"resumes from {found.path.name}, {done}", warnings=tuple(examination.rejected))
 
 
 def _refuse_a_folder_in_use(folder: RunFolder) -> None:

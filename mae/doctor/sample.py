@@ -1,11 +1,9 @@
 """Sample of the training images, decoded as in training."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mae.data.images.decode import decode, is_gray, native_channels
-from mae.data.sample_images import NamedImage
 from mae.data.settings import DataSettings
 from mae.data.source import Source
 from mae.data.statistics import PixelStatistics, PixelSums
@@ -40,23 +38,18 @@ def inspect_images(source: Source, data: DataSettings) -> ImageSample:
     Raises:
         UserError: if a shard is damaged, or the source has no image.
     """
-    found = _inspect(source.some_images(IMAGES, data), data.channels)
-    if not found.images:
-        raise UserError(f"shard {source.shards[0]} holds no image")
-    return found
-
-
-def _inspect(images: Iterator[NamedImage], channels: int) -> ImageSample:
-    sums, sizes, planes, bad = PixelSums(channels), list[tuple[int, int]](), Counter[int](), list[str]()
-    for name, image in images:
+    sums, sizes, planes, bad = PixelSums(data.channels), list[tuple[int, int]](), Counter[int](), list[str]()
+    for name, image in source.some_images(IMAGES, data):
         try:
             if isinstance(image, UserError):
                 raise image
-            pixels = decode(image, channels)
+            pixels = decode(image, data.channels)
         except (BadImageError, UserError) as error:
             bad.append(f"{name} ({error})")
             continue
         sums.add(pixels)
         sizes.append((pixels.shape[1], pixels.shape[2]))
         planes[1 if is_gray(image) else native_channels(image)] += 1
+    if not sizes and not bad:
+        raise UserError(f"shard {source.shards[0]} holds no image")
     return ImageSample(sums.statistics() if sizes else None, sizes, planes, bad)

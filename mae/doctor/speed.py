@@ -37,11 +37,10 @@ def step(examination: Examination) -> Finding:
     if trial.images < trial.asked:
         found += f" (scaled from {trial.images})"
     found += f", update {1e3 * trial.update_seconds:,.0f} ms"
-    if not math.isfinite(trial.loss):
-        return Finding(
-            found, problems=("the first loss is not finite: check data.mean and data.std, and try --precision fp32",)
-        )
-    return Finding(found)
+    if math.isfinite(trial.loss):
+        return Finding(found)
+    remedy = "check data.mean and data.std, and try --precision fp32"
+    return Finding(found, problems=(f"the first loss is not finite: {remedy}",))
 
 
 def memory(examination: Examination) -> Finding:
@@ -68,10 +67,10 @@ def _too_much(examination: Examination, found: str) -> Finding:
     fitting = largest_micro_batch(plan, most, examination.task.unit)
     if fitting is None:
         fewer = "start fewer processes on this machine, or " if examination.local_processes > 1 else ""
-        return Finding(
-            found, problems=(f"no smaller micro-batch fits either: {fewer}choose a smaller model or smaller images",)
-        )
-    return Finding(found, problems=(f"set --micro_batch_size {fitting}; the batch of {plan.global_batch} stays",))
+        remedy = f"no smaller micro-batch fits either: {fewer}choose a smaller model or smaller images"
+    else:
+        remedy = f"set --micro_batch_size {fitting}; the batch of {plan.global_batch} stays"
+    return Finding(found, problems=(remedy,))
 
 
 def _beside(examination: Examination) -> int:
@@ -103,12 +102,8 @@ def data_speed(examination: Examination) -> Finding:
         return Finding(found)
     spare = examination.cores // examination.local_processes
     more = f"set --data.workers {spare}, or " if data.workers * data.threads < spare else ""
-    return Finding(
-        found,
-        warnings=(
-            f"the device waits: {more}pack smaller images (mae pack --short_side), or use a machine with more cores",
-        ),
-    )
+    remedy = f"{more}pack smaller images (mae pack --short_side), or use a machine with more cores"
+    return Finding(found, warnings=(f"the device waits: {remedy}",))
 
 
 def whole_run(examination: Examination) -> Finding:
@@ -125,13 +120,8 @@ def whole_run(examination: Examination) -> Finding:
     between = min(asked.checkpoint_every, examination.total_steps) * pace.step
     if between <= _TOLERABLE_LOSS_SECONDS:
         return Finding(found)
-    return Finding(
-        found,
-        warnings=(
-            f"a crash can cost {duration(between)}, the time between checkpoints: lower checkpoint_every to "
-            f"{max(1, int(_TOLERABLE_LOSS_SECONDS / pace.step)):,}",
-        ),
-    )
+    remedy = f"lower checkpoint_every to {max(1, int(_TOLERABLE_LOSS_SECONDS / pace.step)):,}"
+    return Finding(found, warnings=(f"a crash can cost {duration(between)}, the time between checkpoints: {remedy}",))
 
 
 def pace_of(examination: Examination) -> Pace:

@@ -24,11 +24,7 @@ class Accuracy(NamedTuple):
 
 
 def evaluate(
-    accelerator: Accelerator,
-    model: nn.Module,
-    batches: EvalBatches,
-    statistics: PixelStatistics,
-    workers: int,
+    accelerator: Accelerator, model: nn.Module, batches: EvalBatches, statistics: PixelStatistics, workers: int
 ) -> Accuracy:
     """Evaluate `model` on this rank's batches, and return the result over all ranks.
 

@@ -31,12 +31,8 @@ def draw_accuracy(records: Sequence[Mapping[str, Any]]) -> bytes:
     evaluations = [r for r in records if r["kind"] == "eval"]
     figure = Figure(figsize=(5, 2.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot(
-        [r["epoch"] for r in evaluations],
-        [100 * r["accuracy"] for r in evaluations],
-        color="#1a7f37",
-        marker=".",
-    )
+    epochs, accuracies = [r["epoch"] for r in evaluations], [100 * r["accuracy"] for r in evaluations]
+    axes.plot(epochs, accuracies, color="#1a7f37", marker=".")
     axes.set_title("evaluation accuracy [%]", fontsize=10)
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -75,9 +75,7 @@ def _pixels(
 
 
 def _as_image(
-    model: MaskedAutoencoder,
-    hidden: Bool[Tensor, "batch patches"],
-    like: Float[Tensor, "batch channels height width"],
+    model: MaskedAutoencoder, hidden: Bool[Tensor, "batch patches"], like: Float[Tensor, "batch channels height width"]
 ) -> Bool[Tensor, "batch channels height width"]:
     spread = hidden[:, :, None].expand(-1, -1, patchify(like, model.patch_size).shape[2])
     return unpatchify(spread.float(), model.grid, model.patch_size).bool()

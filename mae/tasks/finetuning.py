@@ -123,14 +123,24 @@ class Finetuning(Task):
             UserError: if shards are missing or damaged, labels do not fit, or `init` is a model of another shape.
         """
         source = IndexedSource(open_shards(settings.data.shards, settings.data, say))
-        held_out = open_held_out(settings, say)
-        class_count(source.index, held_out)
-        return cls(replace(settings, data=with_statistics(settings, source, say)), source, held_out)
+        task = cls(settings, source, open_held_out(settings, say))
+        _ = task.classes  # labels that do not fit are refused before pixels are measured
+        return replace(task, settings=replace(settings, data=with_statistics(settings, source, say)))
 
     @cached_property
     def classes(self) -> int:
-        """Number of classes of the training shards."""
-        return class_count(self.source.index, self.held_out)
+        """Number of classes of the training shards.
+
+        Raises:
+            UserError: if samples have no label, or the evaluation shards have a label that the training shards lack.
+        """
+        classes = self.source.index.class_count()
+        if self.held_out is not None and self.held_out.class_count() > classes:
+            raise UserError(
+                f"eval_shards have labels up to {self.held_out.class_count() - 1}, data.shards only up to "
+                f"{classes - 1}; pack both with the same class list"
+            )
+        return classes
 
     @cached_property
     def subset(self) -> NDArray[np.int64] | None:
@@ -191,11 +201,21 @@ class Finetuning(Task):
         Raises:
             UserError: if an odd number of images is to be mixed in pairs.
         """
-        statistics = statistics_of(self.settings.data)
-        mix, criterion = build_criterion(self.settings.regularization, self.classes, images)
+        regularization, statistics = self.settings.regularization, statistics_of(self.settings.data)
+        if regularization.mixes and images % 2:
+            raise UserError(
+                f"mixup and cutmix pair the images of a batch, but a process takes {images} at a time; choose a "
+                "batch_size that gives each process an even number, or set regularization.mixup and "
+                "regularization.cutmix to 0"
+            )
+        smoothing = regularization.label_smoothing
+        criterion = SoftTargetCrossEntropy() if regularization.mixes else nn.CrossEntropyLoss(label_smoothing=smoothing)
+        mix = Mixup(regularization.mixup, regularization.cutmix, label_smoothing=smoothing, num_classes=self.classes)
 
         def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-            inputs, targets = mix(normalize(batch.images, statistics), batch.labels)
+            inputs, targets = normalize(batch.images, statistics), batch.labels
+            if regularization.mixes:
+                inputs, targets = mix(inputs, targets)
             loss: Tensor = criterion(model(inputs).float(), targets)
             return loss
 
@@ -208,55 +228,3 @@ def open_held_out(settings: FinetuneSettings, say: Callable[[str], None]) -> Sha
         return None
     # data.index names the index of the training shards.
     return open_shards(settings.eval_shards, replace(settings.data, index=None), say)
-
-
-def class_count(index: ShardIndex, held_out: ShardIndex | None) -> int:
-    """Return the number of classes of the training shards.
-
-    Raises:
-        UserError: if samples have no label, or the evaluation shards have a label that the training shards lack.
-    """
-    classes = index.class_count()
-    if held_out is not None and held_out.class_count() > classes:
-        raise UserError(
-            f"eval_shards have labels up to {held_out.class_count() - 1}, data.shards only up to {classes - 1}; "
-            "pack both with the same class list"
-        )
-    return classes
-
-
-class Mix:
-    """Mixup and cutmix by timm, if either is on."""
-
-    def __init__(self, regularization: RegularizationSettings, classes: int) -> None:
-        self.active = regularization.mixes
-        self._mixup = Mixup(
-            mixup_alpha=regularization.mixup,
-            cutmix_alpha=regularization.cutmix,
-            label_smoothing=regularization.label_smoothing,
-            num_classes=classes,
-        )
-
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mixed images and soft targets, or images and labels as they are if both are off."""
-        if not self.active:
-            return images, labels
-        mixed, targets = self._mixup(images, labels)
-        return mixed, targets
-
-
-def build_criterion(regularization: RegularizationSettings, classes: int, images: int) -> tuple[Mix, nn.Module]:
-    """Return the mixing of images and labels, and the loss of logits and its targets.
-
-    Raises:
-        UserError: if images are mixed in pairs and `images`, the size of a micro-batch, is odd.
-    """
-    mix = Mix(regularization, classes)
-    if not regularization.mixes:
-        return mix, nn.CrossEntropyLoss(label_smoothing=regularization.label_smoothing)
-    if images % 2:
-        raise UserError(
-            f"mixup and cutmix pair the images of a batch, but a process takes {images} at a time; choose a batch_size "
-            "that gives each process an even number, or set regularization.mixup and regularization.cutmix to 0"
-        )
-    return mix, SoftTargetCrossEntropy()
