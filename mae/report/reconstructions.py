@@ -22,13 +22,13 @@ def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
     The function is collective: rank 0 draws, and the other ranks give it their parts of the model.
     """
     if not job.accelerator.is_main_process:
-        return lambda step: _give_model(job)
+        return lambda step: _lend_model(job)
     settings, data, device = task.settings, task.settings.data, job.accelerator.device
     fixed, statistics = task.source.fixed_images(settings.picture_images, data), statistics_of(data)
     images = normalize(fixed.pixels.to(device), statistics)
     key = keyed.key(Purpose.PICTURE, settings.seed)
     noise = torch.from_numpy(keyed.uniform_float32(key, fixed.ids, task.noise_columns)).to(device)
-    # Without this, FSDP2 would take work of the blocks outside a forward pass for the next step's, on this rank only.
+    # Without this, FSDP2 would assign work of the blocks outside a forward pass to the next step, on this rank only.
     register_fsdp_forward_method(job.accelerator.unwrap_model(job.model), "predict_all")
 
     def draw(step: int) -> None:
@@ -42,6 +42,6 @@ def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
     return draw
 
 
-def _give_model(job: Job) -> None:
+def _lend_model(job: Job) -> None:
     with job.state.shown():
         pass
