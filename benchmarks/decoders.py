@@ -31,9 +31,9 @@ from mae.data.loader import normalize
 from mae.data.prepare import open_shards
 from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics
+from mae.evaluation.encoder import trained_encoder
 from mae.models.description import ModelDescription, read_description
 from mae.models.encoder import build_encoder
-from mae.models.weights import load_encoder, read_weights
 
 SETTINGS = """
 --batch_size 128 --log_every 39 --picture_every 1000000 --data.image_size 32 --data.crop_pct 1.0 --data.workers 0
@@ -83,14 +83,6 @@ def train(flags: Sequence[str], shards: str, folder: Path, epochs: int, steps_pe
 
 
 Features = Callable[[Tensor], Tensor]
-
-
-def trained_encoder(path: Path) -> tuple[Features, ModelDescription]:
-    """The encoder of a checkpoint, which gives the normed cls token."""
-    description = read_description(path)
-    encoder = build_encoder(description.encoder(), description.image_size, description.channels).eval()
-    load_encoder(encoder, read_weights(path), path)
-    return encoder, description
 
 
 def voted(features: Features, description: ModelDescription, train_shards: str, test_shards: str) -> float:

@@ -1,4 +1,4 @@
-"""`mae COMMAND ...`: find the command's module, import it only then, and run its `main`."""
+"""`mae COMMAND ...`: import the module of the command, and run its `main`."""
 
 import sys
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from importlib import import_module
 from mae import __version__
 from mae.errors import USER_ERROR_EXIT_CODE
 
-# command -> (module whose main(argv) runs it, what it does)
+# Command: module whose main(argv) runs it, and what it does.
 COMMANDS = {
     "pack": ("mae.pipelines.pack", "write images into WebDataset shards, with counts and statistics"),
-    "index": ("mae.pipelines.index", "check shards strictly and store where every sample lies"),
+    "index": ("mae.pipelines.index", "check shards strictly and store the place of every sample"),
     "doctor": ("mae.doctor.command", "check machine, data, batches and disk, and say whether to start"),
     "pretrain": ("mae.pipelines.pretrain", "pretrain a masked autoencoder on unlabelled shards"),
     "finetune": ("mae.pipelines.finetune", "fine-tune the encoder with a head on its cls token"),
-    "export": ("mae.pipelines.export", "write the encoder of a run for timm, reloaded and compared"),
+    "export": ("mae.pipelines.export", "write the encoder of a run for timm, then load it back and compare"),
     "demo": ("mae.demo", "all of the above on scikit-learn's scanned digits, in minutes"),
 }
 
 
 def usage() -> str:
-    """The text of `mae --help`."""
+    """Return the text of `mae --help`."""
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {does}" for name, (_, does) in COMMANDS.items())
     return (
@@ -32,7 +32,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exits with 2 and one line for a user's mistake."""
+    """Run one command; a user's mistake ends it with one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage(), end="")

@@ -1,7 +1,7 @@
-"""`mae demo`: the whole job on scikit-learn's scanned digits, by the ordinary commands and shipped settings.
+"""`mae demo`: all stages on scikit-learn's scanned digits, with the ordinary commands and the shipped settings.
 
-Pack, pretrain without labels, fine-tune with few labels beside the same model from scratch over several seeds, export,
-load back. It ends with a table and one self-contained page.
+The digits are packed, a model is pretrained without labels, fine-tuned with few labels and compared with the same model
+from scratch over several seeds, exported and loaded back. The results are a table and an HTML page in one file.
 """
 
 import shlex
@@ -35,7 +35,7 @@ from mae.training.settings import SCRATCH
 
 
 class Column(NamedTuple):
-    """One amount of labels and how long to train on it; batches are equal, so few labels take more epochs."""
+    """Number of labels and of epochs; all columns have the same batch size, so fewer labels take more epochs."""
 
     name: str
     labels_per_class: int | None
@@ -52,16 +52,16 @@ PRETRAINED, FROM_SCRATCH = "pretrained", "from scratch"
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Run the whole job on scikit-learn's scanned digits: 8x8 images, two CPU cores, about three minutes."""
+    """Run all stages on scikit-learn's scanned digits: 8x8 images, two CPU cores, about three minutes."""
 
     EXAMPLE: ClassVar = "mae demo --out demo"
 
     out: Path = Path("demo")
     """New folder for the shards, the runs and the report."""
     seeds: int = 3
-    """Fine-tuning runs per cell of the table, each with other labels and other initial heads."""
+    """Number of fine-tuning runs per cell of the table; the seed chooses the labels and the weights of the head."""
     eval_split: str = "test"
-    """Split on which accuracy is measured; the settings were chosen on val."""
+    """Split on which accuracy is measured, val or test; the settings were chosen on val."""
 
     def __post_init__(self) -> None:
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
@@ -69,32 +69,32 @@ class DemoSettings:
 
 
 class _Run(NamedTuple):
-    """One fine-tuning."""
+    """Fine-tuning run."""
 
     run_dir: Path
     words: list[str]
 
 
 def run(settings: DemoSettings) -> Path:
-    """Run all stages; returns the path of the report."""
-    out, clock = settings.out, _Clock()
+    """Run all stages and return the path of the report."""
+    out, seconds = settings.out, dict[str, float]()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; remove it, or give a new one with --out")
     shards, pretrained, encoder = out / "shards", RunFolder(out / "pretrain"), out / "encoder"
-    with clock.measure("pack"):
+    with _timed("pack", seconds):
         command("pack", ["digits", "--out", str(shards)])
-    with clock.measure("pretrain"):
+    with _timed("pretrain", seconds):
         command("pretrain", ["--data.shards", str(shards / "train-*.tar"), "--run_dir", str(pretrained.path)])
-    with clock.measure("fine-tune"):
+    with _timed("fine-tune", seconds):
         cells, first = _finetune(settings, pretrained.path)
-    with clock.measure("export"):
+    with _timed("export", seconds):
         command("export", [str(pretrained.path), "--out", str(encoder)])
         features = _feature_shape(encoder)
     report = out / REPORT_FILE
-    page = demo_page(SPLITS, settings.eval_split, pretrained, first, cells, clock.seconds, features)
+    page = demo_page(SPLITS, settings.eval_split, pretrained, first, cells, seconds, features)
     write_atomically(report, page.encode())
     _print_table(cells, settings)
-    sys.stdout.write(f"done in {duration(sum(clock.seconds.values()))}; report: {report.resolve()}\n")
+    sys.stdout.write(f"done in {duration(sum(seconds.values()))}; report: {report.resolve()}\n")
     return report
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def command(name: str, words: list[str]) -> None:
-    """Run `mae NAME`, with the shipped settings of the digits where there are any, and show the command."""
+    """Print and run `mae NAME`, with the shipped settings for the digits if there are any."""
     with as_file(files("mae.configs") / name / "digits.yaml") as config:
         everything = [name, *(["--config", str(config)] if config.exists() else []), *words]
         sys.stdout.write(f"$ mae {shlex.join(everything)}\n")
@@ -113,23 +113,18 @@ def command(name: str, words: list[str]) -> None:
         cli.main(everything)
 
 
-class _Clock:
-    """Seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - began
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Add the time of a stage to `seconds`."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began
 
 
 def _finetune(settings: DemoSettings, pretrained: Path) -> tuple[list[Cell], RunFolder]:
-    """Fill every cell of the table; returns the first run too.
+    """Fill every cell of the table; also return the first run.
 
-    These models are too small for two cores, so the runs share the cores.
+    These models are too small to use two cores each, so several runs go in parallel.
     """
     inits = {PRETRAINED: str(pretrained), FROM_SCRATCH: SCRATCH}
     cells = [(column, encoder) for column in COLUMNS for encoder in inits]
@@ -162,7 +157,7 @@ def _finetuning(settings: DemoSettings, column: Column, encoder: str, init: str,
 
 
 def _accuracy(one: _Run) -> float:
-    """Fine-tune, with the output in a file beside the run; returns the accuracy at the end."""
+    """Fine-tune, with the output in a file beside the run, and return the final accuracy."""
     log = one.run_dir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file, redirect_stdout(file):
@@ -172,7 +167,7 @@ def _accuracy(one: _Run) -> float:
 
 
 def _feature_shape(exported: Path) -> list[int]:
-    """Load the export as any user of timm would, and take the features of one image."""
+    """Load the export with timm, and return the shape of the features of one image."""
     encoder = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
     with torch.no_grad():
         return list(encoder(torch.zeros(1, *encoder.pretrained_cfg["input_size"])).shape)
@@ -180,7 +175,7 @@ def _feature_shape(exported: Path) -> list[int]:
 
 def _print_table(cells: Sequence[Cell], settings: DemoSettings) -> None:
     header, rows = table_of(cells)
-    title = f"accuracy on {SPLITS[settings.eval_split]} held-out digits, mean ± deviation of {settings.seeds} seeds"
+    title = f"accuracy on {SPLITS[settings.eval_split]} held-out digits, mean ± std over {settings.seeds} seeds"
     table = Table(title=f"\n{title}")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")

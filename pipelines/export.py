@@ -20,20 +20,20 @@ from mae.settings import parse
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Write the encoder of a pretraining or fine-tuning run as a folder that another library loads."""
+    """Write the encoder of a pretraining or fine-tuning run into a folder for another library."""
 
     EXAMPLE: ClassVar = "mae export runs/first --out encoders/first"
 
     source: Positional[Path]
     """Folder of a finished run, a checkpoint folder, or a model file."""
     to: Literal["timm"] = "timm"
-    """The library to export for."""
+    """Library that is to load the encoder."""
     out: Path | None = None
-    """New folder to write; None: export-timm beside the model."""
+    """New folder to write to; None: export-timm beside the model."""
 
 
 def run(settings: ExportSettings) -> Path:
-    """Export, load back, compare; returns the new folder."""
+    """Export, load back and compare; return the new folder."""
     model = find_model(settings.source)
     out = settings.out or model.parent / f"export-{settings.to}"
     difference = export_timm(read_weights(model), read_description(model), out, model)
@@ -45,7 +45,7 @@ def run(settings: ExportSettings) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`mae export`."""
+    """Run `mae export`."""
     with one_line_errors():
         run(parse(ExportSettings, sys.argv[1:] if argv is None else argv, prog="mae export"))
 

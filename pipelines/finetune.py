@@ -23,7 +23,7 @@ from mae.training.start import finish_job, start_job
 
 
 def run(settings: FinetuneSettings) -> RunFolder:
-    """Train, or resume training, evaluate, and write the run folder."""
+    """Train or resume training, evaluate, and write the run folder."""
     accelerator = start_accelerator(settings.precision, settings.timeout)
     progress = TrainingProgress("finetune", accelerator.is_main_process)
     settings = RunFolder(settings.run_dir).with_its_micro_batch(settings)

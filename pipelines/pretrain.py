@@ -21,7 +21,7 @@ from mae.training.start import finish_job, start_job
 
 
 def run(settings: PretrainSettings) -> RunFolder:
-    """Train, or resume training, and write the run folder."""
+    """Train or resume training, and write the run folder."""
     accelerator = start_accelerator(settings.precision, settings.timeout)
     progress = TrainingProgress("pretrain", accelerator.is_main_process)
     settings = RunFolder(settings.run_dir).with_its_micro_batch(settings)

@@ -25,26 +25,26 @@ class Batch(NamedTuple):
     ids: Int64[Tensor, " batch"]
     """Sample ids."""
     noise: Float32[Tensor, "batch noise_columns"]
-    """Uniform numbers from 0 to 1, keyed by sample and epoch, for the task to use: pretraining makes masks of them."""
+    """Uniform random numbers from 0 to 1, keyed by sample and epoch; pretraining makes its masks from them."""
     bad: list[str]
     """Images that could not be read or decoded, with shard, key and reason. Up to `data.max_bad_samples` in a run are
     replaced by their neighbours; one more stops the run before it saves anything learned from this batch."""
     encoded: Encoded | None
-    """Images that are still black in `images`, for the device to decode."""
+    """Images for the device to decode; they are still black in `images`."""
     lost: str
-    """Why data can no longer be read, or changed since indexing; stops the run as `bad` does. Empty if all is well."""
+    """Reason why data cannot be read any more, or differ from the index; it stops the run as `bad` does. Else empty."""
 
 
 @dataclass(frozen=True)
 class BatchRecipe:
-    """How samples become rows of a training batch."""
+    """Rules by which samples become rows of a training batch."""
 
     seed: int
     """Key of the order, the crops and all other random numbers."""
     data: DataSettings
     augment: AugmentSettings
     noise_columns: int = 0
-    """Random numbers per row that the task needs in `Batch.noise`."""
+    """Number of random numbers per row that the task needs in `Batch.noise`."""
 
 
 class TrainingBatches(ABC):
@@ -77,7 +77,7 @@ def empty_batch(rows: int, data: DataSettings, noise_columns: int) -> Batch:
     """Return a batch of black images; labels and ids are -1."""
     height, width = data.size
     return Batch(
-        # Channels last, as decoders write them; on the device this is the faster order as well.
+        # Channels last: decoders write this order, and it is also the faster one on the device.
         images=torch.zeros(rows, height, width, data.channels, dtype=torch.uint8).permute(0, 3, 1, 2),
         labels=torch.full((rows,), NO_LABEL),
         ids=torch.full((rows,), -1),
@@ -89,10 +89,12 @@ def empty_batch(rows: int, data: DataSettings, noise_columns: int) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors of a batch; copies from pinned memory run while the device computes.
+    """Copy the tensors of a batch to the device, and decode the images that were left to it.
+
+    Copies from pinned memory run while the device computes.
 
     Raises:
-        UserError: if images were left to the device and it cannot decode them.
+        UserError: if the device cannot decode an image.
     """
     images = batch.images.to(device, non_blocking=True)
     if batch.encoded is not None:

@@ -16,7 +16,7 @@ from mae.keyed import Purpose
 
 
 class EvalBatches(Dataset[Batch]):
-    """Centre crops by batch number; every sample is on exactly one rank, and none is added as padding."""
+    """Centre crops by batch number; every sample is on exactly one rank, and no rank is padded."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ def labelled_batch(index: ShardIndex, ids: NDArray[np.int64], data: DataSettings
 
 
 def labelled_subset(index: ShardIndex, per_class: int, seed: int) -> NDArray[np.int64]:
-    """Choose `per_class` samples of each class by `seed`; returns their ids in ascending order.
+    """Choose `per_class` samples of each class by `seed`, and return their ids in ascending order.
 
     Raises:
         UserError: if a class has fewer samples.
@@ -65,7 +65,7 @@ def labelled_subset(index: ShardIndex, per_class: int, seed: int) -> NDArray[np.
         members = np.flatnonzero(index.label == label)
         if len(members) < per_class:
             raise UserError(
-                f"class {label} has {len(members)} samples, labels_per_class asks for {per_class}; "
+                f"class {label} has {len(members)} samples, but labels_per_class is {per_class}; "
                 f"allowed: 1 to {len(members)}"
             )
         words = keyed.bits(keyed.key(Purpose.LABELS, seed), members, 1)[:, 0]

@@ -15,9 +15,9 @@ class BatchPlan:
     accumulation: int
 
     def positions(self, micro_step: int, rank: int) -> tuple[int, int]:
-        """Return the first position in the endless sample order, and the one after the last, of a micro-batch.
+        """Return the first position of a micro-batch in the endless sample order, and the one after its last.
 
-        A rank takes consecutive positions of each global batch, so it reads from as few lanes as possible.
+        A rank takes consecutive positions of each global batch, so that it reads from as few lanes as possible.
         """
         step, micro = divmod(micro_step, self.accumulation)
         start = step * self.global_batch + (rank * self.accumulation + micro) * self.per_process
@@ -28,7 +28,7 @@ def plan_batches(global_batch: int, processes: int, micro_batch: int | None) -> 
     """Divide `global_batch` samples among `processes`, at most `micro_batch` at a time on each.
 
     Raises:
-        UserError: if the numbers do not divide, naming the nearest global batches that do.
+        UserError: if the numbers do not divide; it names the nearest global batches that do.
     """
     is_limited = micro_batch is not None and micro_batch * processes < global_batch
     unit = processes * micro_batch if is_limited and micro_batch else processes

@@ -1,4 +1,6 @@
-"""Images by sample id: read, checked, and kept decoded where the settings ask for it."""
+"""Images of indexed shards: read by sample id, checked, and kept decoded if the settings say so."""
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,10 @@ from mae.data.images.decode import decode_pixels
 from mae.data.index import ShardIndex
 from mae.data.reader import ImageReader, Location
 from mae.data.settings import DataSettings
+from mae.errors import UserError
+
+NamedImage = tuple[str, bytes | UserError]
+"""`shard: key.jpg`, and the encoded image or the reason why it cannot be read."""
 
 
 class SampleImages:
@@ -22,8 +28,8 @@ class SampleImages:
         """Return an image as encoded bytes, or as kept pixels [height width channels].
 
         Raises:
-            UserError: if its data are lost.
-            BadImageError: if it has to be decoded to be kept and cannot be.
+            UserError: if the image cannot be read, or differs from the index.
+            BadImageError: if the image is to be kept, and cannot be decoded.
         """
         if place.sample_id in self._kept:
             return self._kept[place.sample_id]
@@ -41,5 +47,19 @@ class SampleImages:
         return decode_pixels(image, self._data.channels) if isinstance(image, bytes) else image
 
     def named(self, place: Location, error: Exception) -> str:
-        """Return `shard: key.jpg (reason)` for messages."""
+        """Return `shard: key.jpg (reason)`, for messages."""
         return f"{self.reader.name(place.sample_id)} ({error})"
+
+
+def spread_images(index: ShardIndex, most: int, data: DataSettings) -> Iterator[NamedImage]:
+    """Yield at most `most` encoded images, spread evenly over all shards."""
+    # From remote shards, single images are fetched instead of whole chunks.
+    reader = ImageReader(index, data.cache, data.cache_bytes, chunk_samples=1)
+    ids = np.unique(np.linspace(0, len(index) - 1, most).astype(np.int64))
+    reader.will_need(ids)
+    for location in reader.locate(ids):
+        name = reader.name(location.sample_id)
+        try:
+            yield name, reader.read(location)
+        except UserError as error:
+            yield name, error

@@ -1,8 +1,8 @@
-"""Source of training data: indexed shards, which any sample can be read from, or a stream of shards."""
+"""Source of training data: indexed shards, in which any sample can be read, or a stream of shards."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,29 +16,28 @@ from mae.data.eval_batches import EvalBatches
 from mae.data.images.augment import eval_view
 from mae.data.images.decode import decode
 from mae.data.index import ShardIndex
+from mae.data.indexing import measure
 from mae.data.plan import BatchPlan
-from mae.data.prepare import open_shards, resolve_statistics, stored_for_stream
-from mae.data.reader import ImageReader
+from mae.data.prepare import open_shards
+from mae.data.sample_images import NamedImage, spread_images
 from mae.data.settings import DataSettings
+from mae.data.statistics import PixelStatistics, for_channels, stored_statistics
 from mae.data.store.shards import Shard, expand
 from mae.data.stream import PROMISES, StreamBatches, read_samples
 from mae.data.train_batches import TrainBatches
 from mae.errors import BadImageError, UserError
 
-NamedImage = tuple[str, bytes | UserError]
-"""Name of an image, and its encoded bytes or the reason why they cannot be read."""
-
 
 class FixedImages(NamedTuple):
-    """The same few images each time, for pictures."""
+    """Few images for pictures, the same in every start of a run."""
 
     ids: NDArray[np.int64]
-    """Numbers that key the masks of these images."""
+    """Numbers that key the masks of these images, one per image."""
     pixels: UInt8[Tensor, "images channels height width"]
 
 
 class Source(ABC):
-    """Training data, however they are read."""
+    """Training data, indexed or streamed."""
 
     shards: list[Shard]
     """Shards that hold the data."""
@@ -51,7 +50,7 @@ class Source(ABC):
 
     @abstractmethod
     def with_statistics(self, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
-        """Return `data` with mean and std filled in: as set, else as stored with the shards, else as measured.
+        """Return `data` with mean and std: those that are set, else those stored with the shards, else measured ones.
 
         Raises:
             UserError: if they are not set and cannot be found.
@@ -59,15 +58,15 @@ class Source(ABC):
 
     @abstractmethod
     def fixed_images(self, most: int, data: DataSettings) -> FixedImages:
-        """Return at most `most` images, cut as evaluation cuts them.
+        """Return at most `most` images, cropped as in evaluation.
 
         Raises:
-            UserError: if images are bad: any, unless `data.max_bad_samples` allows some, or all of a stream.
+            UserError: if an indexed image is bad and `data.max_bad_samples` is 0, or all images of a stream are bad.
         """
 
     @abstractmethod
     def some_images(self, most: int, data: DataSettings) -> Iterator[NamedImage]:
-        """Yield at most `most` encoded images, to inspect them."""
+        """Yield at most `most` encoded images, for an inspection of the data."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,30 @@ class IndexedSource(Source):
     def train_batches(
         self, plan: BatchPlan, rank: int, recipe: BatchRecipe, subset: NDArray[np.int64] | None = None
     ) -> TrainBatches:
-        """Return the training batches of one rank, of all samples or of a subset of sample ids."""
+        """Return the training batches of one rank, from all samples or from a subset of sample ids."""
         return TrainBatches(self.index, plan, rank, recipe, subset)
 
     def with_statistics(self, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
         """Return `data` with mean and std filled in; see `Source`."""
-        return resolve_statistics(self.index, data, say)
+        if data.mean is not None:
+            return data
+        index = self.index
+        found, images = stored_statistics(self.shards, data.channels), len(index)
+        if found is None and index.pixels is not None:
+            found, images = for_channels(index.pixels, data.channels), index.pixels_of
+        if found is None:
+            found, images = measure(index, data.cache, data.channels)
+        if found is None:
+            raise UserError(
+                f"no image could be decoded into {data.channels} channels (data.channels) to measure mean and std; "
+                "set the number of channels that the images have"
+            )
+        if images < len(index):
+            say(
+                f"mean and std were measured on {images:,} of {len(index):,} images ({found}); "
+                "`mae pack` and `mae index --check` measure all"
+            )
+        return replace(data, mean=found.mean, std=found.std)
 
     def fixed_images(self, most: int, data: DataSettings) -> FixedImages:
         """Return images spread evenly over the data; see `Source`."""
@@ -106,20 +123,12 @@ class IndexedSource(Source):
 
     def some_images(self, most: int, data: DataSettings) -> Iterator[NamedImage]:
         """Yield images spread evenly over all shards."""
-        # Of remote shards only these images are fetched, not the chunks around them.
-        reader = ImageReader(self.index, data.cache, data.cache_bytes, chunk_samples=1)
-        ids = np.unique(np.linspace(0, self.samples - 1, most).astype(np.int64))
-        reader.will_need(ids)
-        for place in reader.locate(ids):
-            try:
-                yield reader.name(place.sample_id), reader.read(place)
-            except UserError as error:
-                yield reader.name(place.sample_id), error
+        return spread_images(self.index, most, data)
 
 
 @dataclass(frozen=True)
 class StreamedSource(Source):
-    """Shards that are only read from front to back."""
+    """Shards that can only be read from front to back."""
 
     shards: list[Shard]
     samples: int
@@ -131,7 +140,12 @@ class StreamedSource(Source):
 
     def with_statistics(self, data: DataSettings, say: Callable[[str], None]) -> DataSettings:
         """Return `data` with mean and std filled in; see `Source`. A stream is not measured."""
-        return stored_for_stream(self.shards, data)
+        if data.mean is not None:
+            return data
+        found = stored_statistics(self.shards, data.channels)
+        if found is None:
+            raise UserError("data.mean and data.std are not set, and a stream cannot measure them; set both")
+        return replace(data, mean=found.mean, std=found.std)
 
     def fixed_images(self, most: int, data: DataSettings) -> FixedImages:
         """Return the first good images of the first shard; see `Source`."""
@@ -157,13 +171,20 @@ class StreamedSource(Source):
 
 
 def open_source(data: DataSettings, say: Callable[[str], None]) -> IndexedSource | StreamedSource:
-    """Open the training shards as `data.reader` says; a missing index is made.
+    """Open the training shards as `data.reader` says, and make their index if it is missing.
 
     Raises:
-        UserError: if shards are missing or damaged, or as `open_shards`.
+        UserError: if shards are missing or damaged, or for a reason of `open_shards`.
     """
     if data.reader == "stream":
         assert data.stream_samples is not None  # checked with the settings
         say(PROMISES)
         return StreamedSource(expand(data.shards), data.stream_samples)
     return IndexedSource(open_shards(data.shards, data, say))
+
+
+def statistics_of(data: DataSettings) -> PixelStatistics:
+    """Return the mean and std of data settings in which `Source.with_statistics` has filled them in."""
+    assert data.mean is not None
+    assert data.std is not None
+    return PixelStatistics(data.mean, data.std)

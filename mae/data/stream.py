@@ -1,8 +1,8 @@
 """Training batches from shards that can only be read from front to back, by webdataset's own pipeline.
 
-The promises are weaker than those of the indexed reader, and `PROMISES` tells the user so: shards are drawn at random
-without end, so an epoch is only a number of samples. Still, each tar is read whole and strictly before any of it is
-used, nothing in it is ever run, and each process and worker draws its own share of the shards.
+A stream promises less than the indexed reader, and `PROMISES` says so to the user: shards are drawn at random without
+end, so an epoch is only a number of samples. But each tar is checked as a whole before any of it is used, nothing in it
+is executed, and each worker of each process reads its own share of the shards.
 """
 
 import random
@@ -36,7 +36,7 @@ PROMISES = (
 
 
 class StreamSample(NamedTuple):
-    """One image as it comes out of a shard."""
+    """One image of a shard, still encoded."""
 
     name: str
     """`shard: key.jpg`"""
@@ -45,7 +45,7 @@ class StreamSample(NamedTuple):
 
 
 class StreamBatches(TrainingBatches):
-    """An endless stream of micro-batches; their rows have no sample ids: all are -1."""
+    """Endless stream of micro-batches, whose sample ids are all -1."""
 
     def __init__(self, shards: list[Shard], plan: BatchPlan, rank: int, recipe: BatchRecipe) -> None:
         self._shards, self.plan, self.rank, self.recipe = shards, plan, rank, recipe
@@ -59,7 +59,7 @@ class StreamBatches(TrainingBatches):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names and sizes of the shards; their contents are not known beforehand."""
+        """Hash of the names and sizes of the shards, whose contents are not known beforehand."""
         return sha256("".join(f"{shard.name}\0{shard.size}\0" for shard in self._shards).encode()).hexdigest()
 
     @property
@@ -68,16 +68,16 @@ class StreamBatches(TrainingBatches):
         return self._shards
 
     def starting_at(self, micro_step: int) -> Dataset[Batch]:
-        """Return the stream for a run that resumes at `micro_step`: it draws other shards than before."""
+        """Return the stream of a run that starts or resumes at `micro_step`; a resumed run draws other shards."""
         return _Stream(self, micro_step)
 
     def iterate(self, start: int, worker: int, workers: int) -> Iterator[Batch]:
-        """Yield the micro-batches that one of the workers of this process makes."""
+        """Yield the micro-batches of one worker of this process."""
         shares, share = self.plan.processes * workers, self.rank * workers + worker
         key = keyed.key(Purpose.STREAM, self.recipe.seed, start, share)
         buffer = self.recipe.data.window_chunks * self.recipe.data.chunk_samples
         yield from wds.DataPipeline(
-            # All workers draw the same list of shards; worker `share` of `shares` opens every `shares`-th of it.
+            # All workers draw the same list of shards, and each opens one in `shares` of it.
             wds.ResampledShards(
                 [str(place) for place in range(len(self._shards))],
                 deterministic=True,
@@ -105,7 +105,7 @@ class StreamBatches(TrainingBatches):
             yield batch._replace(lost=lost)
 
     def _fill(self, batch: Batch, source: Iterator[StreamSample], key: np.uint64) -> None:
-        """Fill a batch with the next good images; after more bad ones than are allowed, the rest stays black."""
+        """Fill a batch with the next good images; after more bad ones than allowed, the other rows stay black."""
         data, rows = self.recipe.data, np.arange(len(batch.images))
         views, noise_columns = data.views_per_image, self.recipe.noise_columns
         numbers = keyed.uniform(key, rows, NUMBERS_PER_SAMPLE)
@@ -125,7 +125,7 @@ class StreamBatches(TrainingBatches):
 
 
 class _Stream(IterableDataset[Batch]):
-    """The stream as a `DataLoader` iterates over it, in each of its workers."""
+    """Stream over which each worker of a `DataLoader` iterates."""
 
     def __init__(self, batches: StreamBatches, start: int) -> None:
         self._batches, self._start = batches, start
@@ -136,10 +136,10 @@ class _Stream(IterableDataset[Batch]):
 
 
 def read_samples(shard: Shard, cache_dir: Path) -> Iterator[StreamSample]:
-    """Yield the images of one shard, after the whole shard was checked.
+    """Check a whole shard, then yield its images.
 
     Raises:
-        UserError: if it cannot be read, or is a damaged tar.
+        UserError: if the shard cannot be read, or is a damaged tar.
     """
     with local_copy(shard, cache_dir) as source, mapped(source, str(shard)) as data, memoryview(data) as view:
         for sample in list(samples(list(walk(data)), str(shard))):

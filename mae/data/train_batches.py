@@ -1,7 +1,7 @@
 """Training batches from indexed shards: which samples each process takes at each step, and how a worker makes them.
 
-A micro-batch is found by its number alone. So the number of workers changes nothing but speed, and a run resumes by
-starting at another number.
+The number of a micro-batch decides all that is in it. So the number of workers changes nothing but speed, and a run
+resumes by starting at another number.
 """
 
 import math
@@ -31,17 +31,17 @@ from mae.data.store.shards import Shard
 from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose
 
-# The workers read ahead, so the order of a micro-batch is asked for twice; this many are remembered.
-_PLANNED_AT_MOST = 32
+# Workers read ahead, so they need the order of a micro-batch twice; the last ones are kept.
+_MAX_PLANNED = 32
 
 
 class _Image(NamedTuple):
-    """An image of a micro-batch."""
+    """Image of a micro-batch."""
 
     number: int
-    """In the micro-batch."""
+    """Number in the micro-batch, from 0."""
     place: int
-    """In the subset."""
+    """Position in the subset of samples to train on."""
     location: Location
 
 
@@ -53,7 +53,7 @@ class _Draws(NamedTuple):
 
 
 class TrainBatches(Dataset[Batch], TrainingBatches):
-    """Micro-batch number -> augmented images, in the exact order of `mae.data.order`."""
+    """Augmented images by micro-batch number, in the exact order of `mae.data.order`."""
 
     def __init__(
         self,
@@ -68,15 +68,8 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         self.images = SampleImages(index, self.data)
         self.views = self.data.views_per_image
         self._check()
-        data = self.data
-        self.order = Order(
-            recipe.seed,
-            self.samples,
-            plan.global_batch // self.views,
-            data.chunk_samples,
-            data.window_chunks,
-            data.lanes,
-        )
+        images, data = plan.global_batch // self.views, self.data
+        self.order = Order(recipe.seed, self.samples, images, data.chunk_samples, data.window_chunks, data.lanes)
         self._check_cache()
         self._planned: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._threads: ThreadPoolExecutor | None = None
@@ -84,21 +77,21 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
 
     @property
     def samples(self) -> int:
-        """Samples in an epoch."""
+        """Number of samples in an epoch."""
         return len(self.index) if self.subset is None else len(self.subset)
 
     @property
     def fingerprint(self) -> str:
-        """Of all that the index holds."""
+        """Hash of the whole index."""
         return self.index.fingerprint
 
     @property
     def shards(self) -> list[Shard]:
-        """Where the data lie."""
+        """Shards that hold the data."""
         return [entry.shard for entry in self.index.entries]
 
     def starting_at(self, micro_step: int) -> Dataset[Batch]:
-        """For a run that goes on at `micro_step`: any micro-batch can be had at any time."""
+        """Return this dataset: any micro-batch can be made at any time."""
         return self
 
     def __getstate__(self) -> dict[str, object]:
@@ -116,18 +109,19 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
                 self._read_ahead(micro_step)
             except UserError as error:
                 self._lost = str(error)
-        # After a loss, what follows would wait in vain for a store that is gone: the trainer is to stop soon.
+        # After a loss, do not wait for a store that is gone, once per image: the trainer stops soon.
         return batch._replace(lost=self._lost)
 
     def _make(self, batch: Batch, draws: _Draws, images: Sequence[_Image]) -> Batch:
-        """Read, decode and cut the images of a batch, over threads where there are any."""
+        """Read, decode and crop the images of a batch, with threads if there are any."""
         if self.images.reader.is_remote:
             self.images.reader.will_need(batch.ids[:: self.views].numpy())
         if self.data.decode_on == "device":
             encoded = EncodedImages(self.data.channels, self.augment)
             images = [image for image in images if not self._encode(encoded, image, draws)]
             batch = batch._replace(encoded=encoded.collected())
-        share = max(1, math.ceil(len(images) / self._tasks))
+        # More parts than threads, so that no thread waits long for the slowest.
+        share = max(1, math.ceil(len(images) / (1 if self.data.threads == 1 else 4 * self.data.threads)))
         parts = [images[i : i + share] for i in range(0, len(images), share)]
         for bad in self._map(partial(self._fill, batch, draws), parts):
             batch.bad.extend(bad)
@@ -137,19 +131,19 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         return range(image.number * self.views, (image.number + 1) * self.views)
 
     def _encode(self, encoded: EncodedImages, image: _Image, draws: _Draws) -> bool:
-        """Leave an image to the device; False for one that it cannot decode, or that is bad."""
+        """Leave an image to the device; return False if it is bad or the device cannot decode it."""
         rows = self._rows(image)
         try:
             return encoded.add(self.images.reader.read(image.location), rows, draws.numbers[rows.start : rows.stop])
         except BadImageError:
-            return False  # met again, and named, by the processor
+            return False  # the CPU will decode it again, and report it
         except UserError as error:
             raise UserError(self.images.named(image.location, error)) from None
 
     def _images_of(self, micro_step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places in the subset, and epochs, of the images of a micro-batch; asked for twice, ahead and in time."""
+        """Return positions in the subset, and epochs, of the images of a micro-batch."""
         if micro_step not in self._planned:
-            while len(self._planned) >= _PLANNED_AT_MOST:
+            while len(self._planned) >= _MAX_PLANNED:
                 del self._planned[next(iter(self._planned))]
             start, stop = self.plan.positions(micro_step, self.rank)
             self._planned[micro_step] = self.order.at(start // self.views, stop // self.views)
@@ -159,16 +153,16 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         return places if self.subset is None else self.subset[places]
 
     def _read_ahead(self, micro_step: int) -> None:
-        """Have the images of later batches brought near; those that are kept were needed once only."""
-        if not self.data.keep_decoded:
+        """Have the images of later batches fetched."""
+        if not self.data.keep_decoded:  # kept images are read once
             for steps in self.images.reader.steps_ahead(self.order.horizon // self.order.batch):
                 places, _ = self._images_of(micro_step + steps * self.plan.accumulation)
                 self.images.reader.will_need(self._ids(places))
 
     def _draw(self, batch: Batch, ids: NDArray[np.int64], epochs: NDArray[np.int64]) -> _Draws:
-        """Mask noise into `batch`, and the other random numbers of its rows.
+        """Write the noise of the masks into `batch`, and return the other random numbers of its rows.
 
-        Every random number is keyed by (seed, epoch, sample id) and counted through the views.
+        Every random number is keyed by seed, epoch and sample id, and numbered over the views of the image.
         """
         numbers = np.empty((len(ids), self.views * NUMBERS_PER_SAMPLE))
         words = np.empty((len(ids), self.views), dtype=np.uint64)
@@ -184,7 +178,7 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         return _Draws(numbers.reshape(-1, NUMBERS_PER_SAMPLE), words.ravel().tolist())
 
     def _fill(self, batch: Batch, draws: _Draws, images: Sequence[_Image]) -> list[str]:
-        """Decode and cut some images; names the bad ones."""
+        """Decode and crop some images, and return the names of the bad ones."""
         views = TrainViews(batch.images, draws.numbers, self.augment, draws.words)
         bad: list[str] = []
         for image in images:
@@ -195,10 +189,10 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         return bad
 
     def _add(self, views: TrainViews, location: Location, rows: Sequence[int], bad: list[str]) -> bool:
-        """Cut these rows out of the image at `location`; names it if it is bad.
+        """Crop these rows from the image at `location`; if it is bad, add its name to `bad` and return False.
 
         Raises:
-            UserError: if its data are lost.
+            UserError: if the image cannot be read, or differs from the index.
         """
         try:
             views.add(self.images.get(location), rows)
@@ -210,10 +204,10 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         return True
 
     def _substitute(self, views: TrainViews, image: _Image, rows: Sequence[int], bad: list[str]) -> int:
-        """Cut the rows of a bad image out of the next good one of the set, and return its label.
+        """Crop the rows of a bad image from the next good one of the set, and return its label.
 
-        The rule knows nothing of workers or processes. If as many neighbours are bad as are allowed in all, the rows
-        stay black under their own label, and the run stops before anything learned from them is kept.
+        The choice does not depend on workers or processes. If as many neighbours are bad as the whole run may have,
+        the rows stay black with their own label, and the run stops before anything learned from them is saved.
         """
         for distance in range(1, min(self.data.max_bad_samples + 1, self.samples)):
             (location,) = self.images.reader.locate(self._ids(np.array([(image.place + distance) % self.samples])))
@@ -223,16 +217,13 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
             raise UserError(f"all {self.samples} images are bad, the first: {bad[0]}")
         return int(self.index.label[image.location.sample_id])
 
-    @property
-    def _tasks(self) -> int:
-        """Parts of a batch: more than threads, so that none waits long for the slowest."""
-        return 1 if self.data.threads == 1 else 4 * self.data.threads
-
     def _map(
         self, work: Callable[[Sequence[_Image]], list[str]], parts: Sequence[Sequence[_Image]]
     ) -> Iterator[list[str]]:
-        """Do the parts in order, over threads where there are any. The trainer's own process starts none: they would
-        change its number of arithmetic threads, and with that its bits."""
+        """Yield the results of the parts in order, made by threads if there are any.
+
+        The training process starts none: they would change its number of compute threads, and so the last bits.
+        """
         if self.data.threads == 1 or get_worker_info() is None:
             return map(work, parts)
         if self._threads is None:
@@ -240,24 +231,24 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         return self._threads.map(work, parts)
 
     def _check_cache(self) -> None:
-        """Refuse a cache that would drop what was fetched ahead before it is used.
+        """Raise a `UserError` if the cache would drop fetched data before it is used.
 
-        The ranks of a node, which torchrun and Accelerate count, share one and read their own lanes only.
+        The ranks of a node share one cache, and each reads its own lanes only.
         """
         remote = sum(entry.shard.size for entry in self.index.entries if entry.shard.is_remote)
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.plan.processes))
         kept = remote * min(1.0, 2 * self.order.horizon / self.samples) * ranks_here / self.plan.processes
         if kept > self.data.cache_bytes:
             raise UserError(
-                f"data.cache_bytes is {self.data.cache_bytes:.3g}, but this order keeps two windows, {kept:.3g} bytes, "
-                "of the remote shards at hand; give it more, or lower data.lanes or data.window_chunks"
+                f"data.cache_bytes is {self.data.cache_bytes:.3g}, but this order keeps two windows of the remote "
+                f"shards, {kept:.3g} bytes; raise it, or lower data.lanes or data.window_chunks"
             )
 
     def _check(self) -> None:
         plan, data = self.plan, self.data
         if self.samples < plan.global_batch:
             raise UserError(
-                f"batch_size is {plan.global_batch} but the data holds {self.samples} samples; "
+                f"batch_size is {plan.global_batch} but the data have {self.samples} samples; "
                 f"allowed: 1 to {self.samples}"
             )
         require_whole_images(plan, data.views_per_image)
@@ -266,5 +257,5 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         if self.augment.rand_augment and data.channels not in (1, 3):
             raise UserError(
                 f"augment.rand_augment is {self.augment.rand_augment} but the images have {data.channels} "
-                "channels; it knows gray and RGB only: set it to 0"
+                "channels; it supports gray and RGB only: set it to 0"
             )

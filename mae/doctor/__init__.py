@@ -1,1 +1,1 @@
-"""Checks before an expensive run: machine, data, batches, disk, and a few real steps; nothing is left behind."""
+"""Checks before an expensive run: machine, data, batches, disk and a few real steps; no run folder is made."""

@@ -1,4 +1,4 @@
-"""`mae doctor`: look at everything an expensive run rests on, tell it line by line, and say whether to start."""
+"""`mae doctor`: check what an expensive run depends on, print one line per check, and say whether to start."""
 
 import os
 import sys
@@ -46,29 +46,29 @@ _WIDTH = max(len(check.__name__) for checks in CHECKS.values() for check in chec
 
 
 def examine(stage: str, argv: Sequence[str], say: Callable[[str], None]) -> Iterator[tuple[str, Finding]]:
-    """The name of each check, and what it found; none keeps the others from being made."""
+    """Make all checks, even after one has failed, and yield the name and the finding of each."""
     examination = STAGES[stage](argv, say)
-    with suppress(Exception):  # told by the check of the settings; --help is to come before all checks
+    with suppress(Exception):  # reported by the check of the settings; --help must end before the first check
         _ = examination.settings
-    told: dict[Exception, str] = {}
+    reported: dict[Exception, str] = {}
     for check in CHECKS[stage]:
         name = check.__name__.replace("_", " ")
         try:
             finding = check(examination)
-        except Exception as error:  # whatever it is, it would meet the run as well: it is listed, and the rest goes on
-            finding = _failure(error, told.setdefault(error, name), name)
+        except Exception as error:  # any error would also stop the run
+            finding = _failure(error, reported.setdefault(error, name), name)
         yield name, finding
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`mae doctor`; exits with 2 unless the run should be started."""
+    """Run `mae doctor`; exit with code 2 if the run should not be started."""
     words = list(sys.argv[1:] if argv is None else argv)
     stage = words.pop(0) if words and words[0] in STAGES else PretrainExamination.stage
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     names: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
     with one_line_errors():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("mae doctor looks at one process: start it without a launcher, and give --processes N")
+            raise UserError("mae doctor runs in one process: start it without a launcher, and give --processes N")
         for name, finding in examine(stage, words, _say):
             names[finding.verdict].append(name)
             console.print(_line(name, finding))
@@ -78,16 +78,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(f"start: no problem, {counted(len(names[Verdict.WARNING]), 'warning')}", style="bold green")
 
 
-def _failure(error: Exception, told_by: str, name: str) -> Finding:
-    if told_by != name:
-        return Finding(f"not examined, see {told_by}", is_unknown=True)
+def _failure(error: Exception, reported_by: str, name: str) -> Finding:
+    if reported_by != name:
+        return Finding(f"not examined, see {reported_by}", is_unknown=True)
     if isinstance(error, UserError):
         return Finding("", problems=(str(error),))
     return Finding("", problems=(f"the check failed: {type(error).__name__}: {error}",))
 
 
 def _line(name: str, finding: Finding) -> Text:
-    # Names out of shards may hold what is no text, and messages of libraries several lines.
+    # Names in shards may hold bytes that are not text, and messages of libraries may have several lines.
     shown = " ".join(str(finding).encode("utf-8", "backslashreplace").decode().split())
     return Text.assemble((f"{finding.verdict:<8}", _COLORS[finding.verdict]), f" {name:<{_WIDTH}}  {shown}")
 

@@ -1,4 +1,4 @@
-"""What the checks look at: each fact of a run is found out once, as its pipeline would find it."""
+"""Facts of a run that the checks use; each is computed once, in the same way as in the pipeline."""
 
 import os
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from mae.data.settings import DataSettings
 from mae.data.source import IndexedSource, StreamedSource, open_source
 from mae.data.store.shards import Shard, expand
 from mae.doctor.limits import open_files, shared_memory
-from mae.doctor.sample import ImageSample, look_at
+from mae.doctor.sample import ImageSample, inspect_images
 from mae.doctor.trial import Trial, measure
 from mae.models.execution import checkpoint_activations
 from mae.processes import default_workers
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Fact(Generic[T]):
-    """A property that is found out once; the error that this ended in is raised again for whoever asks next."""
+    """Property that is computed once; if that raises an error, each later access raises the same error."""
 
     def __init__(self, find: Callable[[Any], T]) -> None:
         self._find = find
@@ -47,7 +47,7 @@ class Fact(Generic[T]):
         if self._name not in known:
             try:
                 known[self._name] = self._find(examination)
-            except Exception as error:  # raised below
+            except Exception as error:
                 known[self._name] = error
         found = known[self._name]
         if isinstance(found, Exception):
@@ -56,121 +56,116 @@ class Fact(Generic[T]):
 
 
 class Examination(ABC):
-    """The facts of one run to come; each may raise a `UserError`."""
+    """Facts of a run before it starts; each may raise a `UserError`."""
 
     stage: ClassVar[str]
     schema: ClassVar[Any]
-    """Settings of the pipeline."""
+    """Class of the pipeline's settings."""
     doctor_schema: ClassVar[Any]
-    """The same with the doctor's own."""
+    """Class of the pipeline's settings with those of the doctor added."""
 
     def __init__(self, argv: Sequence[str], say: Callable[[str], None]) -> None:
         self.argv, self.say = list(argv), say
         self.known: dict[str, Any] = {}
         self.rejected: list[str] = []
-        """Damaged checkpoints that are newer than the one that the run would go on from."""
+        """Messages about damaged checkpoints that are newer than the one to resume from."""
 
     @Fact
-    def asked(self) -> Any:
-        """The settings as they are written, with the doctor's own."""
+    def doctor_settings(self) -> Any:
+        """Settings of the pipeline and of the doctor."""
         return parse(self.doctor_schema, spelled_out(self.argv), prog=f"mae doctor {self.stage}")
 
     @Fact
     def settings(self) -> Any:
-        """The settings that the pipeline would parse."""
-        return self.schema(**{field.name: getattr(self.asked, field.name) for field in fields(self.schema)})
+        """Settings of the pipeline."""
+        return self.schema(**{field.name: getattr(self.doctor_settings, field.name) for field in fields(self.schema)})
 
     @Fact
     def accelerator(self) -> Accelerator:
-        """Device and precision."""
+        """Accelerator, with the device and the precision of the run."""
         return start_accelerator(self.settings.precision, self.settings.timeout)
 
     @property
     def device(self) -> torch.device:
-        """On which the run would train."""
+        """Device on which the run would train."""
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
         return torch.device("cpu" if on_cpu else "cuda")
 
     @Fact
     def processes(self) -> int:
-        """Of the whole run."""
-        asked: int | None = self.asked.processes
+        """Number of processes of the whole run."""
+        asked: int | None = self.doctor_settings.processes
         check(asked is None or asked >= 1, "processes", asked, "1 or more")
-        return asked or self._devices_here
+        return asked or self._local_devices
 
     @property
-    def processes_here(self) -> int:
-        """Of the run, on this machine."""
-        return min(self.processes, self._devices_here) if self.device.type == "cuda" else self.processes
+    def local_processes(self) -> int:
+        """Number of processes of the run on this machine."""
+        return min(self.processes, self._local_devices) if self.device.type == "cuda" else self.processes
 
     @property
-    def _devices_here(self) -> int:
+    def _local_devices(self) -> int:
         return torch.cuda.device_count() if self.device.type == "cuda" else 1
 
     @property
     def cores(self) -> int:
-        """Processors that this process may use."""
+        """Number of cores that this process may use."""
         return default_workers()
 
     @Fact
     def shards(self) -> list[Shard]:
-        """Of the training data."""
+        """Shards of the training data."""
         return expand(self.settings.data.shards)
 
     @Fact
     def source(self) -> IndexedSource | StreamedSource:
-        """Training data; a missing index is made, as the run would make it."""
-        _ = self.shards  # wrong names are reported by the check of the shards
+        """Training data; a missing index is made, as in the run."""
+        _ = self.shards  # an error of theirs is reported once, by the check of the shards
         return open_source(self.settings.data, self.say)
 
     @Fact
-    def sample(self) -> ImageSample:
-        """Some of the images, decoded."""
-        return look_at(self.source, self.settings.data)
+    def image_sample(self) -> ImageSample:
+        """Some of the training images, decoded."""
+        return inspect_images(self.source, self.settings.data)
 
-    @Fact
+    @property
     def folder(self) -> RunFolder:
-        """Of the run."""
+        """Folder of the run."""
         return RunFolder(self.settings.run_dir)
 
     @Fact
-    def data(self) -> DataSettings:
-        """Data settings with mean and std filled in."""
+    def data_settings(self) -> DataSettings:
+        """Data settings with mean and std."""
         return with_statistics(self.settings, self.source, self.say)
 
     @property
-    def with_data(self) -> Any:
-        """The settings with mean and std."""
-        return replace(self.settings, data=self.data)
-
-    @property
-    def resolved(self) -> Any:
-        """The settings as the run folder holds them."""
-        return replace(self.with_data, micro_batch_size=self.micro_batch_limit)
+    def run_settings(self) -> Any:
+        """Settings as the run folder would hold them."""
+        return replace(self.settings, data=self.data_settings, micro_batch_size=self.micro_batch_limit)
 
     @property
     @abstractmethod
     def task(self) -> Task:
-        """The task of the run."""
+        """Task of the run."""
 
     @Fact
     def plan(self) -> BatchPlan:
-        """How a global batch is dealt out."""
+        """Division of the global batch."""
         return plan_batches(self.settings.batch_size, self.processes, self.micro_batch_limit)
 
     @Fact
-    def found_micro_batch(self) -> MicroBatch | None:
-        """The micro-batch found by search; None if none is asked for, or the run began with one."""
+    def micro_batch_search(self) -> MicroBatch | None:
+        """Result of the search for a micro-batch; None if the settings or the run folder have one."""
         if self.folder.with_its_micro_batch(self.settings).micro_batch_size != AUTO:
             return None
         plan = plan_batches(self.settings.batch_size, self.processes, None)
-        return find_micro_batch(self.task, self.accelerator, plan, self.processes_here, running=1)
+        return find_micro_batch(self.task, self.accelerator, plan, self.local_processes, running=1)
 
     @property
     def micro_batch_limit(self) -> int | None:
-        """The micro-batch that is asked for, that the run began with, or that was found by search."""
-        if self.found_micro_batch is not None:
-            return self.found_micro_batch.images
+        """Micro-batch of the search, the run folder or the settings; None without a limit."""
+        if self.micro_batch_search is not None:
+            return self.micro_batch_search.images
         limit: int | None = self.folder.with_its_micro_batch(self.settings).micro_batch_limit
         return limit
 
@@ -178,11 +173,6 @@ class Examination(ABC):
     def samples(self) -> int:
         """Number of samples in an epoch."""
         return self.source.samples
-
-    @property
-    def unit(self) -> int:
-        """Number of images of which a micro-batch must hold a multiple."""
-        return self.task.unit
 
     @Fact
     def batches(self) -> TrainingBatches:
@@ -192,23 +182,23 @@ class Examination(ABC):
 
     @Fact
     def model(self) -> nn.Module:
-        """The model with its starting weights."""
+        """Model with its starting weights."""
         return self.task.build_model()
 
     @Fact
-    def total(self) -> int:
-        """Steps of the whole run."""
+    def total_steps(self) -> int:
+        """Number of steps of the whole run."""
         return total_steps(self.samples, self.settings.epochs, self.settings.batch_size)
 
     @Fact
     def schedule(self) -> CosineSchedule:
-        """The learning rate."""
+        """Schedule of the learning rate."""
         batch = self.settings.batch_size
-        return cosine_schedule(self.settings.optim, batch, self.settings.epochs, self.samples / batch, self.total)
+        return cosine_schedule(self.settings.optim, batch, self.settings.epochs, self.samples / batch, self.total_steps)
 
     @Fact
     def checkpoint(self) -> Checkpoint | None:
-        """From which the run would go on."""
+        """Checkpoint from which the run would resume; None for a new run."""
         found = newest_checkpoint(self.folder.checkpoints, self.rejected.append)
         if found is None and self.settings.resume is not None:
             return verify_checkpoint(self.settings.resume)
@@ -216,17 +206,17 @@ class Examination(ABC):
 
     @Fact
     def shared_memory(self) -> str:
-        """For batches on their way from the workers."""
-        return shared_memory(self.batches, self.processes_here, self.unit)
+        """Report on the shared memory for batches from the workers."""
+        return shared_memory(self.batches, self.local_processes, self.task.unit)
 
     @Fact
     def open_files(self) -> str:
-        """For shards, pipes and batches."""
+        """Report on the open files for shards, pipes and batches."""
         return open_files(len(self.shards), self.settings.data.workers)
 
     @Fact
     def trial(self) -> Trial:
-        """A few steps of the first batches, as the run would take them; not tried without what workers need."""
+        """Time and memory of a few steps; none are taken if shared memory or open files do not suffice for workers."""
         _ = self.shared_memory, self.open_files
         self.model.to(self.device)
         checkpoint_activations(self.model, self.settings.activation_checkpointing)

@@ -1,33 +1,33 @@
-"""What a check has found, and what that means for the start."""
+"""Finding of a check, and its verdict on the run."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """Of one check, and so of whether to start."""
+    """Verdict of one check on the run."""
 
     OK = "ok"
     WARNING = "warning"
     PROBLEM = "problem"
     UNKNOWN = "unknown"
-    """Not examined, because something it rests on is a problem already."""
+    """Not examined, because another check has found a problem first."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check, in one line."""
+    """Outcome of one check, in one line."""
 
     found: str
     problems: tuple[str, ...] = ()
-    """Why not to start: what is needed, and what to change."""
+    """Reasons not to start, each with a remedy."""
     warnings: tuple[str, ...] = ()
-    """What is likely not meant so: what is needed, and what to change."""
+    """Probable mistakes that do not stop the run, each with a remedy."""
     is_unknown: bool = False
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of it."""
+        """Worst verdict that applies."""
         if self.problems:
             return Verdict.PROBLEM
         if self.warnings:
@@ -39,11 +39,11 @@ class Finding:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 worker`, `2 processes`, `3 batches`."""
+    """Return a number with its noun: `1 worker`, `2 processes`, `3 batches`."""
     ending = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
     return f"{number:,} {noun}{ending}"
 
 
 def gigabytes(size: int | float) -> str:
-    """`1500000000` -> `1.5 GB`, and `120000` -> `0.12 MB`."""
+    """Return a number of bytes as text: `1.5 GB` for 1500000000, `0.12 MB` for 120000."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.2f} MB"

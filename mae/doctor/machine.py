@@ -1,4 +1,4 @@
-"""Checks of this machine: libraries, devices, memory between processes, limits."""
+"""Checks of this machine: libraries, devices, shared memory, open files and cores."""
 
 import os
 import platform
@@ -20,18 +20,16 @@ _FREE_SHARE_OF_AN_IDLE_GPU = 0.9
 
 
 def versions(_: Examination) -> Finding:
-    """Every library as new as this program needs it, none of those that are known to fail."""
-    try:
-        stated = [Requirement(text) for text in requires(_DISTRIBUTION) or []]
-        own = version(_DISTRIBUTION)
-    except PackageNotFoundError:
-        return Finding(
-            f"python {platform.python_version()}",
-            warnings=(f"{_DISTRIBUTION} is not installed, so its requirements are not known; pip install it",),
-        )
+    """Check the versions of all libraries against the requirements of this program."""
+    python = f"python {platform.python_version()}"
+    own = _installed(_DISTRIBUTION)
+    if own is None:
+        warning = f"{_DISTRIBUTION} is not installed, so its requirements are unknown; pip install it"
+        return Finding(python, warnings=(warning,))
+    stated = [Requirement(text) for text in requires(_DISTRIBUTION) or []]
     needed = [r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""})]
     shown = ", ".join(f"{name} {_installed(name) or 'missing'}" for name in _SHOWN)
-    return Finding(f"python {platform.python_version()}, mae {own}, {shown}", problems=tuple(_misfits(needed)))
+    return Finding(f"{python}, mae {own}, {shown}", problems=tuple(_misfits(needed)))
 
 
 def _misfits(needed: list[Requirement]) -> Iterator[str]:
@@ -39,7 +37,7 @@ def _misfits(needed: list[Requirement]) -> Iterator[str]:
         found = _installed(requirement.name)
         if found is None or not requirement.specifier.contains(found, prereleases=True):
             yield (
-                f"{requirement.name} is {found or 'missing'}, needed is {requirement.specifier or 'any version'}: "
+                f"{requirement.name} is {found or 'missing'}, but {requirement.specifier or 'any version'} is needed: "
                 f"pip install '{requirement}'"
             )
 
@@ -52,7 +50,7 @@ def _installed(name: str) -> str | None:
 
 
 def devices(_: Examination) -> Finding:
-    """Processors and GPUs; a GPU that torch cannot use is a problem, for the run would be slow in silence."""
+    """Check cores and GPUs; a GPU that torch cannot use is a problem, because the run would silently be slow."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = f"{len(os.sched_getaffinity(0))} CPU cores, {gigabytes(memory)}"
     if torch.cuda.is_available():
@@ -75,7 +73,7 @@ def devices(_: Examination) -> Finding:
 
 
 def _driver() -> str:
-    """The version of NVIDIA's driver; empty if there is none."""
+    """Return the version of NVIDIA's driver; empty if there is none."""
     with suppress(OSError):
         found = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
         return found[0] if found else "of unknown version"
@@ -86,33 +84,33 @@ def _busy_gpus() -> Iterator[str]:
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         if free < _FREE_SHARE_OF_AN_IDLE_GPU * total:
-            yield f"GPU {number} has {gigabytes(free)} of {gigabytes(total)} free: somebody else is using it"
+            yield f"GPU {number} has {gigabytes(free)} of {gigabytes(total)} free: another program uses it"
 
 
 def precision(examination: Examination) -> Finding:
-    """What is asked for, on the device that there is."""
+    """Check that the device can compute in the precision of the settings."""
     mixed = examination.accelerator.mixed_precision
     found = f"{examination.settings.precision} means {'fp32' if mixed == 'no' else mixed} on {examination.device}"
     if examination.device.type == "cuda" and mixed == "no" and examination.settings.precision == "auto":
         return Finding(
-            found, warnings=("this GPU has no bf16, so the run takes more memory and time than on one that has",)
+            found, warnings=("this GPU has no bf16, so the run takes more memory and time than on a GPU with bf16",)
         )
     return Finding(found)
 
 
 def shared_memory(examination: Examination) -> Finding:
-    """Enough of it for the batches that workers make ahead."""
+    """Check that the batches that workers prepare ahead fit into shared memory."""
     return Finding(examination.shared_memory)
 
 
 def open_files(examination: Examination) -> Finding:
-    """Enough of them for shards and workers."""
+    """Check that a process may open enough files for shards and workers."""
     return Finding(examination.open_files)
 
 
 def processors(examination: Examination) -> Finding:
-    """More processes and threads than cores take each other's time."""
-    data, here, cores = examination.settings.data, examination.processes_here, examination.cores
+    """Check that there are not more processes and threads than cores."""
+    data, here, cores = examination.settings.data, examination.local_processes, examination.cores
     decoding, threads = here * data.workers * data.threads, torch.get_num_threads()
     found = f"{counted(cores, 'core')} for {counted(here, 'process')} with {counted(data.workers, 'worker')}"
     if data.threads > 1:
@@ -121,7 +119,7 @@ def processors(examination: Examination) -> Finding:
     found += f" each; OMP_NUM_THREADS is {omp or 'not set'}, torch computes with {counted(threads, 'thread')}"
     warnings = []
     if (busy := os.getloadavg()[0]) > cores:
-        warnings.append(f"others keep the cores busy (load {busy:.1f}), so all that is timed below is too slow")
+        warnings.append(f"other programs use the cores (load {busy:.1f}), so all times below are too long")
     if decoding > cores:
         fewer = cores // (here * data.threads)
         warnings.append(f"{decoding} threads decode on {cores} cores: set --data.workers {fewer}")

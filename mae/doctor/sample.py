@@ -1,61 +1,55 @@
-"""Some images of the training data, decoded as training decodes them."""
+"""Sample of the training images, decoded as in training."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mae.data.images.decode import decode, is_gray, native_channels
 from mae.data.settings import DataSettings
-from mae.data.source import NamedImage, Source
+from mae.data.source import Source
 from mae.data.statistics import PixelStatistics, PixelSums
 from mae.errors import BadImageError, UserError
 
 IMAGES = 256
-"""How many are looked at."""
+"""Number of images in the sample."""
 
 
 @dataclass(frozen=True)
 class ImageSample:
-    """What the images are like."""
+    """Statistics, sizes and faults of some images."""
 
     statistics: PixelStatistics | None
     """None if no image is good."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """(height, width) of each good one."""
+    """(height, width) of each good image [pixels]."""
     planes: Counter[int] = field(default_factory=Counter)
-    """Good images by the colour planes that their files hold."""
+    """Number of good images by the number of colour planes in the file."""
     bad: list[str] = field(default_factory=list)
-    """`shard: key.jpg (reason)`"""
+    """`shard: key.jpg (reason)` of each bad image."""
 
     @property
-    def looked_at(self) -> int:
-        """Good and bad ones."""
+    def images(self) -> int:
+        """Number of images, good and bad."""
         return len(self.sizes) + len(self.bad)
 
 
-def look_at(source: Source, data: DataSettings) -> ImageSample:
-    """Decode `IMAGES` images of the source.
+def inspect_images(source: Source, data: DataSettings) -> ImageSample:
+    """Decode some images of the source.
 
     Raises:
         UserError: if a shard is damaged, or the source has no image.
     """
-    found = _look_at(source.some_images(IMAGES, data), data.channels)
-    if not found.looked_at:
-        raise UserError(f"shard {source.shards[0]} holds no image")
-    return found
-
-
-def _look_at(images: Iterator[NamedImage], channels: int) -> ImageSample:
-    sums, sizes, planes, bad = PixelSums(channels), list[tuple[int, int]](), Counter[int](), list[str]()
-    for name, image in images:
+    sums, sizes, planes, bad = PixelSums(data.channels), list[tuple[int, int]](), Counter[int](), list[str]()
+    for name, image in source.some_images(IMAGES, data):
         try:
             if isinstance(image, UserError):
                 raise image
-            pixels = decode(image, channels)
+            pixels = decode(image, data.channels)
         except (BadImageError, UserError) as error:
             bad.append(f"{name} ({error})")
             continue
         sums.add(pixels)
         sizes.append((pixels.shape[1], pixels.shape[2]))
         planes[1 if is_gray(image) else native_channels(image)] += 1
+    if not sizes and not bad:
+        raise UserError(f"shard {source.shards[0]} holds no image")
     return ImageSample(sums.statistics() if sizes else None, sizes, planes, bad)

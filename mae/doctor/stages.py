@@ -1,9 +1,8 @@
-"""The two commands that the doctor examines, each with its settings and its task."""
+"""Commands that the doctor examines, each with its settings and its task."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from mae.data.index import ShardIndex
 from mae.data.source import IndexedSource
 from mae.doctor.examination import Examination, Fact
 from mae.tasks.finetuning import FinetuneSettings, Finetuning, open_held_out
@@ -12,30 +11,30 @@ from mae.tasks.pretraining import Pretraining, PretrainSettings
 
 @dataclass(frozen=True)
 class PretrainDoctorSettings(PretrainSettings):
-    """Check a pretraining before it is started: `mae doctor` and the words that follow `mae pretrain`.
+    """Check a pretraining before it starts: write `mae doctor` instead of `mae pretrain`, with the same settings.
 
-    `mae doctor finetune` checks a fine-tuning. Exit code 0: start; 2: do not. No run folder is made.
+    `mae doctor finetune` checks a fine-tuning. Exit code 0: start; 2: do not start. No run folder is made.
     """
 
     EXAMPLE: ClassVar = "mae doctor --data.shards 'train-*.tar' --run_dir runs/first"
     FIRST: ClassVar = ("processes", *PretrainSettings.FIRST)
 
     processes: int | None = None
-    """Number of processes of the run, on all machines; None: one per GPU of this machine, or one on CPUs."""
+    """Number of processes of the run on all machines; None: one per GPU of this machine, or one on CPUs."""
 
 
 @dataclass(frozen=True)
 class FinetuneDoctorSettings(FinetuneSettings):
-    """Check a fine-tuning before it is started: `mae doctor finetune` and the words that follow `mae finetune`.
+    """Check a fine-tuning before it starts: write `mae doctor finetune` instead of `mae finetune`.
 
-    Exit code 0: start; 2: do not. No run folder is made.
+    Exit code 0: start; 2: do not start. No run folder is made.
     """
 
     EXAMPLE: ClassVar = "mae doctor finetune --data.shards 'train-*.tar' --run_dir runs/two"
     FIRST: ClassVar = ("processes", *FinetuneSettings.FIRST)
 
     processes: int | None = None
-    """Number of processes of the run, on all machines; None: one per GPU of this machine, or one on CPUs."""
+    """Number of processes of the run on all machines; None: one per GPU of this machine, or one on CPUs."""
 
 
 class PretrainExamination(Examination):
@@ -45,8 +44,8 @@ class PretrainExamination(Examination):
 
     @Fact
     def task(self) -> Pretraining:
-        """The task of the run."""
-        return Pretraining(self.with_data, self.source)
+        """Task of the run."""
+        return Pretraining(replace(self.settings, data=self.data_settings), self.source)
 
 
 class FinetuneExamination(Examination):
@@ -55,25 +54,21 @@ class FinetuneExamination(Examination):
     stage, schema, doctor_schema = "finetune", FinetuneSettings, FinetuneDoctorSettings
 
     @Fact
-    def held_out(self) -> ShardIndex | None:
-        """Index of the evaluation shards; None if there are none."""
-        return open_held_out(self.settings, self.say)
-
-    @Fact
-    def labelled(self) -> Finetuning:
-        """The task before mean and std are known, which is enough to look at its labels."""
+    def task_without_statistics(self) -> Finetuning:
+        """Task without mean and std, which is enough to check its labels."""
         assert isinstance(self.source, IndexedSource)  # the settings allow no other
-        return Finetuning(self.settings, self.source, self.held_out)
+        return Finetuning(self.settings, self.source, open_held_out(self.settings, self.say))
 
     @Fact
     def task(self) -> Finetuning:
-        """The task of the run."""
-        return replace(self.labelled, settings=self.with_data)
+        """Task of the run."""
+        return replace(self.task_without_statistics, settings=replace(self.settings, data=self.data_settings))
 
     @property
     def samples(self) -> int:
         """Number of samples in an epoch: those of the subset, or all."""
-        return self.source.samples if self.labelled.subset is None else len(self.labelled.subset)
+        subset = self.task_without_statistics.subset
+        return self.source.samples if subset is None else len(subset)
 
 
 STAGES: dict[str, type[Any]] = {stage.stage: stage for stage in (PretrainExamination, FinetuneExamination)}

@@ -1,4 +1,4 @@
-"""A few real steps on the device, and a few real batches by the workers: measured, never guessed."""
+"""Trial: a few real steps on the device and a few real batches by the workers, to measure time and memory."""
 
 import time
 import warnings
@@ -19,51 +19,50 @@ from mae.training.optimizer import build_optimizer
 from mae.training.step_cost import Cost, OutOfRoomError, gradient_bytes, take_steps
 from mae.training.task import Task
 
-# On a CPU a batch as large as a GPU's would take minutes.
+# On a CPU, a batch as large as a GPU's would take minutes.
 _SECONDS_PER_STEP_ON_CPU = 3.0
-# Of the first steps, after which all that does not grow with the batch is in memory.
-_FEW_IMAGES = 2
-# Of the batches that the workers are timed with: their time is that of their images.
+# Images of the first steps, after which all memory that does not depend on the batch is allocated.
+_FIRST_IMAGES = 2
+# Images per batch when the workers are timed; their time is proportional to it.
 _IMAGES_PER_TIMED_BATCH = 32
-# Batches per worker: until all are under way, timed, and still in the making when the last timed one is there, so that
-# as many are made beforehand at the end as at the begin.
-_FIRST_ROUNDS, _TIMED_ROUNDS, _ROUNDS_BEYOND = 2, 4, 2
+# Batches per worker before, during and after the timing. Those after it keep the workers busy until it ends.
+_WARMUP_ROUNDS, _TIMED_ROUNDS, _EXTRA_ROUNDS = 2, 4, 2
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a run costs in time and memory, for one process."""
+    """Time and memory of a run, for one process."""
 
     asked: int
-    """Images that a process is to take at a time."""
+    """Size of the micro-batch in the settings [images]."""
     fitting: int
-    """As many of them as the device has room for; the same, or found by halving."""
+    """Size of the largest micro-batch that fits: `asked`, or less, found by halving."""
     images: int
-    """Of the timed steps; on a CPU fewer than asked, if those would take too long."""
+    """Size of the micro-batches of the timed steps; on a CPU less than `asked` if that would take too long."""
     loss: float
-    """Of the first batch under the first weights."""
+    """Loss of the first batch with the starting weights."""
     seconds_per_image: float
-    """Forward and backward."""
+    """Time of forward and backward, per image."""
     update_seconds: float
-    """Of the optimiser, for a step."""
+    """Time of the optimiser's update, per step."""
     data_seconds_per_image: float
-    """By all workers of one process together."""
+    """Time per image in which all workers of one process together make a batch."""
     fixed_bytes: int
-    """Memory that does not grow with the batch: weights, gradients, the optimiser's state, on a CPU the program too."""
+    """Memory that does not depend on the batch: weights, gradients, optimiser state; on a CPU the whole program."""
     peak_bytes: int
-    """Most memory during the steps of `images` images."""
+    """Greatest memory during the steps with `images` images."""
 
     @property
     def bytes_asked(self) -> float:
-        """Memory of a step as asked: what grows with the batch, scaled."""
+        """Estimated memory of a step with `asked` images."""
         return self.fixed_bytes + (self.peak_bytes - self.fixed_bytes) * self.asked / self.images
 
 
 def measure(task: Task, accelerator: Accelerator, model: nn.Module, plan: BatchPlan) -> Trial:
-    """Take some steps of real batches with the micro-batch of `plan`, or with the largest that fits.
+    """Take some steps with real batches, with the micro-batch of `plan` or the largest that fits.
 
     Raises:
-        UserError: if not even `task.unit` images fit on the device, data are lost, or more images are bad than allowed.
+        UserError: if not even `task.unit` images fit, data cannot be read, or more images are bad than allowed.
     """
     device, asked, unit, optim = accelerator.device, plan.per_process, task.unit, task.settings.optim
     optimizer = build_optimizer(task.parameter_groups(model), optim, device)
@@ -73,14 +72,14 @@ def measure(task: Task, accelerator: Accelerator, model: nn.Module, plan: BatchP
         batch = _first_batch(task, images, device)
         return take_steps(accelerator, model, optimizer, task.loss_of(images), batch, micro_batches)
 
-    begin = min(asked, _whole_units(_FEW_IMAGES, unit))
-    few = _largest_that_fits(cost_of, begin, unit)
+    first = min(asked, _whole_units(_FIRST_IMAGES, unit))
+    few = _largest_that_fits(cost_of, first, unit)
     in_time = _whole_units(_SECONDS_PER_STEP_ON_CPU / few.seconds * few.images, unit)
     wanted = asked if device.type == "cuda" else min(asked, max(few.images, in_time))
     cost = few if wanted == few.images else _largest_that_fits(cost_of, wanted, unit)
     return Trial(
         asked=asked,
-        fitting=asked if (few.images, cost.images) == (begin, wanted) else cost.images,
+        fitting=asked if (few.images, cost.images) == (first, wanted) else cost.images,
         images=cost.images,
         loss=few.loss,
         seconds_per_image=cost.seconds / cost.images,
@@ -92,11 +91,11 @@ def measure(task: Task, accelerator: Accelerator, model: nn.Module, plan: BatchP
 
 
 def _largest_that_fits(cost_of: Callable[[int], Cost], images: int, unit: int) -> Cost:
-    """Of steps with as many images as there is room for: `images`, or the first of its halves."""
+    """Return the cost of steps with `images` images, or with the first of its halves that fits."""
     while True:
         with suppress(OutOfRoomError):
             return cost_of(images)
-        torch.cuda.empty_cache()  # outside of the handler, where nothing holds the tensors of the step any more
+        torch.cuda.empty_cache()  # outside the handler, where nothing refers to the tensors of the step any more
         if images == unit:
             raise UserError(f"not even {unit} images at a time fit into memory; choose a smaller model or images")
         images = _whole_units(images / 2, unit)
@@ -113,10 +112,10 @@ def _batches_of(task: Task, images: int) -> Dataset[Batch]:
 
 
 def _first_batch(task: Task, images: int, device: torch.device) -> Batch:
-    """Return the first batch, by the run's own loader.
+    """Return the first batch from the run's own loader.
 
     Raises:
-        UserError: if data are lost, or more images are bad than allowed.
+        UserError: if data cannot be read, or more images are bad than allowed.
     """
     data, timeout = task.settings.data, task.settings.timeout
     on_gpu = device.type == "cuda"
@@ -131,24 +130,24 @@ def _first_batch(task: Task, images: int, device: torch.device) -> Batch:
 def _next(batches: Iterator[Batch]) -> Batch:
     batch = next(batches)
     if batch.lost:
-        raise UserError(f"data are lost: {batch.lost}")
+        raise UserError(f"data cannot be read: {batch.lost}")
     return batch
 
 
 def _seconds_of_data(task: Task, images: int) -> float:
-    """Return the seconds per image, once all workers are busy."""
+    """Return the seconds per image when all workers are busy."""
     workers, timeout = task.settings.data.workers, task.settings.timeout
     size = min(images, _whole_units(_IMAGES_PER_TIMED_BATCH, task.unit))
-    abreast = max(1, workers)
-    numbers = range(abreast * (_FIRST_ROUNDS + _TIMED_ROUNDS + _ROUNDS_BEYOND))
+    parallel = max(1, workers)
+    numbers = range(parallel * (_WARMUP_ROUNDS + _TIMED_ROUNDS + _EXTRA_ROUNDS))
     with warnings.catch_warnings():
-        # Of more workers than cores: `machine.processors` says so.
+        # `machine.processors` warns of more workers than cores.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         batches = load(_batches_of(task, size), numbers, workers, timeout=timeout)
         _next(batches)
-    for _ in range(abreast * _FIRST_ROUNDS - 1):
+    for _ in range(parallel * _WARMUP_ROUNDS - 1):
         _next(batches)
     began = time.perf_counter()
-    for _ in range(abreast * _TIMED_ROUNDS):
+    for _ in range(parallel * _TIMED_ROUNDS):
         _next(batches)
-    return (time.perf_counter() - began) / (abreast * _TIMED_ROUNDS * size)
+    return (time.perf_counter() - began) / (parallel * _TIMED_ROUNDS * size)

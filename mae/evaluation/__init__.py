@@ -1,1 +1,1 @@
-"""How good a model is, each sample counted exactly once."""
+"""Evaluation of a model, in which each sample counts exactly once."""

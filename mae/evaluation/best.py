@@ -1,10 +1,10 @@
-"""Evaluation during training, and the best model so far."""
+"""Evaluation during training, which keeps the best model."""
 
 import math
 
 from mae.data.eval_batches import EvalBatches
 from mae.data.index import ShardIndex
-from mae.data.prepare import statistics_of
+from mae.data.source import statistics_of
 from mae.evaluation.classification import evaluate
 from mae.models.weights import file_tensors
 from mae.training.job import Job
@@ -13,7 +13,7 @@ BEST_FILE = "best.safetensors"
 
 
 def evaluation_due(job: Job, step: int, every: float) -> bool:
-    """Return whether `step` is the first that completes another `every` epochs, or the last step of all."""
+    """Return True if `step` is the last, or the first after another `every` epochs."""
     per_period = job.samples * every / job.plan.global_batch
     return step == job.total or math.floor(step / per_period) > math.floor((step - 1) / per_period)
 

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier, each sample counted exactly once on any number of processes."""
+"""Accuracy of a classifier, in which each sample counts once on any number of processes."""
 
 from typing import NamedTuple
 
@@ -14,28 +14,25 @@ from mae.errors import UserError, first_of
 
 
 class Accuracy(NamedTuple):
-    """Figures over all samples."""
+    """Accuracy and loss over all samples."""
 
     accuracy: float
-    """Share of samples whose greatest logit is the label's."""
+    """Share of samples whose label has the greatest logit, from 0 to 1."""
     loss: float
     """Mean cross-entropy."""
     samples: int
 
 
 def evaluate(
-    accelerator: Accelerator,
-    model: nn.Module,
-    batches: EvalBatches,
-    statistics: PixelStatistics,
-    workers: int,
+    accelerator: Accelerator, model: nn.Module, batches: EvalBatches, statistics: PixelStatistics, workers: int
 ) -> Accuracy:
-    """Run `model` (not wrapped: the ranks may hold unequal numbers of batches) over this rank's share.
+    """Evaluate `model` on this rank's batches, and return the result over all ranks.
 
-    Only sums cross between the processes, so nothing is padded and nothing is counted twice.
+    The model must not be wrapped by DDP, because ranks may have different numbers of batches. Ranks exchange sums
+    only, so no sample is padded or counted twice.
 
     Raises:
-        UserError: on every rank, if any image is bad, or if the shares do not add up to the whole.
+        UserError: on every rank, if any image is bad.
     """
     was_training = model.training
     model.eval()

@@ -1,1 +1,1 @@
-"""One file per target; every export is reloaded with the target library and compared."""
+"""Exports to other libraries: one module each; every export is loaded back by the library and compared."""

@@ -1,13 +1,11 @@
 """Export to timm: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
-Older versions of timm than 1.0.26 take the file of such a folder for a pickle and fail.
-
-The folder holds `model.safetensors`, the encoder alone under timm's names and in float32, and `config.json` with
-the architecture and the normalisation. It is loaded back by timm and compared before it takes its place.
+The folder holds `model.safetensors`, which is the encoder by timm's names in float32, and `config.json` with the
+architecture and the normalisation. Before the folder appears, timm loads it, and the features are compared. It needs
+timm 1.0.26 or newer: older versions take the file of such a folder for a pickle and fail.
 """
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ import timm
 import torch
 from torch import Tensor
 
-from mae.errors import UserError
-from mae.files import sync, write_atomically
+from mae.export.publish import new_folder, require_equal_features
+from mae.files import write_atomically
 from mae.models.description import ModelDescription
 from mae.models.encoder import build_encoder
 from mae.models.weights import encoder_part, load_encoder, write_weights
@@ -25,7 +23,7 @@ from mae.models.weights import encoder_part, load_encoder, write_weights
 TOLERANCE = 1e-6
 """Greatest difference of a feature between this program's encoder and timm's."""
 
-# timm's entry for each width of the size table; any other width, depth or patch is put into its model_args.
+# timm's entry for each width of our sizes; model_args override the entry's width, depth and patch size.
 _ARCHITECTURES = {
     192: "vit_tiny_patch16_224",
     384: "vit_small_patch16_224",
@@ -33,50 +31,29 @@ _ARCHITECTURES = {
     1024: "vit_large_patch16_224",
     1280: "vit_huge_patch14_224",
 }
-# timm before 1.0.31 takes all weights to be of 3 channels: told which layer reads the image, it would put
-# random weights into one of 2 or 5 channels.
+# timm before 1.0.31 assumes that all weights have 3 channels: if the config named the layer that reads the image, it
+# would fill a layer of 2 or 5 channels with random weights.
 _CONVERTED_CHANNELS = (1, 3)
 _COMPARED_IMAGES = 4
 
 
 def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: Path, source: Path) -> float:
-    """Write the encoder for timm into the new folder `out`.
-
-    Returns:
-        The greatest difference of a feature after loading it back.
+    """Write the encoder for timm into the new folder `out`, and return the greatest difference of a feature.
 
     Raises:
-        UserError: if `out` is in use, or what timm loads does not give this encoder's features.
+        UserError: if `out` is not empty, or the model that timm loads gives other features than the encoder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; give a new one with --out")
-    out = out.resolve()
-    part = out.with_name(f".{out.name}.part")
-    if part.exists():
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    try:
+    with new_folder(out) as part:
         encoder = {name: tensor.float() for name, tensor in encoder_part(weights).items()}
         write_weights(part / "model.safetensors", encoder, replace(description, decoder=None).metadata())
         write_atomically(part / "config.json", json.dumps(timm_config(description), indent=2).encode())
         difference = compare(part, weights, description, source)
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"timm's features differ by {difference:.2e} from the run's, allowed is {TOLERANCE:.0e}; "
-                "nothing was exported. Please report this with the run's settings.yaml"
-            )
-    except BaseException:
-        shutil.rmtree(part)
-        raise
-    if out.exists():
-        out.rmdir()
-    part.rename(out)
-    sync(out.parent)
+        require_equal_features("timm", difference, TOLERANCE)
     return difference
 
 
 def timm_config(description: ModelDescription) -> dict[str, Any]:
-    """The `config.json` of a timm model folder."""
+    """Return the content of `config.json` in a timm model folder."""
     height, width = description.image_size
     return {
         "architecture": _ARCHITECTURES.get(description.width, "vit_base_patch16_224"),
@@ -109,7 +86,7 @@ def timm_config(description: ModelDescription) -> dict[str, Any]:
 
 
 def compare(folder: Path, weights: dict[str, Tensor], description: ModelDescription, source: Path) -> float:
-    """Load `folder` with timm; the greatest difference of a cls feature from our own encoder on noise."""
+    """Load `folder` with timm, and return the greatest difference between its features and ours, on random images."""
     ours = build_encoder(description.encoder(), description.image_size, description.channels).eval()
     load_encoder(ours, weights, source)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

@@ -1,4 +1,4 @@
-"""Curves of a run, from the records of its `metrics.jsonl`."""
+"""Plots of a run, made from the records of its `metrics.jsonl`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from mae.report.pictures import figure_png
 
 
 def draw_training(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Loss, learning rate and speed over epochs: a PNG file."""
+    """Plot loss, learning rate and speed over epochs, and return a PNG file."""
     train = [r for r in records if r["kind"] == "train"]
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     for axes, (name, label) in zip(
@@ -27,16 +27,12 @@ def draw_training(records: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def draw_accuracy(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Evaluation accuracy over epochs: a PNG file."""
+    """Plot evaluation accuracy over epochs, and return a PNG file."""
     evaluations = [r for r in records if r["kind"] == "eval"]
     figure = Figure(figsize=(5, 2.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot(
-        [r["epoch"] for r in evaluations],
-        [100 * r["accuracy"] for r in evaluations],
-        color="#1a7f37",
-        marker=".",
-    )
+    epochs, accuracies = [r["epoch"] for r in evaluations], [100 * r["accuracy"] for r in evaluations]
+    axes.plot(epochs, accuracies, color="#1a7f37", marker=".")
     axes.set_title("evaluation accuracy [%]", fontsize=10)
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""Page of the demo: what was done, the table of accuracies, pictures, curves, times."""
+"""Page of the demo: description, table of accuracies, pictures, plots and times."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def demo_page(
 
     Args:
         images: Number of images of each split.
-        finetuned: One of the fine-tuning runs, to show its settings.
+        finetuned: Fine-tuning run whose settings are shown.
         seconds: Time of each stage.
         features: Shape of the features of one image, from the exported encoder.
     """
@@ -40,8 +40,8 @@ def demo_page(
             page.paragraph(
                 f"{images['train']:,} scanned digits of 8x8 pixels were packed into shards; a masked autoencoder "
                 "was pretrained on them without labels; its encoder was fine-tuned with an MLP head on its cls "
-                "token, beside the same model from scratch under the same settings; the encoder was exported and "
-                f"loaded back by timm, where an image gives features of shape {list(features)}."
+                "token and compared with the same model from scratch, with the same settings; the encoder was exported "
+                f"and loaded back by timm, where an image gives features of shape {list(features)}."
             ),
         ),
         (
@@ -55,7 +55,7 @@ def demo_page(
         ),
         (
             "Reconstructions",
-            page.picture(_last_picture(pretrained), "Fixed images under fixed masks, end of pretraining"),
+            page.picture(_last_picture(pretrained), "Fixed images with fixed masks, end of pretraining"),
         ),
         ("Pretraining", page.picture(draw_training(pretrained.metrics()), "Training curves")),
         ("Time", page.table(("stage", "time"), [(stage, duration(passed)) for stage, passed in seconds.items()])),

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: pictures are embedded, nothing is fetched."""
+"""HTML page in one file: pictures are embedded, and nothing is loaded from elsewhere."""
 
 import base64
 import html
@@ -20,12 +20,12 @@ table { border-collapse: collapse; margin: .6rem 0; } th { text-align: left; bac
 td, th { border: 1px solid #d1d9e0; padding: .25rem .7rem; } td.number { text-align: right; }
 figure { margin: 1rem 0; } img { max-width: 100%; } figcaption, footer { color: #59636e; font-size: .85rem; }
 """
-_FIGURE = re.compile(r"[\d.,:e%± -]+")
+_NUMBER = re.compile(r"[\d.,:e%± -]+")
 _LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "numpy", "pillow")
 
 
 def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
-    """A whole page of (heading, HTML body) sections."""
+    """Return a whole page of (heading, HTML body) sections."""
     body = "".join(f"<section><h2>{html.escape(heading)}</h2>{content}</section>\n" for heading, content in sections)
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return (
@@ -37,31 +37,31 @@ def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
 
 
 def paragraph(text: str) -> str:
-    """One paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f"<p>{html.escape(text)}</p>"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; figures are set to the right."""
+    """Return a table, with numbers aligned to the right."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def picture(png: bytes, caption: str) -> str:
-    """An embedded PNG with its caption."""
+    """Return an embedded PNG with its caption."""
     data = base64.b64encode(png).decode()
     text = html.escape(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def settings_table(flat: Mapping[str, Any]) -> str:
-    """Every resolved setting."""
+    """Return a table of all settings."""
     return table(("setting", "value"), [(name, str(value)) for name, value in flat.items()])
 
 
 def environment_table(device: torch.device) -> str:
-    """What the run ran on."""
+    """Return a table of the machine and the versions of the libraries."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     rows = [
         ("machine", f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} torch threads"),
@@ -74,5 +74,5 @@ def environment_table(device: torch.device) -> str:
 
 def _cell(value: object) -> str:
     text = str(value)
-    kind = ' class="number"' if _FIGURE.fullmatch(text) else ""
+    kind = ' class="number"' if _NUMBER.fullmatch(text) else ""
     return f"<td{kind}>{html.escape(text)}</td>"

@@ -26,7 +26,7 @@ def reconstruction_panels(
     noise: Float[Tensor, "batch patches"],
     statistics: PixelStatistics,
 ) -> list[Float[Tensor, "batch channels height width"]]:
-    """The four columns of the picture, as pixels from 0 to 1, for normalised `images` and fixed `noise`."""
+    """Return the four columns of the picture, as pixels from 0 to 1, for normalised `images` masked by `noise`."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def reconstruction_panels(
 def draw_reconstructions(
     panels: Sequence[Float[Tensor, "batch channels height width"]], title: str, norm_pix_loss: bool
 ) -> bytes:
-    """One row per image, labelled columns: a PNG file."""
+    """Draw one row per image and one labelled column per panel, and return a PNG file."""
     rows, columns = len(panels[0]), len(panels)
     aspect = panels[0].shape[2] / panels[0].shape[3]
     figure = Figure(figsize=(_INCHES * columns + 0.4, _INCHES * aspect * rows + 1.0), layout="constrained")
@@ -54,12 +54,12 @@ def draw_reconstructions(
             axes[row][column].set_axis_off()
     figure.suptitle(title, fontsize=10)
     if norm_pix_loss:
-        figure.supxlabel("mean and contrast of each predicted patch are taken from the original", fontsize=7)
+        figure.supxlabel("each predicted patch has the mean and contrast of the original", fontsize=7)
     return figure_png(figure)
 
 
 def figure_png(figure: Figure) -> bytes:
-    """Render with matplotlib's own rasteriser: no display, no window, no global state."""
+    """Render a figure into a PNG file, without a display or global state."""
     buffer = io.BytesIO()
     with mpl.rc_context({"savefig.dpi": 130}):
         figure.savefig(buffer, format="png")
@@ -75,15 +75,13 @@ def _pixels(
 
 
 def _as_image(
-    model: MaskedAutoencoder,
-    hidden: Bool[Tensor, "batch patches"],
-    like: Float[Tensor, "batch channels height width"],
+    model: MaskedAutoencoder, hidden: Bool[Tensor, "batch patches"], like: Float[Tensor, "batch channels height width"]
 ) -> Bool[Tensor, "batch channels height width"]:
     spread = hidden[:, :, None].expand(-1, -1, patchify(like, model.patch_size).shape[2])
     return unpatchify(spread.float(), model.grid, model.patch_size).bool()
 
 
 def _displayable(image: Float[Tensor, "channels height width"]) -> NDArray[np.float32]:
-    """Three channels as colours; of any other number the first as gray."""
+    """Return the first three channels as colours, or the first as gray if there are fewer."""
     array: NDArray[np.float32] = image.permute(1, 2, 0).numpy()
     return array[:, :, :3] if array.shape[2] >= 3 else array[:, :, 0]

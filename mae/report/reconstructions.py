@@ -1,4 +1,4 @@
-"""Reconstruction pictures during pretraining: the same images under the same masks each time."""
+"""Reconstruction pictures during pretraining: always the same images with the same masks."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from mae import keyed
 from mae.data.loader import normalize
-from mae.data.prepare import statistics_of
+from mae.data.source import statistics_of
 from mae.files import write_atomically
 from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder
@@ -17,9 +17,9 @@ from mae.training.job import Job
 
 
 def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
-    """Return a function that draws the reconstructions after a step into the run folder.
+    """Return a function that draws the reconstructions of a step into the run folder.
 
-    The function is collective: rank 0 draws, and the other ranks lend it their part of the model.
+    The function is collective: rank 0 draws, and the other ranks give it their parts of the model.
     """
     if not job.accelerator.is_main_process:
         return lambda step: _lend_model(job)
@@ -28,7 +28,7 @@ def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
     images = normalize(fixed.pixels.to(device), statistics)
     key = keyed.key(Purpose.PICTURE, settings.seed)
     noise = torch.from_numpy(keyed.uniform_float32(key, fixed.ids, task.noise_columns)).to(device)
-    # Otherwise FSDP2 would take what the blocks do outside a forward pass as part of the next step, on this rank alone.
+    # Without this, FSDP2 would assign work of the blocks outside a forward pass to the next step, on this rank only.
     register_fsdp_forward_method(job.accelerator.unwrap_model(job.model), "predict_all")
 
     def draw(step: int) -> None:

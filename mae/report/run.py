@@ -1,4 +1,4 @@
-"""The report of one run, made from what its folder holds."""
+"""Report of a run, made from the files of its folder."""
 
 import statistics
 from typing import Any
@@ -15,7 +15,7 @@ from mae.training.run_folder.folder import RunFolder
 
 
 def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device) -> None:
-    """Loss curve beside the trivial loss, reconstructions, timings, settings, environment."""
+    """Write the report of a pretraining: losses, reconstructions, timings, settings and environment."""
     records = folder.metrics()
     pictures = sorted(folder.pictures.glob("step-*.png"))
     shown = [pictures[0], pictures[-1]] if len(pictures) > 1 else pictures
@@ -36,7 +36,7 @@ def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device
 
 
 def write_finetune_report(folder: RunFolder, settings: Any, device: torch.device) -> None:
-    """Accuracies, loss curve, timings, settings, environment."""
+    """Write the report of a fine-tuning: accuracies, losses, timings, settings and environment."""
     records = folder.metrics()
     evaluations = [record for record in records if record["kind"] == "eval"]
     rows = [(f"{r['epoch']:g}", f"{r['accuracy']:.2%}", f"{r['loss']:.4f}", f"{r['samples']:,}") for r in evaluations]
@@ -50,13 +50,13 @@ def write_finetune_report(folder: RunFolder, settings: Any, device: torch.device
 
 
 def trivial_loss(model: MaskedAutoencoderSettings, channels: int) -> str:
-    """What the loss is of a model that has learned nothing but means, in a sentence."""
+    """Return a sentence about the loss of a model that has learned nothing but means."""
     values = model.patch[0] * model.patch[1] * channels
     if not model.norm_pix_loss:
         return "Predicting the mean of all pixels everywhere gives a loss of about 1, since pixels are normalised."
     return (
-        f"Predicting of each patch its own mean gives a loss of {(values - 1) / values:.4f}: "
-        f"the {values} values of a patch are divided by their deviation, the unbiased one."
+        f"Predicting the own mean of each patch gives a loss of {(values - 1) / values:.4f}: "
+        f"the {values} values of a patch are divided by their unbiased standard deviation."
     )
 
 
@@ -74,7 +74,7 @@ def _training(records: list[dict[str, Any]]) -> str:
         f"{_median(train, 'step_seconds'):.3g}",
         f"{_median(train, 'data_wait'):.1%}",
         f"{_median(train, 'tflops'):.3g}",
-        f"{_median(train, 'mfu'):.1%}" if "mfu" in last else "peak of this device not known",
+        f"{_median(train, 'mfu'):.1%}" if "mfu" in last else "unknown peak of this device",
         f"{max(record['peak_memory'] for record in train) / 2**30:.2f}",
     )
     return page.table(("epochs", "steps", "final loss", "time of the last start"), [progress]) + page.table(

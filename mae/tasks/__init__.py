@@ -1,1 +1,1 @@
-"""What can be learned: one module per task, with its settings, model, loss and batches."""
+"""Training tasks: one module each, with settings, model, loss and batches."""

@@ -19,8 +19,8 @@ from mae.data.images.augment import AugmentSettings
 from mae.data.index import ShardIndex
 from mae.data.loader import normalize
 from mae.data.plan import BatchPlan
-from mae.data.prepare import open_shards, statistics_of
-from mae.data.source import IndexedSource
+from mae.data.prepare import open_shards
+from mae.data.source import IndexedSource, statistics_of
 from mae.errors import UserError
 from mae.models.classifier import build_classifier
 from mae.models.description import ModelDescription, describe_model
@@ -121,20 +121,30 @@ class Finetuning(Task):
 
     @classmethod
     def open(cls, settings: FinetuneSettings, say: Callable[[str], None]) -> "Finetuning":
-        """Open the data of a run, and find the mean and std that it uses.
+        """Open the data of a run, and find its mean and std.
 
         Raises:
-            UserError: if shards are missing or damaged, labels do not fit, or `init` is another model.
+            UserError: if shards are missing or damaged, labels do not fit, or `init` is a model of another shape.
         """
         source = IndexedSource(open_shards(settings.data.shards, settings.data, say))
-        held_out = open_held_out(settings, say)
-        class_count(source.index, held_out)
-        return cls(replace(settings, data=with_statistics(settings, source, say)), source, held_out)
+        task = cls(settings, source, open_held_out(settings, say))
+        _ = task.classes  # labels that do not fit are refused before pixels are measured
+        return replace(task, settings=replace(settings, data=with_statistics(settings, source, say)))
 
     @cached_property
     def classes(self) -> int:
-        """Number of classes of the training shards."""
-        return class_count(self.source.index, self.held_out)
+        """Number of classes of the training shards.
+
+        Raises:
+            UserError: if samples have no label, or the evaluation shards have a label that the training shards lack.
+        """
+        classes = self.source.index.class_count()
+        if self.held_out is not None and self.held_out.class_count() > classes:
+            raise UserError(
+                f"eval_shards have labels up to {self.held_out.class_count() - 1}, data.shards only up to "
+                f"{classes - 1}; pack both with the same class list"
+            )
+        return classes
 
     @cached_property
     def subset(self) -> NDArray[np.int64] | None:
@@ -144,12 +154,12 @@ class Finetuning(Task):
 
     @property
     def unit(self) -> int:
-        """Number of images of which a micro-batch must hold a multiple: views stay together, mixup pairs images."""
+        """Divisor of every micro-batch: the views of an image stay together, and mixup pairs images."""
         return math.lcm(self.settings.data.views_per_image, 2 if self.settings.regularization.mixes else 1)
 
     @property
     def noise_columns(self) -> int:
-        """No random numbers."""
+        """Number of random numbers per image in `Batch.noise`: none."""
         return 0
 
     @property
@@ -168,7 +178,7 @@ class Finetuning(Task):
         )
 
     def build_model(self) -> nn.Module:
-        """Return the encoder, with the weights of `init` if there are any, and a new head."""
+        """Return the encoder, with random weights or those of `init`, and a new head."""
         settings, data = self.settings, self.settings.data
         torch.manual_seed(settings.seed)
         drop_path = settings.regularization.drop_path
@@ -180,26 +190,36 @@ class Finetuning(Task):
         return classifier
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Return the optimiser's groups, by layer and weight decay."""
+        """Return the optimiser's parameter groups, by layer and weight decay."""
         return parameter_groups(model, self.settings.optim.weight_decay, self.settings.optim.layer_decay)
 
     def batches(self, plan: BatchPlan, rank: int) -> TrainingBatches:
-        """Return the images and labels of one rank."""
+        """Return the batches of one rank, with labels."""
         settings = self.settings
         recipe = BatchRecipe(settings.seed, settings.data, settings.augment)
         return self.source.train_batches(plan, rank, recipe, self.subset)
 
     def loss_of(self, images: int) -> LossOf:
-        """Return the cross-entropy, of mixed images where mixup or cutmix is on.
+        """Return the cross-entropy loss, which mixes the images first if mixup or cutmix is on.
 
         Raises:
-            UserError: if mixup or cutmix would have to pair an odd number of images.
+            UserError: if an odd number of images is to be mixed in pairs.
         """
-        statistics = statistics_of(self.settings.data)
-        mix, criterion = build_criterion(self.settings.regularization, self.classes, images)
+        regularization, statistics = self.settings.regularization, statistics_of(self.settings.data)
+        if regularization.mixes and images % 2:
+            raise UserError(
+                f"mixup and cutmix pair the images of a batch, but a process takes {images} at a time; choose a "
+                "batch_size that gives each process an even number, or set regularization.mixup and "
+                "regularization.cutmix to 0"
+            )
+        smoothing = regularization.label_smoothing
+        criterion = SoftTargetCrossEntropy() if regularization.mixes else nn.CrossEntropyLoss(label_smoothing=smoothing)
+        mix = Mixup(regularization.mixup, regularization.cutmix, label_smoothing=smoothing, num_classes=self.classes)
 
         def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-            inputs, targets = mix(normalize(batch.images, statistics), batch.labels)
+            inputs, targets = normalize(batch.images, statistics), batch.labels
+            if regularization.mixes:
+                inputs, targets = mix(inputs, targets)
             loss: Tensor = criterion(model(inputs).float(), targets)
             return loss
 
@@ -207,60 +227,8 @@ class Finetuning(Task):
 
 
 def open_held_out(settings: FinetuneSettings, say: Callable[[str], None]) -> ShardIndex | None:
-    """Open the evaluation shards; None if there are none."""
+    """Open the evaluation shards and return their index, or None without `eval_shards`."""
     if not settings.eval_shards:
         return None
     # data.index names the index of the training shards.
     return open_shards(settings.eval_shards, replace(settings.data, index=None), say)
-
-
-def class_count(index: ShardIndex, held_out: ShardIndex | None) -> int:
-    """Return the number of classes of the training shards.
-
-    Raises:
-        UserError: if samples have no label, or the evaluation shards have a label that the training shards lack.
-    """
-    classes = index.class_count()
-    if held_out is not None and held_out.class_count() > classes:
-        raise UserError(
-            f"eval_shards hold labels up to {held_out.class_count() - 1}, data.shards only up to {classes - 1}; "
-            "pack both with the same class list"
-        )
-    return classes
-
-
-class Mix:
-    """Mixup and cutmix by timm, where either is on."""
-
-    def __init__(self, regularization: RegularizationSettings, classes: int) -> None:
-        self.active = regularization.mixes
-        self._mixup = Mixup(
-            mixup_alpha=regularization.mixup,
-            cutmix_alpha=regularization.cutmix,
-            label_smoothing=regularization.label_smoothing,
-            num_classes=classes,
-        )
-
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mixed images and soft targets, or both unchanged."""
-        if not self.active:
-            return images, labels
-        mixed, targets = self._mixup(images, labels)
-        return mixed, targets
-
-
-def build_criterion(regularization: RegularizationSettings, classes: int, images: int) -> tuple[Mix, nn.Module]:
-    """Return how targets are made and the loss of logits against them.
-
-    Raises:
-        UserError: if `images`, the number per process, is odd and images are mixed in pairs.
-    """
-    mix = Mix(regularization, classes)
-    if not regularization.mixes:
-        return mix, nn.CrossEntropyLoss(label_smoothing=regularization.label_smoothing)
-    if images % 2:
-        raise UserError(
-            f"mixup and cutmix pair the images of a batch, but a process takes {images} at a time; "
-            "choose a batch_size that leaves an even number, or set regularization.mixup and .cutmix to 0"
-        )
-    return mix, SoftTargetCrossEntropy()

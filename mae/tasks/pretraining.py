@@ -1,4 +1,4 @@
-"""Pretraining task: reconstruct the hidden patches of unlabelled images (arXiv 2111.06377)."""
+"""Pretraining task: reconstruct the hidden patches of unlabelled images (MAE, arXiv 2111.06377)."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches
 from mae.data.loader import normalize
 from mae.data.plan import BatchPlan
-from mae.data.prepare import statistics_of
-from mae.data.source import Source, open_source
+from mae.data.source import Source, open_source, statistics_of
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.description import ModelDescription, describe_model
 from mae.models.flops import autoencoder_flops
@@ -60,22 +59,22 @@ class Pretraining(Task):
 
     @classmethod
     def open(cls, settings: PretrainSettings, say: Callable[[str], None]) -> "Pretraining":
-        """Open the data of a run, and find the mean and std that it uses.
+        """Open the data of a run, and find its mean and std.
 
         Raises:
-            UserError: if shards are missing or damaged, or `init` is another model.
+            UserError: if shards are missing or damaged, or `init` is a model of another shape.
         """
         source = open_source(settings.data, say)
         return cls(replace(settings, data=with_statistics(settings, source, say)), source)
 
     @property
     def unit(self) -> int:
-        """Number of images of which a micro-batch must hold a multiple: the views of an image stay together."""
+        """Divisor of every micro-batch: the views of an image stay together."""
         return self.settings.data.views_per_image
 
     @property
     def noise_columns(self) -> int:
-        """One random number per patch, whose order decides the mask."""
+        """Number of random numbers per image: one per patch, and their order decides the mask."""
         return math.prod(self.settings.model.grid(self.settings.data.size))
 
     @property
@@ -93,7 +92,7 @@ class Pretraining(Task):
         )
 
     def build_model(self) -> MaskedAutoencoder:
-        """Return encoder and decoder with their starting weights: random, or those of `init`."""
+        """Return encoder and decoder, with random weights or those of `init`."""
         settings = self.settings
         torch.manual_seed(settings.seed)
         model = MaskedAutoencoder(settings.model, settings.data.size, settings.data.channels)
@@ -103,17 +102,17 @@ class Pretraining(Task):
         return model
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Return the optimiser's groups: with and without weight decay."""
+        """Return the optimiser's parameter groups: with and without weight decay."""
         return parameter_groups(model, self.settings.optim.weight_decay)
 
     def batches(self, plan: BatchPlan, rank: int) -> TrainingBatches:
-        """Return the images of one rank, with noise for their masks."""
+        """Return the batches of one rank, with noise for the masks."""
         settings = self.settings
         recipe = BatchRecipe(settings.seed, settings.data, settings.augment, self.noise_columns)
         return self.source.train_batches(plan, rank, recipe)
 
     def loss_of(self, images: int) -> LossOf:
-        """Return the reconstruction loss of the hidden patches; it works for any number of images."""
+        """Return the reconstruction loss of the hidden patches; any number of images is allowed."""
         statistics = statistics_of(self.settings.data)
 
         def loss_of(model: nn.Module, batch: Batch) -> Tensor:

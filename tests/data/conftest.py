@@ -1,4 +1,4 @@
-"""Tar files of any members and any tar format, made on the fly."""
+"""Tar files of any members and any tar format, and indexes of shards, made on the fly."""
 
 import io
 import tarfile
@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
+
+from mae.data.index import ShardIndex
+from mae.data.indexing import open_index
 
 
 @pytest.fixture
@@ -30,3 +33,19 @@ def write_tar(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def index_of(tmp_path: Path) -> Callable[..., ShardIndex]:
+    """A function that gives the index of the shards at a path."""
+
+    def make(path: Path) -> ShardIndex:
+        return open_index([str(path)], tmp_path / "cache")
+
+    return make
+
+
+@pytest.fixture
+def index(make_shards: Callable[..., Path], index_of: Callable[..., ShardIndex]) -> ShardIndex:
+    """23 gray images of 8x8 pixels in three shards."""
+    return index_of(make_shards([10, 1, 12]))

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from mae.data.batch import Batch, empty_batch
-from mae.data.loader import kill_workers, load, worker_failure
+from mae.data.loader import kill_workers, load, normalize, worker_failure
 from mae.data.settings import DataSettings
+from mae.data.statistics import PixelStatistics
 from mae.errors import BadDataError, UserError
 
 HOST = socket.gethostname()
@@ -164,6 +166,15 @@ def test_p03_workers_ignore_the_signals_of_their_trainer() -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(worker, number)
     assert [batch.ids[0].item() for batch in batches] == list(range(50))
+
+
+def test_normalised_pixels_have_the_data_set_s_mean_and_deviation_taken_out() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = np.array([0.1, 0.5, 0.9]), np.array([0.2, 0.3, 0.4])
+    found = normalize(images, PixelStatistics(tuple(mean.tolist()), tuple(std.tolist())))
+    expected = (images.numpy() / 255 - mean[:, None, None]) / std[:, None, None]
+    assert found.dtype == torch.float32
+    assert np.abs(found.numpy() - expected).max() < 1e-5
 
 
 TRAINER = """

@@ -1,4 +1,4 @@
-"""From settings to an index that may be trained on, and to the mean and deviation of its pixels."""
+"""From settings to an index that may be trained on."""
 
 import gzip
 import io
@@ -10,90 +10,16 @@ import numpy as np
 import pytest
 from conftest import png
 
-from mae.data.indexing import measure
-from mae.data.prepare import open_shards, resolve_statistics, statistics_of
+from mae.data.prepare import open_shards
 from mae.data.reader import ImageReader
 from mae.data.settings import DataSettings
-from mae.data.statistics import INFO_FILE, PixelStatistics
 from mae.errors import UserError
-
-STORED = '{"splits": {"train": {"filenames": ["train-000000.tar"], "mean": [0.25], "std": [0.5]}}}'
 
 
 @pytest.fixture
 def data_of(tmp_path: Path) -> Callable[..., DataSettings]:
     """A function that gives settings with a cache of their own."""
     return lambda **settings: DataSettings(cache_dir=tmp_path / "cache", **settings)
-
-
-def resolved(folder: Path, data: DataSettings) -> tuple[DataSettings, list[str]]:
-    """The settings with their statistics, and what was said beside the indexing."""
-    said: list[str] = []
-    index = open_shards((str(folder),), data, lambda text: None)
-    return resolve_statistics(index, data, said.append), said
-
-
-def test_statistics_that_are_set_win_over_all_others(
-    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]
-) -> None:
-    folder = make_shards([2])
-    (folder / INFO_FILE).write_text(STORED)
-    data = data_of(channels=1, mean=(0.1,), std=(0.2,))
-    assert resolved(folder, data) == (data, [])
-
-
-def test_stored_statistics_win_over_those_of_the_index(
-    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]
-) -> None:
-    folder = make_shards([2])
-    (folder / INFO_FILE).write_text(STORED)
-    found, said = resolved(folder, data_of(channels=3))
-    assert statistics_of(found) == PixelStatistics((0.25,) * 3, (0.5,) * 3)
-    assert not said
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_without_either_those_of_the_index_are_taken(
-    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings], channels: int
-) -> None:
-    folder, data = make_shards([3, 2]), data_of(channels=channels)
-    found, said = resolved(folder, data)
-    index = open_shards((str(folder),), data, said.append)
-    expected, images = measure(index, data.cache, channels)
-    assert images == 5
-    assert statistics_of(found) == expected
-    assert not said
-
-
-def test_images_of_other_channels_than_asked_for_are_measured_anew(
-    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]
-) -> None:
-    """Gray made of colour has a mean of its own."""
-    folder, data = make_shards([3, 2], mode="RGB"), data_of(channels=1)
-    found, said = resolved(folder, data)
-    expected, _ = measure(open_shards((str(folder),), data, said.append), data.cache, 1)
-    assert statistics_of(found) == expected
-    assert not said
-
-
-def test_that_a_part_was_measured_is_said(write_tar: Callable[..., Path], data_of: Callable[..., DataSettings]) -> None:
-    path = write_tar("x.tar", {"a.png": png(0), "b.png": png(1), "c.png": png(2)[:60]})
-    found, said = resolved(path, data_of(channels=1))
-    expected = f"mean and std were measured on 2 of 3 images ({statistics_of(found)}); "
-    assert said == [expected + "`mae pack` and `mae index --check` measure all"]
-
-
-def test_images_that_cannot_have_the_channels_asked_for_are_refused(
-    make_shards: Callable[..., Path], data_of: Callable[..., DataSettings]
-) -> None:
-    data, said = data_of(channels=5), list[str]()
-    index = open_shards((str(make_shards([2])),), data_of(channels=1), said.append)
-    stored = resolve_statistics(index, data, said.append)  # gray statistics fit any number
-    assert len(statistics_of(stored).mean) == 5
-    colour = open_shards((str(make_shards([2], name="colour", mode="RGB")),), data_of(channels=3), lambda text: None)
-    with pytest.raises(UserError, match=r"no image could be decoded into 5 channels \(data\.channels\)"):
-        resolve_statistics(colour, data, said.append)
-    assert [text for text in said if "mean" in text] == []
 
 
 def npy(*shape: int) -> bytes:
@@ -124,7 +50,7 @@ def test_other_channels_than_the_images_have_are_refused_with_the_number_to_set(
         with pytest.raises(UserError) as caught:
             open_shards((str(path),), data_of(channels=channels), lambda text: None)
         assert str(caught.value) == (
-            f"16 of 16 images that were looked at cannot have {channels} channels (data.channels): "
+            f"16 of 16 inspected images cannot have {channels} channels (data.channels): "
             f"{path}: 00.{extension} has {planes}; {path}: 02.{extension} has {planes} and 14 more; "
             f"set it to {planes}"
         )
@@ -135,11 +61,11 @@ def test_as_many_images_of_other_channels_as_may_be_bad_are_no_reason_to_refuse(
 ) -> None:
     arrays = {"a.npy": npy(4, 4, 5), "b.npy": npy(4, 4, 2), "c.npy": npy(4, 4, 5), "d.npy": b"\x93NUMPY damaged"}
     path = write_tar("x.tar", arrays)
-    message = rf"^1 of 4 images .* cannot have 5 channels .*: {path}: b\.npy has 2; pack the shards again without them$"
+    message = rf"^1 of 4 inspected images cannot have 5 channels .*: {path}: b\.npy has 2; pack .* again without them$"
     with pytest.raises(UserError, match=message):
         open_shards((str(path),), data_of(channels=5), lambda text: None)
     assert len(open_shards((str(path),), data_of(channels=5, max_bad_samples=2), lambda text: None)) == 4
-    with pytest.raises(UserError, match=r"^3 of 4 images .* cannot have 3 channels .*; set it to 5$"):
+    with pytest.raises(UserError, match=r"^3 of 4 inspected images cannot have 3 channels .*; set it to 5$"):
         open_shards((str(path),), data_of(channels=3, max_bad_samples=5), lambda text: None)
 
 

@@ -15,7 +15,6 @@ from mae.data.images.decode import decode
 from mae.data.loader import load
 from mae.data.plan import plan_batches
 from mae.data.settings import DataSettings
-from mae.data.source import StreamedSource
 from mae.data.store.shards import expand
 from mae.data.stream import StreamBatches, read_samples
 from mae.errors import UserError
@@ -111,21 +110,6 @@ def test_two_views_of_an_image_are_neighbours_under_masks_of_their_own(make_shar
     assert len(np.unique(batch.noise.numpy(), axis=0)) == 4
     with pytest.raises(UserError, match="not a multiple of the 3 views"):
         stream(make_shards([6], name="other"), views_per_image=3)
-
-
-def test_pictures_are_the_first_good_images(write_tar: Callable[..., Path]) -> None:
-    path = write_tar("x.tar", {"0.png": b"\x89PNG\r\n\x1a\n", "1.png": png(1), "2.png": png(2), "3.png": png(3)})
-    data = DataSettings(image_size=(8,), channels=1, crop_pct=1.0, cache_dir=path.parent / "cache")
-    found = StreamedSource(expand([str(path)]), samples=100).fixed_images(2, data)
-    assert found.ids.tolist() == [0, 1]
-    assert torch.equal(found.pixels, torch.stack([decode(png(n), 1) for n in (1, 2)]))
-
-
-def test_pictures_of_a_shard_of_bad_images_are_refused(write_tar: Callable[..., Path]) -> None:
-    path = write_tar("x.tar", {"0.png": b"\x89PNG\r\n\x1a\n"})
-    source = StreamedSource(expand([str(path)]), samples=100)
-    with pytest.raises(UserError, match=r"x\.tar has no good image; the last: .*x\.tar: 0\.png"):
-        source.fixed_images(2, DataSettings(image_size=(8,), channels=1, cache_dir=path.parent))
 
 
 def test_nothing_in_a_shard_is_run_x01(write_tar: Callable[..., Path], tmp_path: Path) -> None:

@@ -34,10 +34,10 @@ def test_too_little_shared_memory_is_a_problem_and_nothing_is_tried_p11(
 
 def test_the_limit_of_open_files_is_held_against_shards_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 128))
-    assert "64 are allowed, about" in open_files(shards=3, workers=0)
+    assert "64 are allowed, about " in open_files(shards=3, workers=0)
     with pytest.raises(UserError, match=r"raise the limit in the shell that starts the run: ulimit -n \d+$"):
         open_files(shards=3, workers=4)
-    with pytest.raises(UserError, match=r"after root has raised the hard one, 128: ulimit -n \d+$"):
+    with pytest.raises(UserError, match=r"after root has raised the hard limit 128: ulimit -n \d+$"):
         open_files(shards=3000, workers=0)
 
 

@@ -22,7 +22,7 @@ def test_too_little_disk_is_told_before_it_is_needed_c04(
     code, found = doctor(*flags, "--keep_checkpoints", "9", "--model.width", "16")
     assert code == 2
     assert "10 checkpoints of" in found["disk space"][1]
-    assert "make room for" in found["disk space"][1]
+    assert "free another " in found["disk space"][1]
     assert "lower keep_checkpoints from 9" in found["disk space"][1]
     code, found = doctor(*flags, "--keep_every", "1", "--model.width", "16")
     assert "8 checkpoints of" in found["disk space"][1], "2 and one more, and 5 that stay for ever"
@@ -65,7 +65,7 @@ def test_a_damaged_newest_checkpoint_is_told_c06(doctor: Doctor, flags: list[str
     code, found = doctor(*flags)
     assert code == 0
     assert found["run folder"][0] == "warning"
-    assert "goes on from step-000000004, 4 of 5" in found["run folder"][1]
+    assert "resumes from step-000000004, 4 of 5" in found["run folder"][1]
     assert "checkpoint step-000000005 is not used" in found["run folder"][1]
     code, found = doctor(*TINY, *TINY_DECODER, *flags[-4:-2], "--run_dir", tmp_path / "new", "--resume",
                          tmp_path / "run" / "checkpoints" / "step-000000005")  # fmt: skip

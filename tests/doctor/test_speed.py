@@ -73,7 +73,7 @@ def test_the_time_of_the_whole_run_and_of_what_a_crash_costs(examined: Callable[
     assert run.warnings == ()
     slow = replace(MEASURED, update_seconds=99.84)
     run = speed.whole_run(examined(slow, "--epochs", "2000", "--data.workers", "2", "--checkpoint_every", "1000"))
-    assert run.warnings == ("a crash may cost 27:46:40, the time between checkpoints: lower checkpoint_every to 36",)
+    assert run.warnings == ("a crash can cost 27:46:40, the time between checkpoints: lower checkpoint_every to 36",)
 
 
 def test_memory_is_scaled_to_the_batch_asked_for(
@@ -84,13 +84,13 @@ def test_memory_is_scaled_to_the_batch_asked_for(
     found = speed.memory(examined(few))
     assert found.problems == ()
     assert "about 5.24 MB per process" in found.found
-    assert "2.10 MB measured with 4 of 16 images" in found.found
+    assert "scaled from 2.10 MB with 4 of 16 images" in found.found
     found = speed.memory(examined(replace(few, peak_bytes=4 << 20)))
     assert found.problems == ("set --micro_batch_size 8; the batch of 16 stays",)
 
 
 def test_the_first_loss_must_be_a_number(examined: Callable[..., PretrainExamination]) -> None:
-    assert "no number" in speed.step(examined(replace(MEASURED, loss=float("nan")))).problems[0]
+    assert "the first loss is not finite" in speed.step(examined(replace(MEASURED, loss=float("nan")))).problems[0]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_the_doctor_holds_a_run_that_goes_on_against_the_batch_that_it_began_wit
     code, found = doctor(*flags, "--micro_batch_size", "auto")
     assert code == 0
     assert found["batches"][1].startswith("16 = 1 process x 4 x 4 accumulated; 2 x ")
-    assert found["run folder"][1].startswith("goes on from step-000000005")
+    assert found["run folder"][1].startswith("resumes from step-000000005")
 
 
 def test_a_device_without_room_for_one_image(doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

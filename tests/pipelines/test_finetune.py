@@ -137,15 +137,6 @@ def test_layer_decay_reaches_the_weights(
     assert f"peak lr {peak * 0.1**3:.3e}" in shown
 
 
-def test_few_labels_are_chosen_by_the_seed(shards: Path, held_out: Path, tmp_path: Path) -> None:
-    flags = ["--labels_per_class", "2", "--record_samples", "True", "--epochs", "2", "--eval_every", "2"]
-    chosen = []
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        run(settings(shards, held_out, tmp_path / name, *flags, "--seed", seed))
-        chosen.append((tmp_path / name / "samples-rank0.jsonl").read_text())
-    assert chosen[0] == chosen[1] != chosen[2]
-
-
 def test_mixup_and_cutmix_resume_to_the_same_bits(
     shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,14 +179,6 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(UserError, match=message):
         run(settings(shards, held_out, tmp_path / "run", "--init", str(pretrained), *flags))
     assert not (tmp_path / "run").exists()
-
-
-def test_labels_that_training_never_sees_are_refused(
-    shards: Path, make_shards: Callable[..., Path], tmp_path: Path
-) -> None:
-    more = make_shards([12], name="more", classes=6)
-    with pytest.raises(UserError, match="labels up to 5"):
-        run(settings(shards, more, tmp_path / "run"))
 
 
 def test_an_unfinished_run_is_no_source(shards: Path, held_out: Path, pretrained: Path, tmp_path: Path) -> None:

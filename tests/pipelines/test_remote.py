@@ -9,6 +9,7 @@ import pytest
 from data import servers
 from data.servers import WebServer
 
+from mae.data.prepare import open_shards
 from mae.errors import UserError
 from mae.pipelines.pretrain import run
 from pipelines.test_pretrain import settings
@@ -64,9 +65,7 @@ def test_an_object_replaced_in_the_middle_of_a_run_stops_it(
     def replaced(name: str) -> None:
         web.files[name] = bytes(len(web.files[name]))
 
-    from mae.pipelines import pretrain as pipeline
-
-    index = pipeline.open_shards(begun.data.shards, begun.data, lambda text: None)
+    index = open_shards(begun.data.shards, begun.data, lambda text: None)
     replaced("/shards/train-000001.tar")
     assert len(index) == 25
     with pytest.raises(UserError) as stopped:

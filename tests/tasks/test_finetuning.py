@@ -1,0 +1,118 @@
+"""Fine-tuning as a task: its unit, classes, subset, arithmetic, groups and loss."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mae.data.images.augment import AugmentSettings
+from mae.data.loader import normalize
+from mae.data.plan import plan_batches
+from mae.data.settings import DataSettings
+from mae.data.source import statistics_of
+from mae.errors import UserError
+from mae.models.flops import classifier_flops
+from mae.models.settings import EncoderSettings
+from mae.tasks.finetuning import FinetuneOptimSettings, FinetuneSettings, Finetuning, RegularizationSettings
+
+MODEL = EncoderSettings(width=16, depth=2, heads=2, patch_size=(2,))
+UNMIXED = RegularizationSettings(drop_path=0.0, label_smoothing=0.2, mixup=0.0, cutmix=0.0)
+
+
+@pytest.fixture
+def task(make_shards: Callable[..., Path], tmp_path: Path) -> Callable[..., Finetuning]:
+    """A function that opens a fine-tuning on 25 gray images of 8x8 pixels in four classes."""
+    shards = make_shards([13, 12])
+
+    def make(data: dict[str, Any] | None = None, **changes: Any) -> Finetuning:
+        given = {"shards": (str(shards),), "channels": 1, "image_size": (8,), "workers": 0} | (data or {})
+        plain = {"augment": AugmentSettings(), "model": MODEL, "regularization": UNMIXED}
+        settings = FinetuneSettings(tmp_path / "run", data=DataSettings(**given), **(plain | changes))
+        return Finetuning.open(settings, lambda text: None)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("views", "mixup", "cutmix", "unit"), [(1, 0.0, 0.0, 1), (3, 0.0, 0.0, 3), (1, 0.8, 0.0, 2), (3, 0.0, 1.0, 6)]
+)
+def test_views_stay_together_and_mixing_pairs_images(
+    task: Callable[..., Finetuning], views: int, mixup: float, cutmix: float, unit: int
+) -> None:
+    made = task({"views_per_image": views}, regularization=RegularizationSettings(mixup=mixup, cutmix=cutmix))
+    assert made.unit == unit
+
+
+def test_it_needs_no_random_numbers(task: Callable[..., Finetuning]) -> None:
+    made = task()
+    assert made.noise_columns == 0
+    assert made.batches(plan_batches(4, 1, None), 0).starting_at(0)[0].noise.shape == (4, 0)
+
+
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+def test_its_arithmetic_is_that_of_training_encoder_and_head(task: Callable[..., Finetuning], head: Any) -> None:
+    assert task(head=head).flops_per_image == classifier_flops(MODEL, (8, 8), 1, 4, head).training
+
+
+def test_it_describes_a_classifier(task: Callable[..., Finetuning]) -> None:
+    made = task()
+    description, statistics = made.description, statistics_of(made.settings.data)
+    assert (description.kind, description.grid, description.decoder) == ("classifier", (4, 4), None)
+    assert (description.mean, description.std) == (statistics.mean, statistics.std)
+    assert made.build_model()(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
+
+
+def test_the_groups_hold_every_parameter_once_at_the_rate_of_its_layer(task: Callable[..., Finetuning]) -> None:
+    made = task(optim=FinetuneOptimSettings(layer_decay=0.5))
+    model = made.build_model()
+    groups = made.parameter_groups(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(scales) == len(names)
+    expected = {"cls_token": 0.125, "blocks.0.attn.qkv.weight": 0.25, "blocks.1.attn.qkv.weight": 0.5, "norm.bias": 1}
+    assert {name: scales[name] for name in expected} == expected
+
+
+def test_few_labels_are_chosen_by_the_seed(task: Callable[..., Finetuning]) -> None:
+    assert task().subset is None
+    first, again, other = (task(labels_per_class=2, seed=seed) for seed in (1, 1, 2))
+    assert first.subset is not None
+    assert np.bincount(first.source.index.label[first.subset]).tolist() == [2, 2, 2, 2]
+    assert np.array_equal(first.subset, again.subset)
+    assert not np.array_equal(first.subset, other.subset)
+    epoch = first.batches(plan_batches(8, 1, None), 0).starting_at(0)[0]
+    assert sorted(epoch.ids.tolist()) == first.subset.tolist()
+
+
+def test_labels_that_training_never_sees_are_refused(
+    task: Callable[..., Finetuning], make_shards: Callable[..., Path]
+) -> None:
+    more = make_shards([12], name="more", classes=6)
+    with pytest.raises(UserError, match=r"eval_shards have labels up to 5, data\.shards only up to 3"):
+        task(eval_shards=(str(more),))
+    held_out = task(eval_shards=(str(make_shards([7], name="held-out")),)).held_out
+    assert held_out is not None
+    assert len(held_out) == 7
+
+
+def test_its_loss_is_the_smoothed_cross_entropy(task: Callable[..., Finetuning]) -> None:
+    made = task()
+    batch = made.batches(plan_batches(3, 1, None), 0).starting_at(0)[0]
+    model = made.build_model().eval()
+    found = made.loss_of(3)(model, batch)
+    assert (found.shape, found.dtype) == ((), torch.float32)
+    logits = model(normalize(batch.images, statistics_of(made.settings.data))).log_softmax(1)
+    target = torch.full((3, 4), 0.2 / 4)
+    target[torch.arange(3), batch.labels] += 0.8
+    torch.testing.assert_close(found, -(target * logits).sum(1).mean())
+
+
+def test_an_odd_number_of_images_cannot_be_mixed(task: Callable[..., Finetuning]) -> None:
+    made = task(regularization=RegularizationSettings())
+    with pytest.raises(UserError, match=r"mixup and cutmix pair .* takes 3 at a time; .* even number"):
+        made.loss_of(3)
+    batch = made.batches(plan_batches(4, 1, None), 0).starting_at(0)[0]
+    assert made.loss_of(4)(made.build_model(), batch).isfinite()
