@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?=
+# Processes that share the tests; the tests of fewer cores than processes only wait for each other.
+WORKERS ?= 2
 
 .PHONY: demo test lint bench clean
 
@@ -11,7 +13,7 @@ demo: $(VENV)/installed
 	$(BIN)/mae demo --out demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(SLOW)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(SLOW)
 
 lint: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
