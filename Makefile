@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?=
-# Processes that share the tests; the tests of fewer cores than processes only wait for each other.
+# Processes that share the tests.
 WORKERS ?= 2
 
 .PHONY: demo test lint bench clean

@@ -60,7 +60,7 @@ def settings(shards: Path, held_out: Path, run_dir: Path, *flags: str) -> Finetu
 
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_a_run_evaluates_every_epoch_on_every_sample(
-    head: str, shards: Path, held_out: Path, pretrained: Path, tmp_path: Path
+    rendered: None, head: str, shards: Path, held_out: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     folder = run(settings(shards, held_out, tmp_path / "run", "--init", str(pretrained), "--head", head))
     evaluations = [record for record in folder.metrics() if record["kind"] == "eval"]

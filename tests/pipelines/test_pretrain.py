@@ -66,7 +66,7 @@ def consumed(run_dir: Path) -> dict[int, list[int]]:
     return {step: sorted(of_step) for step, of_step in ids.items()}
 
 
-def test_a_finished_run_holds_all_that_was_promised(shards: Path, tmp_path: Path) -> None:
+def test_a_finished_run_holds_all_that_was_promised(rendered: None, shards: Path, tmp_path: Path) -> None:
     folder = run(settings(shards, tmp_path / "run"))
     for name in ("settings.yaml", "metrics.jsonl", "model.safetensors", "report.html"):
         assert (folder.path / name).stat().st_size > 0
@@ -80,7 +80,7 @@ def test_a_finished_run_holds_all_that_was_promised(shards: Path, tmp_path: Path
     assert names == {n.removeprefix("encoder.").removeprefix("decoder.") for n in model.state_dict()}
 
 
-def test_the_report_shows_its_pictures_and_fetches_nothing(shards: Path, tmp_path: Path) -> None:
+def test_the_report_shows_its_pictures_and_fetches_nothing(rendered: None, shards: Path, tmp_path: Path) -> None:
     text = run(settings(shards, tmp_path / "run")).report.read_text()
     assert text.count('src="data:image/png;base64,') == text.count("<img") == 2
     assert "http" not in text

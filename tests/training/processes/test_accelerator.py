@@ -185,11 +185,14 @@ def test_r03_the_stacks_of_a_step_that_is_stuck_are_written_and_of_no_other(tmp_
 def test_being_alive_costs_next_to_nothing() -> None:
     stacks = Stacks(600.0)
     stacks.alive()
-    began = time.perf_counter()
-    for _ in range(10_000):
-        stacks.alive()
+    seconds = []
+    for _ in range(10):  # others that keep the processor busy do not disturb all of them
+        began = time.perf_counter()
+        for _ in range(1000):
+            stacks.alive()
+        seconds.append(time.perf_counter() - began)
     stacks.stop()
-    assert (time.perf_counter() - began) / 10_000 < 20e-6  # about 1 us, but machines of tests are busy
+    assert min(seconds) / 1000 < 20e-6  # about 1 us
 
 
 def test_k05_accelerate_started_one_process_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
