@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 SLOW ?=
 LOWEST := .venv-lowest
 RUN := $(LOWEST)/run
+# Processes that share the tests.
+WORKERS ?= 2
 
 .PHONY: demo test test-lowest lint bench clean
 
@@ -13,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/mae demo --out demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(SLOW)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(SLOW)
 
 # With the oldest versions that pyproject.toml allows: four commands on the demo's digits, then the tests. The whole
 # demo would take minutes; a short one is among the tests.
@@ -25,7 +27,7 @@ test-lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/mae finetune --config configs/finetune/digits.yaml --epochs 2 --optim.warmup_epochs 1 \
 		--data.shards '$(RUN)/shards/train-*.tar' --eval_shards '$(RUN)/shards/test-*.tar' --init $(RUN)/pre --run_dir $(RUN)/tuned
 	$(LOWEST)/bin/mae export $(RUN)/pre --to timm --out $(RUN)/encoder
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files

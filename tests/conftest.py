@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,33 +53,38 @@ def png(number: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture
-def make_shards(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes shards of the given lengths into a folder and returns it.
+def write_shards(
+    folder: Path,
+    lengths: Sequence[int],
+    classes: int = 4,
+    size: tuple[int, int] = (8, 8),
+    mode: str = "L",
+) -> Path:
+    """Write shards of the given lengths into a new folder and return it.
 
     Sample n (counted over all shards) is `png(n)` with the label n % classes.
     """
     from webdataset import TarWriter
 
-    def make(
-        lengths: Sequence[int],
-        name: str = "shards",
-        classes: int = 4,
-        size: tuple[int, int] = (8, 8),
-        mode: str = "L",
-    ) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        number = 0
-        for shard, length in enumerate(lengths):
-            with (
-                (folder / f"train-{shard:06d}.tar").open("wb") as file,
-                TarWriter(file, encoder=False, mtime=0) as tar,
-            ):
-                for _ in range(length):
-                    label = str(number % classes).encode()
-                    tar.write({"__key__": f"{number:06d}", "png": png(number, size, mode), "cls": label})
-                    number += 1
-        return folder
+    folder.mkdir()
+    number = 0
+    for shard, length in enumerate(lengths):
+        with (
+            (folder / f"train-{shard:06d}.tar").open("wb") as file,
+            TarWriter(file, encoder=False, mtime=0) as tar,
+        ):
+            for _ in range(length):
+                label = str(number % classes).encode()
+                tar.write({"__key__": f"{number:06d}", "png": png(number, size, mode), "cls": label})
+                number += 1
+    return folder
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> Callable[..., Path]:
+    """`write_shards` into a folder of this test, by its name."""
+
+    def make(lengths: Sequence[int], name: str = "shards", **rest: Any) -> Path:
+        return write_shards(tmp_path / name, lengths, **rest)
 
     return make

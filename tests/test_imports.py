@@ -13,7 +13,16 @@ ROOT = Path(__file__).parent.parent
 # From the ground up; a module may import from its own floor and from the floors below.
 FLOORS = (
     ("mae", "mae.errors"),
-    ("mae.settings", "mae.schema", "mae.help", "mae.keyed", "mae.files", "mae.processes", "mae.progress"),
+    (
+        "mae.settings",
+        "mae.schema",
+        "mae.help",
+        "mae.keyed",
+        "mae.files",
+        "mae.processes",
+        "mae.progress",
+        "mae.versions",
+    ),
     ("mae.data.store", "mae.data.images", "mae.models"),
     ("mae.data",),
     ("mae.data.packing",),

@@ -260,6 +260,8 @@ def test_a_trainer_that_stops_half_way_leaves_soon_and_with_its_exit_code(
     write_trainer: Callable[..., Path], start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     trainer = start(sys.executable, write_trainer("Numbered(5, stick)", "sys.exit(7) if number == 3 else None"))
+    assert trainer.stdout is not None
+    trainer.stdout.readline()
     began = time.monotonic()
     _, errors = trainer.communicate(timeout=30)
     assert (trainer.returncode, errors) == (7, "")

@@ -32,7 +32,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_demo_runs_from_images_to_an_exported_encoder(
-    short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rendered: None, short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = demo.run(DemoSettings(tmp_path / "demo", seeds=2))
     text = report.read_text()

@@ -93,8 +93,16 @@ def trace(run_dir: Path) -> list[tuple[Any, ...]]:
     return [tuple(value for name, value in record.items() if name not in timing) for record in records(run_dir)]
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+# The quick ones have each stage and each number of processes; the slow ones are all that is left to pair.
+@pytest.mark.parametrize(
+    ("stage", "world"),
+    [
+        ("pretrain", 1),
+        ("finetune", 2),
+        pytest.param("pretrain", 2, marks=pytest.mark.slow),
+        pytest.param("finetune", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_three_kills_with_other_workers_each_time_change_no_bit_o04_o08_p14(
     stage: str, world: int, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:

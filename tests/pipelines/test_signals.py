@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = str(ROOT / "pipelines" / "pretrain.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29531"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
+TORCHRUN += ["--nproc_per_node", "2"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--quiet"]
 FLAGS = [
     "--batch_size", "8", "--log_every", "5", "--checkpoint_every", "1000", "--data.workers", "1", "--timeout", "20",

@@ -38,8 +38,11 @@ def test_r03_the_stacks_of_a_step_that_is_stuck_are_written_and_of_no_other(tmp_
 def test_a_reset_costs_next_to_nothing() -> None:
     watchdog = StackWatchdog(600.0)
     watchdog.reset()
-    began = time.perf_counter()
-    for _ in range(10_000):
-        watchdog.reset()
+    seconds = []
+    for _ in range(10):  # others that keep the processor busy do not disturb all of them
+        began = time.perf_counter()
+        for _ in range(1000):
+            watchdog.reset()
+        seconds.append(time.perf_counter() - began)
     watchdog.stop()
-    assert (time.perf_counter() - began) / 10_000 < 20e-6  # about 1 us, but machines of tests are busy
+    assert min(seconds) / 1000 < 20e-6  # about 1 us
