@@ -74,8 +74,8 @@ def test_nothing_but_the_command_line_imports_a_pipeline() -> None:
     assert {module for module, _ in COMMANDS.values()} >= {"mae.pipelines.pretrain", "mae.pipelines.finetune"}
 
 
-def test_the_readme_lists_every_room() -> None:
-    tree = (ROOT / "README.md").read_text().partition("## The rooms")[2].split("```")[1]
+def test_the_readme_lists_every_folder() -> None:
+    tree = (ROOT / "README.md").read_text().partition("## Folders")[2].split("```")[1]
     listed: list[str] = []
     parents: list[str] = []
     for line in tree.strip().splitlines():

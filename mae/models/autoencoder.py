@@ -132,9 +132,9 @@ class MaskedAutoencoder(nn.Module):
 
 
 def _not_a_view(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """The tensor itself, or a copy of a view: FSDP2 loses its hook where a view is changed in place, and warns.
+    """Return the tensor, or a copy if it is a view, because FSDP2 warns of views that a wrapped module returns.
 
-    Linear layers return a view up to torch 2.14, and do not from 2.15 on.
+    Linear layers return a view in torch 2.14 and earlier.
     """
     return tensor if tensor._base is None else tensor.clone()
 

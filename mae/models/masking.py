@@ -4,7 +4,7 @@ Each kind of mask turns the noise into a score per patch, and keeps the patches 
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -52,11 +52,14 @@ def make_mask(noise: Float[Tensor, "batch patches"], grid: tuple[int, int], kind
     `random` (arXiv 2111.06377) keeps the patches with the smallest noise. `grid` keeps one patch of each square cell,
     at a place that is drawn for each image. `block` hides rectangles, the last one only in part if need be.
     """
-    scores = noise
-    if kind == "grid":
+    if kind == "random":
+        scores = noise
+    elif kind == "grid":
         scores = _grid_scores(noise, grid, math.isqrt(noise.shape[1] // kept))
     elif kind == "block":
         scores = _block_scores(noise, grid, kept)
+    else:
+        assert_never(kind)
     return _keep_least(scores, kept)
 
 

@@ -6,6 +6,7 @@ the backward pass needs a GPU, so neither is tested.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import HeadKind, build_classifier
 from mae.models.decoders import DECODERS
 from mae.models.execution import Checkpointing, checkpoint_activations
+from mae.models.masking import MaskKind
 from mae.models.settings import EncoderSettings
 
 BATCH, CLASSES = 4, 5
@@ -63,7 +65,7 @@ def require_gpu(dtype: torch.dtype, *tensors: Tensor) -> None:
 
 @pytest.mark.parametrize("checkpointing", ["none", "gelu", "blocks"])
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
-@pytest.mark.parametrize("mask", ["random", "grid", "block"])
+@pytest.mark.parametrize("mask", get_args(MaskKind))
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_an_autoencoder_computes_on_the_gpu_and_its_loss_in_float32(
     tiny_autoencoder: Callable[..., MaskedAutoencoder],

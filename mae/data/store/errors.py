@@ -8,11 +8,11 @@ class TransientError(Exception):
 
 
 class OutOfRangeError(TransientError):
-    """Object whose length or version differs from the one in the request."""
+    """Raised when an object has another length or version than the request expects."""
 
 
 class RangesIgnoredError(Exception):
-    """Server that answers a request for a range with the whole object."""
+    """Raised when a server answers a request for a range with the whole object."""
 
 
 class MissingError(UserError):

@@ -79,5 +79,7 @@ class Decoder(nn.Module, ABC):
     def blocks(self) -> list[nn.Module]:
         """Transformer blocks, each of which is compiled, checkpointed and sharded by itself."""
         if "decoder_blocks" not in self._modules:
-            raise TypeError(f"{type(self).__name__} has no decoder_blocks; name the list of its transformer blocks so")
+            raise TypeError(
+                f"{type(self).__name__} has no decoder_blocks; keep its blocks in an nn.ModuleList of that name"
+            )
         return list(self.get_submodule("decoder_blocks").children())
