@@ -84,6 +84,7 @@ def exported(folder: RunFolder) -> Path:
     ],
 )
 def test_images_go_all_the_way_from_shards_to_timm(
+    rendered: None,
     make: Callable[..., Path],
     shape: list[str],
     decoder: list[str],
