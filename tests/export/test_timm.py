@@ -248,7 +248,7 @@ def test_transformers_loads_the_folder(
 def save_checkpoint(writer: CheckpointWriter, step: int, model: dict[str, Tensor]) -> None:
     """With the weights of another model all over again as optimiser state."""
     _, _, description = pretrained(SQUARE, (8, 8), 3)
-    run_position = RunPosition(step, DataPosition(step, "fingerprint", 1), "settings", {})
+    run_position = RunPosition(step, DataPosition(step, "fingerprint", 1), {}, {})
     writer.save({"model": model, "optimizer": model}, description.metadata(), run_position)
 
 

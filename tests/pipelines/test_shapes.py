@@ -150,7 +150,7 @@ def test_weights_go_from_run_to_run_at_sizes_of_their_own(
         this = train(squares, tmp_path / f"turn-{turn}", *flags, *size, *STILL, "--init", str(last.path))
         shown = " ".join(capsys.readouterr().out.split())
         assert f"data.image_size is {2 * rows}x{2 * columns}: its positions are resampled" in shown
-        assert ("holds no decoder: a new one begins" in shown) == (turn == len(turns) - 1)
+        assert ("holds no decoder: its encoder gets a new one" in shown) == (turn == len(turns) - 1)
         before, after = load_file(last.model), load_file(this.model)
         parts = ("head", "decoder", "mask_token") if turn else ("head",)
         carried = [name for name in after if not name.startswith(parts)]
