@@ -1,4 +1,4 @@
-"""What a settings class says about its settings: type, default, and what a change of each means for a run.
+"""Description of settings: type, default, and what a change of each means for a run.
 
     log_every: MayChange[int] = 50
     new_order: Annotated[int, Before(1)] = 2

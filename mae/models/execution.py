@@ -1,4 +1,4 @@
-"""How the blocks of a model are run: compiled, or computed twice to save memory.
+"""Execution of a model's blocks: compiled, or computed twice to save memory.
 
 Both change a model in place and keep the names of its state dict. Use them before the model is wrapped in DDP or FSDP2.
 """

@@ -1,1 +1,1 @@
-"""What a person looks at: pictures, curves and one self-contained page per run."""
+"""Pictures, curves and one self-contained page per run."""

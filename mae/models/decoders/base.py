@@ -1,4 +1,4 @@
-"""What every decoder answers for itself, so that no other module has to know which decoders there are."""
+"""Base class of the decoders: everything that other modules ask a decoder about itself."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -68,9 +68,9 @@ class Decoder(nn.Module, ABC):
 
     @staticmethod
     def default_shape(encoder: Size) -> Size:
-        """Return the size where none is set: with blocks of self-attention about as costly as the encoder.
+        """Return the size of a decoder whose size is not set: about as costly as the encoder.
 
-        So is the published decoder, 512/8/16, beside ViT-B; beside larger encoders it stays as it is.
+        For ViT-B and larger encoders this is the published decoder: width 512, 8 blocks, 16 heads.
         """
         like = min(encoder.width, _WIDEST_PRESET)
         return next(decoder for widest, decoder in _PRESETS.items() if like <= widest)
