@@ -51,7 +51,7 @@ def find_origin(init: str, run: RunFolder) -> Origin | None:
 def with_statistics(settings: TrainSettings, source: Source, say: Callable[[str], None]) -> DataSettings:
     """Return the data settings of a run with mean and std filled in.
 
-    Takes the first that is known: the statistics of the run so far, of the settings, of the model that `init` names, of
+    Takes the first that is known: the statistics of the settings, of the run so far, of the model that `init` names, of
     the data.
 
     Raises:

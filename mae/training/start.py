@@ -48,6 +48,9 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         settings = replace(settings, micro_batch_size=plan.per_process)
     batches, loss_of = task.batches(plan, accelerator.process_index), task.loss_of(plan.per_process)
     total = total_steps(batches.samples, settings.epochs, plan.global_batch)
+    steps_per_epoch = batches.samples / plan.global_batch
+    # It may refuse the settings, so it comes before the folder is made.
+    schedule = cosine_schedule(settings.optim, plan.global_batch, settings.epochs, steps_per_epoch, total)
     folder = RunFolder(settings.run_dir)
     folder.check(settings)
     folder.keep_out_of(batches.shards)
@@ -70,9 +73,7 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         accelerator=accelerator,
         model=model,
         state=state,
-        schedule=cosine_schedule(
-            settings.optim, plan.global_batch, settings.epochs, batches.samples / plan.global_batch, total
-        ),
+        schedule=schedule,
         batches=batches,
         loss_of=loss_of,
         folder=folder,
