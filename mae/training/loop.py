@@ -85,6 +85,7 @@ class _Loop:
         max_bad_samples, unlogged_steps = job.settings.data.max_bad_samples, notes.get(_UNLOGGED_STEPS)
         self.meter = Meter(job.accelerator, job.folder, job.progress, max_bad_samples, unlogged_steps)
         self.last_warning: str | None = None
+        self.flops_per_image = job.task.flops_per_image  # counted on a model that is built for it, so once only
         self.go_to(job.start.step, job.start.position.samples)
 
     def go_to(self, step: int, samples: int) -> None:
@@ -161,7 +162,7 @@ class _Loop:
             late = len(rows) - 1 - rows.index(job.settings.skip_at_most)
             self.samples -= late * job.plan.global_batch
             return job.settings.skip_at_most
-        timing = self.meter.timing(job.plan.global_batch, job.task.flops_per_image)
+        timing = self.meter.timing(job.plan.global_batch, self.flops_per_image)
         record = {
             "kind": "train",
             "step": done,
