@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from mae.data.batch import empty_batch
 from mae.data.images.augment import AugmentSettings
 from mae.data.loader import normalize
 from mae.data.plan import plan_batches
@@ -18,7 +17,6 @@ from mae.errors import UserError
 from mae.models.flops import classifier_flops
 from mae.models.settings import EncoderSettings
 from mae.tasks.finetuning import FinetuneOptimSettings, FinetuneSettings, Finetuning, RegularizationSettings
-from tests.models.test_devices import fake_gpu, require_gpu, to_gpu
 
 MODEL = EncoderSettings(width=16, depth=2, heads=2, patch_size=(2,))
 UNMIXED = RegularizationSettings(drop_path=0.0, label_smoothing=0.2, mixup=0.0, cutmix=0.0)
@@ -118,20 +116,3 @@ def test_an_odd_number_of_images_cannot_be_mixed(task: Callable[..., Finetuning]
         made.loss_of(3)
     batch = made.batches(plan_batches(4, 1, None), 0).starting_at(0)[0]
     assert made.loss_of(4)(made.build_model(), batch).isfinite()
-
-
-@pytest.mark.parametrize("head", ["mlp", "linear"])
-@pytest.mark.parametrize("mixed", [False, True])
-def test_its_loss_on_a_gpu_is_float32_and_needs_no_value_on_the_host(
-    task: Callable[..., Finetuning], head: Any, mixed: bool
-) -> None:
-    """On a GPU of fake tensors, with mixup and cutmix too."""
-    made = task(head=head, regularization=RegularizationSettings(drop_path=0.3) if mixed else UNMIXED)
-    model, loss_of = made.build_model(), made.loss_of(4)
-    batch = empty_batch(4, made.settings.data, 0)
-    with fake_gpu():
-        to_gpu(model)
-        images = torch.empty(batch.images.shape, dtype=torch.uint8, device="cuda")
-        labels = torch.empty(4, dtype=torch.int64, device="cuda")
-        loss = loss_of(model, batch._replace(images=images, labels=labels))
-    require_gpu(torch.float32, loss)
