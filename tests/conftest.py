@@ -1,8 +1,10 @@
 """What the whole suite shares: shape checks at every border, an empty cache, and shards made on the fly."""
 
 import io
+import multiprocessing
 import platform
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,15 @@ def write_shards(
                 tar.write({"__key__": f"{number:06d}", "png": png(number, size, mode), "cls": label})
                 number += 1
     return folder
+
+
+def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `work`, a function of a module, returns in a new process, with one thread.
+
+    For what is told by the memory of the whole process: there, no other test has freed or kept any.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import random
 import re
 import resource
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import in_own_process
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -203,13 +203,10 @@ def test_nothing_is_left_of_a_trial() -> None:
 
 
 def test_a_step_costs_time_and_memory() -> None:
-    # In a process of its own: what other tests have freed may be taken again, or be held in part.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(step_costs_time_and_memory).result()
+    in_own_process(step_costs_time_and_memory)
 
 
 def step_costs_time_and_memory() -> None:
-    torch.set_num_threads(1)
     accelerator = start_accelerator("fp32")
     model = Layer(width=1 << 16)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
@@ -227,16 +224,13 @@ def step_costs_time_and_memory() -> None:
 
 
 def test_what_twice_as_many_images_take_is_foreseen_to_a_quarter() -> None:
-    # In a process of its own: what other tests have freed would hide what these steps take.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        foreseen, growing = pool.submit(foreseen_and_measured).result()
+    foreseen, growing = in_own_process(foreseen_and_measured)
     assert growing > 1e8
     assert foreseen == pytest.approx(growing, rel=0.25)
 
 
 def foreseen_and_measured() -> tuple[float, float]:
     """Bytes that grow with the batch, for 128 images: by the steps with 64 of them, and by their own."""
-    torch.set_num_threads(1)
     size = {"width": 64, "depth": 2, "heads": 2, "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 2}
     model = MaskedAutoencoder(MaskedAutoencoderSettings(**size, patch_size=(4,)), (32, 32), 1)
     accelerator, data = start_accelerator("fp32"), replace(DATA, image_size=(32,))
