@@ -1,13 +1,18 @@
 """Fine-tuning as a task: its unit, classes, subset, arithmetic, groups and loss."""
 
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import in_own_process
+from models.test_devices import fake_gpu, require_gpu, to_gpu
 
+from mae.data.batch import empty_batch
 from mae.data.images.augment import AugmentSettings
 from mae.data.loader import normalize
 from mae.data.plan import plan_batches
@@ -23,17 +28,16 @@ UNMIXED = RegularizationSettings(drop_path=0.0, label_smoothing=0.2, mixup=0.0, 
 
 
 @pytest.fixture
-def task(make_shards: Callable[..., Path], tmp_path: Path) -> Callable[..., Finetuning]:
+def task(make_shards: Callable[..., Path]) -> Callable[..., Finetuning]:
     """A function that opens a fine-tuning on 25 gray images of 8x8 pixels in four classes."""
-    shards = make_shards([13, 12])
+    return partial(open_task, make_shards([13, 12]))
 
-    def make(data: dict[str, Any] | None = None, **changes: Any) -> Finetuning:
-        given = {"shards": (str(shards),), "channels": 1, "image_size": (8,), "workers": 0} | (data or {})
-        plain = {"augment": AugmentSettings(), "model": MODEL, "regularization": UNMIXED}
-        settings = FinetuneSettings(tmp_path / "run", data=DataSettings(**given), **(plain | changes))
-        return Finetuning.open(settings, lambda text: None)
 
-    return make
+def open_task(shards: Path, data: dict[str, Any] | None = None, **changes: Any) -> Finetuning:
+    given = {"shards": (str(shards),), "channels": 1, "image_size": (8,), "workers": 0} | (data or {})
+    plain = {"augment": AugmentSettings(), "model": MODEL, "regularization": UNMIXED}
+    settings = FinetuneSettings(shards.parent / "run", data=DataSettings(**given), **(plain | changes))
+    return Finetuning.open(settings, lambda text: None)
 
 
 @pytest.mark.parametrize(
@@ -116,3 +120,21 @@ def test_an_odd_number_of_images_cannot_be_mixed(task: Callable[..., Finetuning]
         made.loss_of(3)
     batch = made.batches(plan_batches(4, 1, None), 0).starting_at(0)[0]
     assert made.loss_of(4)(made.build_model(), batch).isfinite()
+
+
+def test_its_loss_on_a_gpu_is_float32_and_needs_no_value_on_the_host(make_shards: Callable[..., Path]) -> None:
+    # A process that has used a device, a fake one too, cannot fork processes that train: other tests do.
+    in_own_process(losses_on_a_fake_gpu, make_shards([13, 12]))
+
+
+def losses_on_a_fake_gpu(shards: Path) -> None:
+    mixing = RegularizationSettings(drop_path=0.3)
+    for head, regularization in product(("mlp", "linear"), (UNMIXED, mixing)):
+        made = open_task(shards, head=head, regularization=regularization)
+        model, loss_of, batch = made.build_model(), made.loss_of(4), empty_batch(4, made.settings.data, 0)
+        with fake_gpu():
+            to_gpu(model)
+            images = torch.empty(batch.images.shape, dtype=torch.uint8, device="cuda")
+            labels = torch.empty(4, dtype=torch.int64, device="cuda")
+            loss = loss_of(model, batch._replace(images=images, labels=labels))
+        require_gpu(torch.float32, loss)
