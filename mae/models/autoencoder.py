@@ -42,7 +42,8 @@ class MaskedAutoencoder(nn.Module):
             "False, because a patch of a single value has no variance",
         )
         self.grid, self.patch_size = settings.grid(image_size), settings.patch
-        self.mask_kind, self.norm_pix_loss = settings.mask, settings.norm_pix_loss
+        self.mask_kind, self.mask_version = settings.mask, settings.mask_version
+        self.norm_pix_loss = settings.norm_pix_loss
         self.kept, self.predicted = settings.kept(self.grid), settings.predicted(self.grid)
         self.encoder = build_encoder(settings, image_size, channels)
         self.decoder = DECODERS[settings.decoder](settings.decoder_shape, settings.shape, self.grid, patch_pixels)
@@ -84,7 +85,9 @@ class MaskedAutoencoder(nn.Module):
 
     def mask(self, noise: Float[Tensor, "batch patches"] | Mask) -> Mask:
         """Return the mask that this model makes from uniform noise; a mask is returned as it is."""
-        return noise if isinstance(noise, Mask) else make_mask(noise, self.grid, self.mask_kind, self.kept)
+        if isinstance(noise, Mask):
+            return noise
+        return make_mask(noise, self.grid, self.mask_kind, self.kept, self.mask_version)
 
     def _predict(
         self,

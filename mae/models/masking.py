@@ -19,6 +19,13 @@ _BLOCK_ASPECT = 0.3
 _BLOCK_AREA = (1 / 12, 1 / 4)
 _NUMBERS_PER_BLOCK = 4
 
+MASK_VERSIONS = (1, 2)
+"""Versions of the rules: 2 orders the patches that a `block` mask hides by numbers independent of the blocks."""
+# Noise has 24 random bits. The multipliers are odd, so that all steps of `_scrambled` can be undone.
+_BITS = 24
+_MULTIPLIERS = (0x2C1B3D, 0x297A4D)
+_HIDDEN, _ORDER = 0x9E3779, 0x3C6EF3
+
 
 class Mask(NamedTuple):
     """Places of the patches that the encoder sees and of those it does not; the same number for every image."""
@@ -46,18 +53,25 @@ def grid_cell(mask_ratio: float) -> int:
     return round(1 / math.sqrt(1 - mask_ratio))
 
 
-def make_mask(noise: Float[Tensor, "batch patches"], grid: tuple[int, int], kind: MaskKind, kept: int) -> Mask:
+def make_mask(
+    noise: Float[Tensor, "batch patches"],
+    grid: tuple[int, int],
+    kind: MaskKind,
+    kept: int,
+    version: int = MASK_VERSIONS[-1],
+) -> Mask:
     """Make a mask of this kind. Of equal scores the earlier patch is kept, on every device.
 
     `random` (arXiv 2111.06377) keeps the patches with the smallest noise. `grid` keeps one patch of each square cell,
-    at a place that is drawn for each image. `block` hides rectangles, the last one only in part if need be.
+    at a place that is drawn for each image. `block` hides rectangles, the last one only in part if need be. `version`
+    is one of `MASK_VERSIONS`.
     """
     if kind == "random":
         scores = noise
     elif kind == "grid":
         scores = _grid_scores(noise, grid, math.isqrt(noise.shape[1] // kept))
     elif kind == "block":
-        scores = _block_scores(noise, grid, kept)
+        scores = _block_scores(noise, grid, kept, version)
     else:
         assert_never(kind)
     return _keep_least(scores, kept)
@@ -99,7 +113,7 @@ def _place_in_cell(grid: tuple[int, int], cell: int, device: torch.device) -> In
 
 
 def _block_scores(
-    noise: Float[Tensor, "batch patches"], grid: tuple[int, int], kept: int
+    noise: Float[Tensor, "batch patches"], grid: tuple[int, int], kept: int, version: int
 ) -> Float[Tensor, "batch patches"]:
     """Return scores of 1 or more for patches that rectangles cover, below 1 for `kept` others."""
     rows, columns = grid
@@ -118,13 +132,26 @@ def _block_scores(
     # argmax finds the first rectangle that covers a patch; a last one covers all patches.
     everywhere = torch.ones_like(covered[:, :1])
     first = torch.cat([covered, everywhere], dim=1).int().argmax(dim=1)
-    by_chance = _lower_bits(noise)
-    return by_chance + _keep_least(blocks - first + by_chance, kept).hidden()
+    # The last block is hidden in part. If the same numbers chose its patches and ordered them, they would come last.
+    choice, order = [_lower_bits(noise)] * 2 if version == 1 else [_scrambled(noise, key) for key in (_HIDDEN, _ORDER)]
+    return order + _keep_least(blocks - first + choice, kept).hidden()
 
 
 def _lower_bits(noise: Float[Tensor, "batch patches"]) -> Float[Tensor, "batch patches"]:
     """Return uniform noise from 0 to 1 that does not depend on the upper bits of `noise`, which are used already."""
     return (noise * 4096).frac()
+
+
+def _scrambled(noise: Float[Tensor, "batch patches"], key: int) -> Float[Tensor, "batch patches"]:
+    """Return uniform noise from 0 to 1 in which every bit depends on all bits of `noise` and of `key`.
+
+    Integers are exact on every device. The steps are those of MurmurHash3's finalizer, for 24 bits.
+    """
+    words = (noise * 2**_BITS).long() ^ key
+    for multiplier in _MULTIPLIERS:
+        words = (words ^ (words >> _BITS // 2)) * multiplier % 2**_BITS
+    scrambled: Tensor = (words ^ (words >> _BITS // 2)) / 2**_BITS
+    return scrambled.to(noise.dtype)
 
 
 def _is_covered(

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from mae.models.masking import MaskKind, grid_cell, kept_patches
+from mae.models.masking import MASK_VERSIONS, MaskKind, grid_cell, kept_patches
 from mae.models.patches import grid_size
 from mae.models.sizes import SIZES, Size
+from mae.schema import Before
 from mae.settings import check
 
 _DEFAULT_PATCH = (16, 16)
@@ -87,6 +88,9 @@ class MaskedAutoencoderSettings(EncoderSettings):
     """Which patches are hidden: any (random); all except one in each square cell (grid); rectangles (block)."""
     mask_ratio: float = 0.75
     """Share of the patches hidden from the encoder."""
+    mask_version: Annotated[int, Before(1)] = MASK_VERSIONS[-1]
+    """Version of the rules of masks. Runs from before version 2 keep 1, in which, with mask block and predict_ratio
+    below 1, some patches are predicted up to 4 % more often than others."""
     decoder: str = "self"
     """self: mask tokens and visible tokens attend to each other; cross: mask tokens to visible ones only (CrossMAE)."""
     decoder_width: int | None = None
@@ -104,6 +108,8 @@ class MaskedAutoencoderSettings(EncoderSettings):
         super().__post_init__()
         check(self.decoder in _decoders(), "model.decoder", self.decoder, ", ".join(_decoders()))
         _check_size(self.decoder_shape, "model.decoder_")
+        versions = ", ".join(map(str, MASK_VERSIONS))
+        check(self.mask_version in MASK_VERSIONS, "model.mask_version", self.mask_version, versions)
         check(0 < self.mask_ratio < 1, "model.mask_ratio", self.mask_ratio, "above 0 and below 1")
         check(0 < self.predict_ratio <= 1, "model.predict_ratio", self.predict_ratio, "above 0, at most 1")
 

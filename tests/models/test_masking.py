@@ -115,13 +115,32 @@ def test_a_block_mask_hides_neighbours_together() -> None:
     assert neighbours("block") > 0.8
 
 
+def chi_square_of_the_first_hidden(kind: MaskKind, version: int) -> float:
+    """Compare how often each place is among the first quarter of the hidden patches with its fair share.
+
+    Returns chi-square per degree of freedom: about 1 +- 0.19 for 60 places if the order is fair.
+    """
+    rows, columns, kept, images = 6, 10, 15, 100_000
+    mask = make_mask(noise_of(images, rows * columns), (rows, columns), kind, kept, version)
+    predicted = mask.ids_hidden[:, : (rows * columns - kept) // 4]
+    first = torch.zeros(images, rows * columns).scatter_(1, predicted, 1.0).sum(dim=0)
+    share = predicted.shape[1] / mask.ids_hidden.shape[1]
+    hidden = mask.hidden().float().sum(dim=0)
+    return ((first - share * hidden) ** 2 / (share * (1 - share) * hidden)).mean().item()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_hidden_patches_stand_in_random_order(kind: str) -> None:
-    """So that the first of them are a fair share: of the patches that are hidden, each place is as often in front."""
-    mask = make_mask(noise_of(4000, 64), (8, 8), kind, 16)
-    first = torch.zeros(4000, 64).scatter_(1, mask.ids_hidden[:, :12], 1.0).sum(dim=0)
-    share = first / mask.hidden().float().sum(dim=0)
-    assert (share - 0.25).abs().max() < 0.04
+def test_each_hidden_patch_is_predicted_as_often(kind: MaskKind) -> None:
+    assert chi_square_of_the_first_hidden(kind, version=2) < 1.6
+
+
+def test_runs_begun_under_version_1_keep_it() -> None:
+    """There, the last block's patches are predicted less often."""
+    assert chi_square_of_the_first_hidden("block", version=1) > 4
+    noise = noise_of(3, 16)
+    first = make_mask(noise, (4, 4), "block", 4, version=1)
+    assert first.ids_keep.tolist() == [[10, 4, 8, 2], [10, 15, 13, 6], [9, 2, 12, 13]]
+    assert make_mask(noise, (4, 4), "block", 4).ids_keep.tolist() == [[3, 10, 8, 9], [8, 2, 10, 4], [4, 12, 1, 3]]
 
 
 def test_ones_own_mask_hides_what_it_says() -> None:

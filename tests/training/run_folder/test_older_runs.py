@@ -59,6 +59,7 @@ def test_an_older_run_is_resumed_and_its_next_checkpoint_is_of_this_format(
     assert manifest["format_version"] == FORMAT_VERSION
     assert manifest["settings"]["optim.base_lr"] == 0.05
     assert "run_dir" not in manifest["settings"]
+    assert manifest["settings"].get("model.mask_version", 1) == 1
 
 
 def test_what_changes_no_weight_may_change_in_an_older_pretraining() -> None:
