@@ -138,7 +138,11 @@ def trace(run: Path) -> dict[str, Any]:
     """Return the trace of a finished run."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
-        "log": [{name: record[name] for name in KEPT_FIELDS if name in record} for record in records],
+        "log": [
+            {name: record[name] for name in KEPT_FIELDS if name in record}
+            for record in records
+            if record["kind"] in ("train", "eval")
+        ],
         "samples": {path.name: path.read_text().splitlines() for path in sorted(run.glob("samples-rank*.jsonl"))},
         "tensors": {path.name: digest(path) for path in sorted(run.glob("*.safetensors"))},
     }

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     PACK = 7
     PICTURE = 8
     STREAM = 9
+    BASELINE = 10
 
 
 def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -10,6 +10,7 @@ from mae.data.plan import plan_batches
 from mae.report.reconstructions import picture_drawer
 from mae.report.run import write_pretrain_report
 from mae.settings import parse
+from mae.tasks.baselines import log_baselines
 from mae.tasks.pretraining import Pretraining, PretrainSettings
 from mae.training.loop import training
 from mae.training.processes.accelerator import start_accelerator
@@ -30,6 +31,7 @@ def run(settings: PretrainSettings) -> RunFolder:
     task = Pretraining.open(settings, progress.say)
     job = start_job(task, plan, accelerator, progress)
     with training(job) as steps:
+        log_baselines(job, task)
         draw = picture_drawer(job, task)
         for step in steps:
             if step % settings.picture_every == 0 or step == job.total:

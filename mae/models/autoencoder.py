@@ -111,11 +111,8 @@ class MaskedAutoencoder(nn.Module):
             return (predicted.float() - self.target(pixels)).square().mean()
 
     def target(self, pixels: Float[Tensor, "batch predicted pixels"]) -> Float32[Tensor, "batch predicted pixels"]:
-        """Return what the decoder should predict: pixels, normalised within each patch if `norm_pix_loss` is set."""
-        if not self.norm_pix_loss:
-            return pixels.float()
-        mean, deviation = _mean_and_deviation(pixels.float())
-        return (pixels.float() - mean) / deviation
+        """Return what the decoder should predict; see `patch_targets`."""
+        return patch_targets(pixels, self.norm_pix_loss)
 
     def to_images(
         self,
@@ -132,6 +129,16 @@ class MaskedAutoencoder(nn.Module):
             mean, deviation = _mean_and_deviation(patchify(images.float(), self.patch_size))
             pixels = pixels * deviation + mean
         return unpatchify(pixels, self.grid, self.patch_size)
+
+
+def patch_targets(
+    pixels: Float[Tensor, "batch predicted pixels"], norm_pix_loss: bool
+) -> Float32[Tensor, "batch predicted pixels"]:
+    """Return what the decoder should predict: pixels, normalised within each patch if `norm_pix_loss` is set."""
+    if not norm_pix_loss:
+        return pixels.float()
+    mean, deviation = _mean_and_deviation(pixels.float())
+    return (pixels.float() - mean) / deviation
 
 
 def _not_a_view(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

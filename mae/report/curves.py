@@ -7,14 +7,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mae.report.pictures import figure_png
+from mae.tasks.baselines import logged_baselines
 
 
 def draw_training(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Plot loss, learning rate and speed over epochs, and return a PNG file."""
+    """Plot loss, learning rate and speed over epochs, and return a PNG file.
+
+    The baselines of a pretraining are lines beside its loss.
+    """
     train = [r for r in records if r["kind"] == "train"]
     figure = Figure(figsize=(10, 2.8), layout="constrained")
+    plots = figure.subplots(1, 3)
     for axes, (name, label) in zip(
-        figure.subplots(1, 3),
+        plots,
         (("loss", "training loss"), ("lr", "learning rate"), ("images_per_second", "images per second")),
         strict=True,
     ):
@@ -23,6 +28,11 @@ def draw_training(records: Sequence[Mapping[str, Any]]) -> bytes:
         axes.set_xlabel("epoch", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
+    baselines = logged_baselines(records)
+    if baselines is not None:
+        plots[0].axhline(baselines.patch_mean, color="#57606a", linestyle="--", label="mean of each patch")
+        plots[0].axhline(baselines.place_mean, color="#57606a", linestyle=":", label="mean of each place")
+        plots[0].legend(fontsize=7)
     return figure_png(figure)
 
 

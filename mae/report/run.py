@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from mae.files import write_atomically
-from mae.models.settings import MaskedAutoencoderSettings
 from mae.report import page
 from mae.report.curves import draw_accuracy, draw_training
 from mae.settings import flatten, to_dict
+from mae.tasks.baselines import describe, logged_baselines
 from mae.training.progress import duration
 from mae.training.run_folder.folder import RunFolder
 
@@ -23,7 +23,7 @@ def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device
         (
             "Training",
             _training(records)
-            + page.paragraph(trivial_loss(settings.model, settings.data.channels))
+            + _baselines(records, settings.model.norm_pix_loss)
             + page.picture(draw_training(records), "Training curves"),
         ),
         (
@@ -49,15 +49,9 @@ def write_finetune_report(folder: RunFolder, settings: Any, device: torch.device
     _write(folder, f"Fine-tuning {folder.path.name}", sections)
 
 
-def trivial_loss(model: MaskedAutoencoderSettings, channels: int) -> str:
-    """Return a sentence about the loss of a model that has learned nothing but means."""
-    values = model.patch[0] * model.patch[1] * channels
-    if not model.norm_pix_loss:
-        return "Predicting the mean of all pixels everywhere gives a loss of about 1, since pixels are normalised."
-    return (
-        f"Predicting the own mean of each patch gives a loss of {(values - 1) / values:.4f}: "
-        f"the {values} values of a patch are divided by their unbiased standard deviation."
-    )
+def _baselines(records: list[dict[str, Any]], norm_pix_loss: bool) -> str:
+    found = logged_baselines(records)
+    return "" if found is None else page.paragraph(describe(found, norm_pix_loss).capitalize() + ".")
 
 
 def _training(records: list[dict[str, Any]]) -> str:

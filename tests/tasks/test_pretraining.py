@@ -5,16 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import png
+from PIL import Image
 
+from mae.data.images.augment import AugmentSettings
+from mae.data.images.decode import decode
 from mae.data.loader import normalize
 from mae.data.plan import plan_batches
 from mae.data.settings import DataSettings
 from mae.data.source import statistics_of
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.flops import autoencoder_flops
+from mae.models.patches import patchify
 from mae.models.settings import MaskedAutoencoderSettings
+from mae.pipelines.pack import PackSettings
+from mae.pipelines.pack import run as pack
+from mae.tasks.baselines import measure_baselines
 from mae.tasks.pretraining import Pretraining, PretrainSettings
 
 MODEL = MaskedAutoencoderSettings(
@@ -88,3 +97,42 @@ def test_its_loss_is_the_model_s_of_normalised_images_under_their_noise(
     assert (found.shape, found.dtype) == ((), torch.float32)
     expected = model(normalize(batch.images, statistics_of(made.settings.data)), batch.noise).loss
     assert torch.equal(found, expected)
+
+
+WHOLE = AugmentSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_the_baselines_are_those_of_two_constant_predictions(
+    task: Callable[..., Pretraining], norm_pix_loss: bool
+) -> None:
+    """Compared with losses of the model itself, which predicts zeros and then the mean target of each place."""
+    model = replace(MODEL, norm_pix_loss=norm_pix_loss)
+    made = task(model, max_bad_samples=1)
+    made = replace(made, settings=replace(made.settings, augment=WHOLE))
+    found = measure_baselines(made)
+    assert found is not None
+    images = normalize(torch.stack([decode(png(number), 1) for number in range(9)]), statistics_of(made.settings.data))
+    trained = MaskedAutoencoder(model, (8, 8), 1)
+    pixels = patchify(images, (2, 2))
+    mean = trained.target(pixels).mean(dim=0).expand_as(pixels)
+    assert found.images == 9
+    assert found.patch_mean == pytest.approx(trained.loss(pixels, torch.zeros_like(pixels)).item(), rel=1e-5)
+    assert found.place_mean == pytest.approx(trained.loss(pixels, mean).item() * 9 / 8, rel=1e-5)
+
+
+def test_flat_patches_lower_the_loss_of_predicting_their_mean(tmp_path: Path) -> None:
+    """Their target is 0: with half of the patches flat, the loss is half of (P - 1) / P."""
+    half = np.zeros((8, 8), np.uint8)
+    half[:4] = np.arange(32).reshape(4, 8)
+    folder = tmp_path / "halves"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(half + number).save(folder / f"{number}.png")
+    pack(PackSettings(str(folder), tmp_path / "flat", workers=0))
+    data = DataSettings(shards=(str(tmp_path / "flat"),), channels=1, image_size=(8,), workers=0)
+    settings = PretrainSettings(tmp_path / "run", data=data, model=MODEL, augment=WHOLE)
+    found = measure_baselines(Pretraining.open(settings, lambda text: None))
+    assert found is not None
+    assert found.patch_mean == pytest.approx(0.5 * 3 / 4, rel=1e-3)
+    assert found.place_mean == pytest.approx(0, abs=1e-9)
