@@ -17,6 +17,7 @@ FLOORS = (
         "mae.settings",
         "mae.schema",
         "mae.help",
+        "mae.classes",
         "mae.keyed",
         "mae.files",
         "mae.processes",

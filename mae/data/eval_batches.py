@@ -55,13 +55,13 @@ def labelled_batch(index: ShardIndex, ids: NDArray[np.int64], data: DataSettings
 
 
 def labelled_subset(index: ShardIndex, per_class: int, seed: int) -> NDArray[np.int64]:
-    """Choose `per_class` samples of each class by `seed`, and return their ids in ascending order.
+    """Choose `per_class` samples of each class that has any by `seed`, and return their ids in ascending order.
 
     Raises:
         UserError: if a class has fewer samples.
     """
     chosen = []
-    for label in range(index.class_count()):
+    for label in np.unique(index.label).tolist():
         members = np.flatnonzero(index.label == label)
         if len(members) < per_class:
             raise UserError(

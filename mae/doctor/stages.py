@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from mae.data.source import IndexedSource
 from mae.doctor.examination import Examination, Fact
-from mae.tasks.finetuning import FinetuneSettings, Finetuning, open_held_out
+from mae.tasks.finetuning import FinetuneSettings, Finetuning
 from mae.tasks.pretraining import Pretraining, PretrainSettings
 
 
@@ -57,7 +57,7 @@ class FinetuneExamination(Examination):
     def task_without_statistics(self) -> Finetuning:
         """Task without mean and std, which is enough to check its labels."""
         assert isinstance(self.source, IndexedSource)  # the settings allow no other
-        return Finetuning(self.settings, self.source, open_held_out(self.settings, self.say))
+        return Finetuning.without_statistics(self.settings, self.source, self.say)
 
     @Fact
     def task(self) -> Finetuning:

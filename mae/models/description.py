@@ -7,7 +7,8 @@ from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
-from mae.errors import UserError
+from mae.classes import require_same_classes
+from mae.errors import UserError, first_of
 from mae.models.masking import MaskKind
 from mae.models.patches import grid_size
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
@@ -45,6 +46,8 @@ class ModelDescription:
     crop_pct: float
     decoder: DecoderDescription | None = None
     """Decoder; None for a classifier, for an encoder alone, and in files of versions that did not describe decoders."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes by label; None if the model has no classes, or they have no names."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -67,13 +70,14 @@ def describe_model(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     crop_pct: float,
+    classes: tuple[str, ...] | None = None,
 ) -> ModelDescription:
-    """Describe a model that is built from these settings."""
+    """Describe a model that is built from these settings; `classes` are names by label, if they are known."""
     width, depth, heads = encoder.shape
     decoder = _describe_decoder(encoder) if isinstance(encoder, MaskedAutoencoderSettings) else None
     channels = len(mean)
     return ModelDescription(
-        kind, width, depth, heads, encoder.patch, image_size, channels, mean, std, crop_pct, decoder
+        kind, width, depth, heads, encoder.patch, image_size, channels, mean, std, crop_pct, decoder, classes
     )
 
 
@@ -105,12 +109,41 @@ def read_description(path: Path) -> ModelDescription:
             fields[name] = tuple(fields[name])
         if fields.get("decoder") is not None:
             fields["decoder"] = DecoderDescription(**fields["decoder"])
+        if fields.get("classes") is not None:
+            fields["classes"] = tuple(map(str, fields["classes"]))
         return ModelDescription(**fields)
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"model file {path} describes its architecture in a way this version of mae does not know; "
             "install the version that wrote it, or give another file"
         ) from None
+
+
+def require_same_model(trained: ModelDescription, asked: ModelDescription, source: Path) -> None:
+    """Compare what the weights in `source` were trained as with what the settings ask for.
+
+    Tensors of the same shapes may belong to other mathematics (heads), and their outputs may mean other classes.
+
+    Raises:
+        UserError: naming every difference of architecture, and the first class that differs.
+    """
+    parts: list[tuple[str, object, object, tuple[str, ...]]]
+    parts = [("model", trained, asked, ("kind", "width", "depth", "heads", "patch_size", "image_size", "channels"))]
+    if trained.decoder is not None and asked.decoder is not None:
+        parts.append(("decoder", trained.decoder, asked.decoder, ("kind", "width", "depth", "heads")))
+    different = [
+        f"{part}.{name} is {getattr(old, name)}, settings ask for {getattr(new, name)}"
+        for part, old, new, names in parts
+        for name in names
+        if getattr(old, name) != getattr(new, name)
+    ]
+    if different:
+        raise UserError(
+            f"{source} holds another model than the settings ask for: {first_of(different, most=9)}; "
+            "set model.* and data.* as they were when it was trained"
+        )
+    if trained.classes is not None and asked.classes is not None:
+        require_same_classes(trained.classes, str(source), asked.classes, "the shards")
 
 
 def find_model(source: Path) -> Path:

@@ -13,7 +13,9 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from mae.classes import require_same_classes
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches
+from mae.data.classes import CLASSES_FILE, class_names
 from mae.data.eval_batches import labelled_subset
 from mae.data.images.augment import AugmentSettings
 from mae.data.index import ShardIndex
@@ -118,6 +120,8 @@ class Finetuning(Task):
     source: IndexedSource
     held_out: ShardIndex | None
     """Index of the evaluation shards."""
+    names: tuple[str, ...] | None
+    """Names of the classes by label, from `classes.txt` beside the training shards; None if there is none."""
 
     @classmethod
     def open(cls, settings: FinetuneSettings, say: Callable[[str], None]) -> "Finetuning":
@@ -127,18 +131,38 @@ class Finetuning(Task):
             UserError: if shards are missing or damaged, labels do not fit, or `init` is a model of another shape.
         """
         source = IndexedSource(open_shards(settings.data.shards, settings.data, say))
-        task = cls(settings, source, open_held_out(settings, say))
-        _ = task.classes  # labels that do not fit are refused before pixels are measured
+        task = cls.without_statistics(settings, source, say)
         return replace(task, settings=replace(settings, data=with_statistics(settings, source, say)))
+
+    @classmethod
+    def without_statistics(
+        cls, settings: FinetuneSettings, source: IndexedSource, say: Callable[[str], None]
+    ) -> "Finetuning":
+        """Open the evaluation shards, compare labels and class names; mean and std stay as `settings` have them.
+
+        Raises:
+            UserError: if shards are missing or damaged, or labels do not fit.
+        """
+        held_out = open_held_out(settings, say)
+        task = cls(settings, source, held_out, _agreed_names(source.index, held_out, say))
+        _ = task.classes  # labels that do not fit are refused before pixels are measured
+        return task
 
     @cached_property
     def classes(self) -> int:
-        """Number of classes of the training shards.
+        """Number of classes of the training shards, with those that have a name but no sample.
 
         Raises:
-            UserError: if samples have no label, or the evaluation shards have a label that the training shards lack.
+            UserError: if samples have no label, or a label is beyond the class list, or only in the evaluation shards.
         """
         classes = self.source.index.class_count()
+        if self.names is not None:
+            if classes > len(self.names):
+                raise UserError(
+                    f"data.shards have labels up to {classes - 1}, but {CLASSES_FILE} lists {len(self.names)} classes; "
+                    "pack the shards again"
+                )
+            classes = len(self.names)
         if self.held_out is not None and self.held_out.class_count() > classes:
             raise UserError(
                 f"eval_shards have labels up to {self.held_out.class_count() - 1}, data.shards only up to "
@@ -174,7 +198,7 @@ class Finetuning(Task):
         data = self.settings.data
         statistics = statistics_of(data)
         return describe_model(
-            "classifier", self.settings.model, data.size, statistics.mean, statistics.std, data.crop_pct
+            "classifier", self.settings.model, data.size, statistics.mean, statistics.std, data.crop_pct, self.names
         )
 
     def build_model(self) -> nn.Module:
@@ -232,3 +256,19 @@ def open_held_out(settings: FinetuneSettings, say: Callable[[str], None]) -> Sha
         return None
     # data.index names the index of the training shards.
     return open_shards(settings.eval_shards, replace(settings.data, index=None), say)
+
+
+def _agreed_names(
+    trained: ShardIndex, held_out: ShardIndex | None, say: Callable[[str], None]
+) -> tuple[str, ...] | None:
+    """Return the class names of the training shards, after comparing those of the evaluation shards with them."""
+    names = class_names([entry.shard for entry in trained.entries], say)
+    if held_out is None:
+        return names
+    held_out_names = class_names([entry.shard for entry in held_out.entries], say)
+    if names is not None and held_out_names is not None:
+        require_same_classes(names, "data.shards", held_out_names, "eval_shards")
+    elif (names is None) != (held_out_names is None):
+        without = "data.shards" if names is None else "eval_shards"
+        say(f"{without} have no {CLASSES_FILE}: their labels are taken by number")
+    return names

@@ -14,10 +14,12 @@ from torch import nn
 from mae.data.batch import TrainingBatches
 from mae.data.plan import BatchPlan
 from mae.errors import UserError, first_of
+from mae.models.description import read_description, require_same_model
 from mae.models.execution import checkpoint_activations, compile_blocks
 from mae.settings import dump
 from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, require_same_data, verify_checkpoint
+from mae.training.checkpoints.tensor_files import files_of
 from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
 from mae.training.job import Job, total_steps
 from mae.training.micro_batch import agree_on_micro_batch
@@ -28,7 +30,7 @@ from mae.training.progress import TrainingProgress
 from mae.training.run_folder.compare import deciding, differences
 from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import AUTO, TrainSettings
-from mae.training.state import TrainingState, final_weights
+from mae.training.state import MODEL, TrainingState, final_weights
 from mae.training.task import Task
 from mae.versions import library_versions
 
@@ -57,7 +59,7 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
     _require_same_start(accelerator, settings, batches, total)
     with _locked(folder, accelerator):
         beginning = RunPosition(0, DataPosition(0, batches.fingerprint, plan.global_batch), deciding(settings), {})
-        found = _find(folder, settings, beginning, progress)
+        found = _find(task, settings, folder, beginning, progress)
         start = _start_position(folder, found, beginning)
         model, state = _prepare(task, settings, accelerator, found)
         _say_where(folder, found, total, progress)
@@ -139,21 +141,30 @@ def _prepare(
 
 
 def _find(
-    folder: RunFolder, settings: TrainSettings, beginning: RunPosition, progress: TrainingProgress
+    task: Task, settings: TrainSettings, folder: RunFolder, beginning: RunPosition, progress: TrainingProgress
 ) -> Checkpoint | None:
-    """Return the run's newest intact checkpoint, or else the one to begin from, after comparing settings and data."""
+    """Return the run's newest intact checkpoint, or else the one to begin from.
+
+    Model and data are compared with those of the task, and so are the settings of the run's own checkpoint. Of another
+    run's checkpoint, settings that differ are reported.
+    """
     found = newest_checkpoint(folder.checkpoints, progress.say)
     if found is None and settings.resume is not None:
         found = verify_checkpoint(settings.resume)
+        if (old := found.run_position.settings) is not None and (other := differences(old, settings)):
+            progress.say(f"other settings than those of {found.path}: {first_of(other, most=6)}")
     elif found and (old := found.run_position.settings) is not None and (other := differences(old, settings)):
         raise UserError(
             f"{found.path} was made with other settings than {folder.path} holds: {first_of(other, most=6)}; "
             "give the run its own settings.yaml, or begin another run_dir from it with --resume"
         )
-    if found is not None and not settings.restart_data_order:
+    if found is None:
+        return None
+    described = read_description(found.path / files_of(MODEL, found.files)[0])
+    require_same_model(described, task.description, found.path)
+    if not settings.restart_data_order:
         require_same_data(found, beginning.position.fingerprint, beginning.position.global_batch)
-    if found is not None:
-        _name_other_libraries(found, progress)
+    _name_other_libraries(found, progress)
     return found
 
 

@@ -46,7 +46,7 @@ def shards(make_shards: Callable[..., Path]) -> Path:
 
 def losses(run_dir: Path) -> list[float]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [record["loss"] for record in map(json.loads, lines)]
+    return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "train"]
 
 
 def assert_equal_tensors(model: Path, expected: dict[str, torch.Tensor]) -> None:
@@ -72,7 +72,8 @@ def test_a_finished_run_holds_all_that_was_promised(rendered: None, shards: Path
         assert (folder.path / name).stat().st_size > 0
     assert [p.name for p in sorted(folder.checkpoints.iterdir())] == ["step-000000012", "step-000000013"]
     assert [p.name for p in folder.pictures.iterdir()] == [f"step-{STEPS:09d}.png"]
-    records = folder.metrics()
+    baselines, *records = folder.metrics()
+    assert (baselines["kind"], baselines["step"], baselines["images"]) == ("baselines", 0, 25)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     assert records[-1]["loss"] < records[0]["loss"]
     names = set(load_file(folder.model))
@@ -125,14 +126,33 @@ def test_a_run_can_begin_from_a_checkpoint_of_another_and_then_goes_on_from_its_
     middle = straight.checkpoints / "step-000000006"
     branch = [*flags, "--resume", str(middle)]
     assert_equal_tensors(run(settings(shards, tmp_path / "same", *branch)).model, load_file(straight.model))
+    capsys.readouterr()
     slower = [*branch, "--optim.base_lr", "0.01"]
     run(settings(shards, tmp_path / "slower", *slower))
-    capsys.readouterr()
+    assert f"other settings than those of {middle}: optim.base_lr was 0.05, is 0.01\n" in capsys.readouterr().out
     run(settings(shards, tmp_path / "slower", *slower))
     assert f"from step-{STEPS:09d}" in capsys.readouterr().out
     (middle / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"step-000000006 cannot be used: model\.safetensors"):
         run(settings(shards, tmp_path / "third", *branch))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--model.heads", "1"), "model.heads is 2, settings ask for 1"),
+        (("--model.decoder_heads", "1"), "decoder.heads is 2, settings ask for 1"),
+    ],
+)
+def test_a_checkpoint_of_equal_shapes_but_other_heads_is_refused(
+    shards: Path, tmp_path: Path, flags: tuple[str, str], named: str
+) -> None:
+    """The tensors would fit, but belong to other mathematics."""
+    first = run(settings(shards, tmp_path / "first"))
+    checkpoint = first.checkpoints / "step-000000012"
+    with pytest.raises(UserError, match=rf"step-000000012 holds another model than the settings ask for: {named}; set"):
+        run(settings(shards, tmp_path / "second", *flags, "--resume", str(checkpoint)))
+    assert not (tmp_path / "second" / "settings.yaml").exists()
 
 
 class UnpluggedError(Exception):

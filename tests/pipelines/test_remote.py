@@ -12,6 +12,7 @@ from data.servers import WebServer
 from mae.data.prepare import open_shards
 from mae.errors import UserError
 from mae.pipelines.pretrain import run
+from mae.training.run_folder.folder import RunFolder
 from pipelines.test_pretrain import settings
 
 web, impatient, s3 = servers.web, servers.impatient, servers.s3
@@ -20,7 +21,7 @@ web, impatient, s3 = servers.web, servers.impatient, servers.s3
 def trace(run_dir: Path) -> list[tuple[list[int], float]]:
     """Sample ids and loss of every step of a run on one process."""
     ids = [json.loads(line)["ids"] for line in (run_dir / "samples-rank0.jsonl").read_text().splitlines()]
-    losses = [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in RunFolder(run_dir).metrics() if record["kind"] == "train"]
     return list(zip(ids, losses, strict=True))
 
 
@@ -86,7 +87,7 @@ def test_a_stream_trains_from_a_server_without_ranges(web: WebServer, shards: Pa
     web.has_ranges = False
     flags = ["--data.reader", "stream", "--data.stream_samples", "25", "--data.mean", "0.5", "--data.std", "0.3"]
     folder = run(settings(shards, tmp_path / "run", "--data.shards", serve(web, shards), *flags))
-    losses = [record["loss"] for record in folder.metrics()]
+    losses = [record["loss"] for record in folder.metrics() if record["kind"] == "train"]
     assert len(losses) == 13
     assert losses[-1] < losses[0]
 

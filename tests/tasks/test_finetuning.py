@@ -33,11 +33,13 @@ def task(make_shards: Callable[..., Path]) -> Callable[..., Finetuning]:
     return partial(open_task, make_shards([13, 12]))
 
 
-def open_task(shards: Path, data: dict[str, Any] | None = None, **changes: Any) -> Finetuning:
+def open_task(
+    shards: Path, data: dict[str, Any] | None = None, say: Callable[[str], None] = lambda text: None, **changes: Any
+) -> Finetuning:
     given = {"shards": (str(shards),), "channels": 1, "image_size": (8,), "workers": 0} | (data or {})
     plain = {"augment": AugmentSettings(), "model": MODEL, "regularization": UNMIXED}
     settings = FinetuneSettings(shards.parent / "run", data=DataSettings(**given), **(plain | changes))
-    return Finetuning.open(settings, lambda text: None)
+    return Finetuning.open(settings, say)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,46 @@ def test_it_needs_no_random_numbers(task: Callable[..., Finetuning]) -> None:
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_its_arithmetic_is_that_of_training_encoder_and_head(task: Callable[..., Finetuning], head: Any) -> None:
     assert task(head=head).flops_per_image == classifier_flops(MODEL, (8, 8), 1, 4, head).training
+
+
+@pytest.fixture
+def named(make_shards: Callable[..., Path]) -> Callable[[str, str], Path]:
+    """A function that makes shards of four classes with these names."""
+
+    def make(name: str, classes: str) -> Path:
+        folder = make_shards([8], name=name)
+        if classes:
+            (folder / "classes.txt").write_text("\n".join(classes.split()) + "\n")
+        return folder
+
+    return make
+
+
+def test_training_and_evaluation_of_other_class_lists_are_refused(named: Callable[[str, str], Path]) -> None:
+    trained, held_out = named("train", "cat dog emu fox"), named("val", "dog emu fox gnu")
+    with pytest.raises(UserError, match=r"data.shards and eval_shards have different class lists.*label 0 is 'cat'"):
+        open_task(trained, eval_shards=(str(held_out),))
+
+
+def test_class_names_reach_the_description_and_what_has_none_is_reported(
+    named: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained, held_out = named("train", "cat dog emu fox"), named("val", "")
+    made = open_task(trained, eval_shards=(str(held_out),), say=print)
+    assert made.description.classes == ("cat", "dog", "emu", "fox")
+    assert "eval_shards have no classes.txt: their labels are taken by number" in capsys.readouterr().out
+    assert open_task(named("plain", "")).description.classes is None
+
+
+def test_a_class_without_samples_stays_a_class_and_a_label_without_a_class_is_refused(
+    named: Callable[[str, str], Path],
+) -> None:
+    made = open_task(named("five", "cat dog emu fox gnu"), labels_per_class=1)
+    assert made.classes == 5
+    assert made.subset is not None
+    assert len(made.subset) == 4
+    with pytest.raises(UserError, match=r"data.shards have labels up to 3, but classes.txt lists 3 classes"):
+        open_task(named("three", "cat dog emu"))
 
 
 def test_it_describes_a_classifier(task: Callable[..., Finetuning]) -> None:

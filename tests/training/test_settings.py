@@ -66,7 +66,7 @@ DECIDING = (
 OWN: dict[type[TrainSettings], tuple[str, str]] = {
     PretrainSettings: (
         "picture_every picture_images",
-        "model.mask model.mask_ratio model.decoder model.decoder_width model.decoder_depth model.decoder_heads "
+        "model.mask model.mask_ratio model.mask_version model.decoder model.decoder_width model.decoder_depth model.decoder_heads "
         "model.predict_ratio model.norm_pix_loss",
     ),
     FinetuneSettings: (
