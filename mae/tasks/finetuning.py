@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from itertools import islice
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,15 +21,16 @@ from mae.data.eval_batches import labelled_subset
 from mae.data.images.augment import AugmentSettings
 from mae.data.index import ShardIndex
 from mae.data.loader import normalize
+from mae.data.overlap import shared_samples
 from mae.data.plan import BatchPlan
 from mae.data.prepare import open_shards
 from mae.data.source import IndexedSource, statistics_of
-from mae.errors import UserError
+from mae.errors import UserError, first_of
 from mae.models.classifier import build_classifier
 from mae.models.description import ModelDescription, describe_model
 from mae.models.flops import classifier_flops
 from mae.models.weights import load_encoder
-from mae.schema import MayChange
+from mae.schema import Before, MayChange
 from mae.settings import check
 from mae.training.optimizer import OptimSettings, parameter_groups
 from mae.training.origin import find_origin, with_statistics
@@ -97,6 +99,8 @@ class FinetuneSettings(TrainSettings):
     """Labelled tar shards on which accuracy is measured, every eval_every epochs and at the end."""
     eval_every: MayChange[float] = 1.0
     """Epochs between evaluations."""
+    eval_overlap: Annotated[MayChange[float], Before(1.0)] = 0.01
+    """Largest share of the evaluation samples that may also be training samples; such samples are counted and named."""
     labels_per_class: int | None = None
     """Number of samples of each class to train on, chosen by the seed; None: all samples."""
     augment: AugmentSettings = field(default_factory=lambda: AugmentSettings(crop_scale=(0.08, 1.0), rand_augment=9))
@@ -108,6 +112,7 @@ class FinetuneSettings(TrainSettings):
         labels = self.labels_per_class
         check(labels is None or labels >= 1, "labels_per_class", labels, "1 or more, or None")
         check(0 < self.eval_every < math.inf, "eval_every", self.eval_every, "above 0")
+        check(0 <= self.eval_overlap <= 1, "eval_overlap", self.eval_overlap, "from 0 to 1")
         self.model.grid(self.data.size)
         check(self.data.reader == "indexed", "data.reader", self.data.reader, "indexed, which knows all labels")
 
@@ -138,14 +143,15 @@ class Finetuning(Task):
     def without_statistics(
         cls, settings: FinetuneSettings, source: IndexedSource, say: Callable[[str], None]
     ) -> "Finetuning":
-        """Open the evaluation shards, compare labels and class names; mean and std stay as `settings` have them.
+        """Open the evaluation shards, and compare them with the training shards; do not find mean and std.
 
         Raises:
-            UserError: if shards are missing or damaged, or labels do not fit.
+            UserError: if shards are missing or damaged, labels do not fit, or too many samples are in both.
         """
         held_out = open_held_out(settings, say)
         task = cls(settings, source, held_out, _agreed_names(source.index, held_out, say))
         _ = task.classes  # labels that do not fit are refused before pixels are measured
+        task._limit_overlap(say)
         return task
 
     @cached_property
@@ -175,6 +181,24 @@ class Finetuning(Task):
         """Ids of the samples to train on; None for all."""
         per_class = self.settings.labels_per_class
         return None if per_class is None else labelled_subset(self.source.index, per_class, self.settings.seed)
+
+    def _limit_overlap(self, say: Callable[[str], None]) -> None:
+        """Report evaluation samples that are also training samples, or raise a `UserError` for too many."""
+        if self.held_out is None:
+            return
+        most = int(self.settings.eval_overlap * len(self.held_out))
+        shared = shared_samples(self.source.index, self.held_out, self.settings.data, self.subset)
+        found = list(islice(shared, most + 1))
+        if not found:
+            return
+        count = f"{len(found)}{' or more' if len(found) > most else ''} of {len(self.held_out):,} evaluation samples"
+        pairs = first_of([f"{sample.second} is {sample.first}" for sample in found], most=2)
+        if len(found) > most:
+            raise UserError(
+                f"{count} are also training samples: {pairs}; allowed: {self.settings.eval_overlap:.1%} "
+                "(eval_overlap). Give separate shards as eval_shards: accuracy on training samples tells nothing"
+            )
+        say(f"warning: {count} are also training samples: {pairs}")
 
     @property
     def unit(self) -> int:

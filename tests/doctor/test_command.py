@@ -208,7 +208,7 @@ def test_fine_tuning_labels_and_weights(doctor: Doctor, make_shards: Callable[..
     assert code == 2
     assert "class 0 has 5 samples, but labels_per_class is 9" in found["labels"][1]
     code, found = doctor("finetune", *flags, "--eval_shards", shards, "--batch_size", "7", "--init", "nowhere")
-    assert "some eval_shards are also in data.shards" in found["labels"][1]
+    assert "1 or more of 40 evaluation samples are also training samples" in found["labels"][1]
     assert "nowhere does not exist" in found["pixels"][1]
     assert found["step"][0] == "unknown"
     code, found = doctor("finetune", *flags, "--batch_size", "7")

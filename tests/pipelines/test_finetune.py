@@ -55,6 +55,7 @@ def pretrained(shards: Path, tmp_path: Path) -> Path:
 
 def settings(shards: Path, held_out: Path, run_dir: Path, *flags: str) -> FinetuneSettings:
     places = ["--data.shards", str(shards / "*.tar"), "--eval_shards", str(held_out / "*.tar")]
+    places += ["--eval_overlap", "1"]
     return parse(FinetuneSettings, [*TINY, *places, "--run_dir", str(run_dir), *flags], prog="mae finetune")
 
 
@@ -90,6 +91,7 @@ def test_a_batch_size_found_by_trial_pairs_images_and_leaves_no_trace(
     """Mixup and cutmix take pairs, so the least to be tried are two."""
     monkeypatch.setattr(micro_batch, "_LEAST_GAIN", -1e9)  # on a busy machine 8 images may seem to be slower than 4
     places = ["--data.shards", str(shards), "--eval_shards", str(held_out), "--run_dir", str(tmp_path / "auto")]
+    places += ["--eval_overlap", "1"]
     finetune.main([*TINY, *places, "--epochs", "1", "--optim.warmup_epochs", "0", "--batch_size", "auto"])
     assert "micro_batch_size auto takes 8 images at a time" in capsys.readouterr().out
     plain = run(settings(shards, held_out, tmp_path / "plain", "--epochs", "1", "--optim.warmup_epochs", "0"))

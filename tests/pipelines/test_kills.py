@@ -112,7 +112,7 @@ def test_three_kills_with_other_workers_each_time_change_no_bit_o04_o08_p14(
         places = ["--data.shards", str(shards / "*.tar"), "--run_dir", str(run_dir), "--data.workers", str(workers)]
         if stage == "pretrain":
             return pretrain.run(parse(pretrain.PretrainSettings, [*PRETRAIN, *places], "mae pretrain"))
-        places += ["--eval_shards", str(held_out / "*.tar")]
+        places += ["--eval_shards", str(held_out / "*.tar"), "--eval_overlap", "1"]
         return finetune.run(parse(finetune.FinetuneSettings, [*FINETUNE, *places], "mae finetune"))
 
     straight, cut = tmp_path / "straight", tmp_path / "cut"

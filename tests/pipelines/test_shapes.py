@@ -65,6 +65,7 @@ def pretrained(shards: Path, run_dir: Path, *flags: str) -> RunFolder:
 
 def finetuned(shards: Path, run_dir: Path, *flags: str) -> RunFolder:
     places = ["--data.shards", f"{shards}/*.tar", "--eval_shards", f"{shards}/*.tar", "--run_dir", str(run_dir)]
+    places += ["--eval_overlap", "1"]
     plain = ["--augment.rand_augment", "0"]
     return finetune.run(parse(finetune.FinetuneSettings, [*COMMON, *plain, *places, *flags], prog="mae finetune"))
 

@@ -46,7 +46,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
 
     commands = [
         command("pretrain", shards, "pretrained", "--record_samples", "True", "--activation_checkpointing", "blocks"),
-        command("finetune", shards, "tuned", "--eval_shards", str(held_out / "*.tar"), *UNTRAINED),
+        command(
+            "finetune", shards, "tuned", "--eval_shards", str(held_out / "*.tar"), "--eval_overlap", "1", *UNTRAINED
+        ),
         command("pretrain", shards, "mistaken", "--batch_size", "7"),
         command("pretrain", damaged, "stopped", "--data.mean", "0.5", "--data.std", "0.2"),
     ]

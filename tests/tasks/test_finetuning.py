@@ -37,7 +37,7 @@ def open_task(
     shards: Path, data: dict[str, Any] | None = None, say: Callable[[str], None] = lambda text: None, **changes: Any
 ) -> Finetuning:
     given = {"shards": (str(shards),), "channels": 1, "image_size": (8,), "workers": 0} | (data or {})
-    plain = {"augment": AugmentSettings(), "model": MODEL, "regularization": UNMIXED}
+    plain = {"augment": AugmentSettings(), "model": MODEL, "regularization": UNMIXED, "eval_overlap": 1.0}
     settings = FinetuneSettings(shards.parent / "run", data=DataSettings(**given), **(plain | changes))
     return Finetuning.open(settings, say)
 
@@ -101,6 +101,17 @@ def test_a_class_without_samples_stays_a_class_and_a_label_without_a_class_is_re
     assert len(made.subset) == 4
     with pytest.raises(UserError, match=r"data.shards have labels up to 3, but classes.txt lists 3 classes"):
         open_task(named("three", "cat dog emu"))
+
+
+def test_training_on_samples_of_the_evaluation_is_refused_or_counted_and_named(
+    make_shards: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained, held_out = make_shards([4]), make_shards([20], name="held-out")
+    shared = r"evaluation samples are also training samples: \S+held-out/train-000000.tar: 000000.png is \S+"
+    with pytest.raises(UserError, match=rf"4 or more of 20 {shared}.*and 2 more; allowed: 19\.0% \(eval_overlap\)"):
+        open_task(trained, eval_shards=(str(held_out),), eval_overlap=0.19)
+    open_task(trained, eval_shards=(str(held_out),), eval_overlap=0.2, say=print)
+    assert "warning: 4 of 20 evaluation samples are also training samples" in capsys.readouterr().out
 
 
 def test_it_describes_a_classifier(task: Callable[..., Finetuning]) -> None:

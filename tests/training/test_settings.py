@@ -66,11 +66,11 @@ DECIDING = (
 OWN: dict[type[TrainSettings], tuple[str, str]] = {
     PretrainSettings: (
         "picture_every picture_images",
-        "model.mask model.mask_ratio model.mask_version model.decoder model.decoder_width model.decoder_depth model.decoder_heads "
-        "model.predict_ratio model.norm_pix_loss",
+        "model.mask model.mask_ratio model.mask_version model.decoder model.decoder_width model.decoder_depth "
+        "model.decoder_heads model.predict_ratio model.norm_pix_loss",
     ),
     FinetuneSettings: (
-        "eval_shards eval_every",
+        "eval_shards eval_every eval_overlap",
         "head labels_per_class regularization.drop_path regularization.label_smoothing regularization.mixup "
         "regularization.cutmix optim.layer_decay",
     ),
