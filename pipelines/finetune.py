@@ -33,6 +33,8 @@ def run(settings: FinetuneSettings) -> RunFolder:
     job = start_job(task, plan, accelerator, progress)
     for line in describe_groups(job.optimizer.param_groups, job.schedule.peak):
         progress.say(line)
+    if task.held_out is None:
+        progress.say("eval_shards is empty: no accuracy is measured")
     with training(job) as steps:
         for step in steps:
             if task.held_out is not None and evaluation_due(job, step, settings.eval_every):

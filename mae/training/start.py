@@ -24,6 +24,7 @@ from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
 from mae.training.job import Job, total_steps
 from mae.training.micro_batch import agree_on_micro_batch
 from mae.training.optimizer import build_optimizer, cosine_schedule
+from mae.training.overview import overview
 from mae.training.processes.agreement import require_agreement
 from mae.training.processes.fsdp2 import is_sharded, shard_each_block
 from mae.training.progress import TrainingProgress
@@ -69,7 +70,7 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
             _warn_of_little_room(folder, state, settings.keep_checkpoints, progress)
         writer = _writer(folder, settings, accelerator, sharded=is_sharded(accelerator.unwrap_model(model)))
         accelerator.wait_for_everyone()
-    return Job(
+    job = Job(
         task=task,
         settings=settings,
         accelerator=accelerator,
@@ -85,6 +86,10 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         total=total,
         notes=dict(start.notes.get("pipeline", {})),
     )
+    if start.step < total:
+        for line in overview(job):
+            progress.say(line)
+    return job
 
 
 def finish_job(job: Job) -> None:

@@ -101,6 +101,23 @@ def test_saved_settings_start_the_same_run(shards: Path, tmp_path: Path) -> None
     assert losses(run(again).path) == losses(folder.path)
 
 
+def test_a_run_says_what_it_begins_with(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = run(settings(shards, tmp_path / "run"))
+    (shards / "val-000000.tar").write_bytes((shards / "train-000001.tar").read_bytes())
+    capsys.readouterr()
+    run(settings(shards, tmp_path / "two", "--init", str(first.path), "--data.skip_without_image", "True"))
+    said = capsys.readouterr().out
+    for line in (
+        "device: CPU with 1 torch threads, precision fp32",
+        "data: 37 images an epoch, as 8x8x1; shards by split: train 2, val 1",
+        "data.shards holds 2 splits, and all of them are trained on; to leave some out, name the others",
+        f"model: masked autoencoder, width 16, 1 blocks, 2 heads, 4,884 parameters, 4,476 of them trained, "
+        f"initialised from {first.path}",
+        "steps: 19 of 8 images, 4.108 epochs; the first line of losses estimates the time (ETA)",
+    ):
+        assert line in said
+
+
 def test_a_finished_run_started_again_changes_nothing(shards: Path, tmp_path: Path) -> None:
     folder = run(settings(shards, tmp_path / "run"))
     before = folder.model.read_bytes(), (folder.path / "metrics.jsonl").read_bytes()
