@@ -107,7 +107,7 @@ def _gunzip(source: Path, target: Path, shard: Shard, cache_bytes: float) -> Non
                 if written > most:
                     raise UserError(
                         f"gzipped shard {shard} has {shard.size:,} bytes but unpacks to more than {most:,} (allowed: "
-                        f"{_MAX_RATIO} times its size); if that is right, unpack it yourself and name the .tar"
+                        f"{_MAX_RATIO} times its size, or 64 MiB); if right, unpack it yourself and name the .tar"
                     )
                 plain.write(block)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
