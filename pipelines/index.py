@@ -6,7 +6,8 @@ mae index 'shards/train-*.tar'
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,9 +15,13 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from mae.data.index import ShardIndex, save_pixels
-from mae.data.indexing import beside, check_images, index_of
+from mae.data.indexing import beside, index_of
+from mae.data.left_out import described
+from mae.data.measuring import check_images
+from mae.data.read_rules import ReadRules, check_image_extension
 from mae.data.scan import NO_LABEL
-from mae.data.store.shards import Shard, default_cache_dir, expand
+from mae.data.store.shards import Shard, expand
+from mae.data.store.unpacked import CACHE_BYTES, default_cache_dir
 from mae.errors import UserError, first_of, one_line_errors
 from mae.processes import default_workers
 from mae.progress import progress_bar
@@ -41,9 +46,16 @@ class IndexSettings:
     """Number of processes that read shards or decode images; None: one per core."""
     cache_dir: Path | None = None
     """Folder for copies of remote and gzipped shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+    cache_bytes: float = CACHE_BYTES
+    """Greatest total size of these copies [bytes]."""
+    image_extension: str | None = None
+    """Extension, after the first dot, of the images, such as `image.jpg` where each key also has a `mask.png`; training
+    needs the same in data.image_extension. None: the usual extensions of images."""
 
     def __post_init__(self) -> None:
         check(bool(self.shards), "shards", self.shards, "one or more tar files, such as 'shards/train-*.tar'")
+        check(self.cache_bytes > 0, "cache_bytes", self.cache_bytes, "above 0")
+        check_image_extension("image_extension", self.image_extension)
         check(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more, or None")
 
 
@@ -57,16 +69,20 @@ def run(settings: IndexSettings) -> ShardIndex:
     cache_dir = settings.cache_dir or default_cache_dir()
     workers = default_workers() if settings.workers is None else settings.workers
     with progress_bar("indexing", sum(shard.size for shard in shards), is_bytes=True) as advance:
-        index = index_of(shards, cache_dir, settings.out or _writable(beside(shards)), workers, _say, advance)
+        rules = ReadRules(settings.image_extension, settings.cache_bytes)
+        place = settings.out or _writable(beside(shards, rules.image_extension))
+        index = index_of(shards, cache_dir, place, workers, _say, advance, rules)
     bad = index.bad()
     if settings.check:
         with progress_bar("decoding", len(index)) as advance:
             pixels, bad = check_images(index, cache_dir, workers, advance)
-        index = save_pixels(index, pixels.statistics(), pixels.images)
+        with _writing(index.folder):
+            index = save_pixels(index, pixels.statistics(), pixels.images)
     _say(describe(index, shards))
     if bad:
         listed = index.folder / BAD_FILE
-        listed.write_text("\n".join(bad) + "\n", encoding="utf-8", errors="surrogateescape")
+        with _writing(index.folder):
+            listed.write_text("\n".join(bad) + "\n", encoding="utf-8", errors="surrogateescape")
         raise UserError(
             f"{len(bad)} of {len(index)} images are bad: {first_of(bad)}; all are listed in {listed}. Restore images "
             "that have changed; pack the shards without the others (mae pack SHARDS --out DIR --skip_bad True), or "
@@ -81,18 +97,37 @@ def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
     for entry in index.entries:
         extensions.update(entry.extensions)
     labelled = int((index.label != NO_LABEL).sum())
-    ignored, without_image = sum(entry.ignored for entry in index.entries), len(index.without_image())
+    empty = sum(not entry.samples for entry in index.entries)
     rows = {
-        "shards": f"{len(shards):,}, {sum(shard.size for shard in shards) / 1e6:,.1f} MB",
+        "shards": f"{len(shards):,}, {sum(shard.size for shard in shards) / 1e6:,.1f} MB"
+        + (f", of which {empty:,} have no images" if empty else ""),
         "samples": f"{len(index):,}",
         "labels": f"{labelled:,}" + (f", from 0 to {index.label.max()}" if labelled else ""),
+        **({"classes": _classes(index)} if labelled == len(index) else {}),
         "files": ", ".join(f"{count:,} .{name}" for name, count in extensions.items()),
-        "ignored": f"{ignored:,} files, {without_image:,} keys without an image",
+        "no image": f"{len(index.without_image()):,} keys",
+        "left out": described(index.left_out()) or "nothing",
         "pixels": f"{index.pixels or 'of mixed channels'}, from {index.pixels_of:,} images",
         "fingerprint": index.fingerprint[:16],
         "index": str(index.folder),
     }
     return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}; choose another --out") from None
+
+
+def _classes(index: ShardIndex) -> str:
+    """Return the number of classes, or why fine-tuning would refuse the labels."""
+    try:
+        return str(index.class_count())
+    except UserError as error:
+        return f"warning: {error}"
 
 
 def _writable(folder: Path | None) -> Path | None:
@@ -101,7 +136,9 @@ def _writable(folder: Path | None) -> Path | None:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    # Names may hold characters that the output has not, most of all in the C locale.
+    encoding = sys.stdout.encoding
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,12 +5,10 @@ with two files. `samples.bin` has one `scan.RECORD` for each sample and is mappe
 describes each shard as it was when it was read. Nothing in an index is unpickled.
 """
 
-import json
-import platform
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,62 +16,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mae import __version__
-from mae.data.scan import LABEL_EXTENSION, NO_LABEL, RECORD, Records, ShardScan
+from mae.data.left_out import LeftOut, joined
+from mae.data.manifest import (
+    FORMAT,
+    Manifest,
+    ShardEntry,
+    StaleIndexError,
+    fingerprint,
+    parse_entry,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
+from mae.data.scan import BAD_LABELS, LABEL_EXTENSION, NO_LABEL, RECORD, Records
 from mae.data.statistics import PixelStatistics
-from mae.data.store.shards import Shard
+from mae.data.store.regular import read_json
+from mae.data.store.storage import Shard
+from mae.data.store.unpacked import is_gzipped
+from mae.data.tar import BLOCK
 from mae.errors import UserError
-from mae.files import flush, write_atomically
+from mae.files import flush
 
-FORMAT = 1
-"""Version of the files; increase it when their meaning changes. An index of another version is built again."""
-_MANIFEST, _RECORDS = "manifest.json", "samples.bin"
+__all__ = [
+    "FORMAT", "ShardEntry", "ShardIndex", "StaleIndexError", "fingerprint", "load", "parse_entry", "read_json",
+    "save", "save_pixels", "write_json",
+]  # fmt: skip
+
+_RECORDS = "samples.bin"
 _BLOCK_BYTES = 1 << 24
 # 178 million samples; each GiB takes about half a second on one core.
 _MAX_VERIFIED_BYTES = 4 << 30
-
-
-class StaleIndexError(Exception):
-    """Reason why an index on disk cannot be used: missing, damaged, of another format, or the shards have changed."""
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """Description of a shard as it was when it was read."""
-
-    url: str
-    """Path or URL; a stored index has it without secrets."""
-    size: int
-    """Size in bytes."""
-    version: str
-    """Version of the content: modification time or ETag."""
-    samples: int
-    digest: str
-    """sha256 of the names, positions, contents and labels of its samples."""
-    extensions: dict[str, int]
-    ignored: int
-    bad: tuple[str, ...]
-    without_image: tuple[str, ...]
-
-    @classmethod
-    def of(cls, shard: Shard, found: ShardScan) -> "ShardEntry":
-        """Return the entry of a shard that has just been scanned."""
-        return cls(
-            url=str(shard),
-            size=shard.size,
-            version=shard.version,
-            samples=len(found.records),
-            digest=found.digest,
-            extensions=found.extensions,
-            ignored=found.ignored,
-            bad=found.bad,
-            without_image=found.without_image,
-        )
-
-    @property
-    def shard(self) -> Shard:
-        """Shard with the size and version that it had when it was read."""
-        return Shard(self.url, self.size, self.version)
+# Missing labels that are allowed whatever the number of classes; beyond them, one in ten labels must have a sample.
+_SPARE_LABELS, _LABELS_PER_CLASS = 100, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,21 +92,45 @@ class ShardIndex:
         shards: NDArray[np.int64] = np.searchsorted(self.starts, sample_ids, side="right") - 1
         return shards
 
-    def class_count(self) -> int:
-        """Return the greatest label plus one.
+    def class_count(self, names: Sequence[str] | None = None) -> int:
+        """Return the number of classes: that of their `names`, else the greatest label plus one.
 
         Raises:
-            UserError: if samples have no label; it names the first.
+            UserError: if samples have no label; it names the first. Also if a label has no name; or, without names, if
+                the greatest label plus one exceeds ten times the number of different labels plus 100.
         """
+        self._require_labels()
+        different = np.unique(self.label)
+        classes = int(different[-1]) + 1
+        if names is not None:
+            if classes > len(names):
+                raise UserError(
+                    f"label {classes - 1} has no name: there are {len(names)} class names, for the labels 0 to "
+                    f"{len(names) - 1}; pack the shards again with all class names, or correct the labels"
+                )
+            return len(names)
+        if classes > _LABELS_PER_CLASS * len(different) + _SPARE_LABELS:
+            # The first number that is not in its place is the first that has no sample.
+            missing = int(np.argmax(different != np.arange(len(different))))
+            raise UserError(
+                f"labels go up to {classes - 1}, but only {len(different)} of these {classes} classes have samples; "
+                f"{classes - len(different)} have none, the first is {missing}; number the labels from 0 without "
+                "gaps, or pack the shards with the names of all classes"
+            )
+        return classes
+
+    def _require_labels(self) -> None:
         unlabelled = np.flatnonzero(self.label == NO_LABEL)
         if len(unlabelled):
             (shard,) = self.shard_of(unlabelled[:1])
             number = int(unlabelled[0] - self.starts[shard])
+            bad = self.left_out().get(BAD_LABELS)
             raise UserError(
                 f"{len(unlabelled)} of {len(self)} samples have no .{LABEL_EXTENSION} label; the first is image number "
-                f"{number} of {self.entries[shard].shard}; fine-tuning needs a label for each image"
+                f"{number} of {self.entries[shard].shard}; "
+                + (f"{bad.number} of these are {BAD_LABELS}, the first: {bad.first}; " if bad else "")
+                + "fine-tuning needs a label for each image"
             )
-        return int(self.label.max()) + 1
 
     def bad(self) -> list[str]:
         """Return the images whose first bytes show that they cannot be decoded: `shard: key.jpg (reason)`."""
@@ -142,109 +140,65 @@ class ShardIndex:
         """Return the keys that have files but no image: `shard: key`."""
         return [f"{entry.shard}: {key}" for entry in self.entries for key in entry.without_image]
 
+    def left_out(self) -> LeftOut:
+        """Return what the shards hold but training does not use, by kind; the first of each as `shard: name`."""
+        return joined((str(entry.shard), entry.left_out) for entry in self.entries)
 
-def save(folder: Path, entries: Sequence[ShardEntry], parts: Sequence[Path]) -> None:
+
+def save(
+    folder: Path, entries: Sequence[ShardEntry], parts: Sequence[Path], image_extension: str | None = None
+) -> None:
     """Join the records of the shards, one file of `parts` for each, into an index; write the manifest last."""
-    joined, crc32 = folder / f".{_RECORDS}.part", 0
-    with joined.open("wb") as file:
+    joined_records, crc32 = folder / f".{_RECORDS}.part", 0
+    with joined_records.open("wb") as file:
         for block in chain.from_iterable(map(_blocks, parts)):
             crc32 = zlib.crc32(block, crc32)
             file.write(block)
         flush(file)
-    manifest = {
-        "format": FORMAT,
-        "samples": sum(entry.samples for entry in entries),
-        "fingerprint": fingerprint(entries),
-        "records_crc32": crc32,
-        "mean": None,
-        "std": None,
-        "pixels_of": 0,
-        "made_by": {"mae": __version__, "numpy": np.__version__, "python": platform.python_version()},
-        "shards": [asdict(entry) for entry in entries],
-    }
     # After a crash between the two renames, the checksum in the old manifest refuses the new records.
-    joined.rename(folder / _RECORDS)
-    _write_manifest(folder, manifest)
+    joined_records.rename(folder / _RECORDS)
+    write_manifest(folder, Manifest(tuple(entries), image_extension, crc32))
 
 
 def save_pixels(index: ShardIndex, pixels: PixelStatistics | None, images: int) -> ShardIndex:
     """Store the mean and standard deviation, measured on `images` images, in the index; return the new index."""
-    manifest, _ = _read_manifest(index.folder)
-    found = {"mean": pixels and pixels.mean, "std": pixels and pixels.std, "pixels_of": images}
-    _write_manifest(index.folder, manifest | found)
+    write_manifest(index.folder, read_manifest(index.folder)._replace(pixels=pixels, pixels_of=images))
     return replace(index, pixels=pixels, pixels_of=images)
 
 
-def load(folder: Path, shards: Sequence[Shard]) -> ShardIndex:
+def load(folder: Path, shards: Sequence[Shard], image_extension: str | None = None) -> ShardIndex:
     """Load the index in `folder`, which must be intact and describe `shards` as they are now.
 
     Raises:
-        StaleIndexError: if the index is missing or damaged, or if the shards have changed.
+        StaleIndexError: if the index is missing or damaged, or if the shards or the setting have changed.
     """
-    manifest, stored = _read_manifest(folder)
-    _require_same_shards(stored, shards)
-    entries = tuple(replace(entry, url=shard.url) for entry, shard in zip(stored, shards, strict=True))
-    records = _map_records(folder / _RECORDS, manifest["samples"], manifest["records_crc32"])
-    mean, std = manifest["mean"], manifest["std"]
-    return ShardIndex(
+    manifest = read_manifest(folder)
+    if manifest.image_extension != image_extension:
+        raise StaleIndexError(f"it was made with image_extension {manifest.image_extension}, not {image_extension}")
+    _require_same_shards(manifest.entries, shards)
+    index = ShardIndex(
         folder=folder,
-        entries=entries,
-        records=records,
-        pixels=PixelStatistics(tuple(mean), tuple(std)) if mean else None,
-        pixels_of=manifest["pixels_of"],
-        fingerprint=manifest["fingerprint"],
+        entries=tuple(replace(entry, url=shard.url) for entry, shard in zip(manifest.entries, shards, strict=True)),
+        records=_map_records(folder / _RECORDS, manifest.samples, manifest.records_crc32),
+        pixels=manifest.pixels,
+        pixels_of=manifest.pixels_of,
+        fingerprint=fingerprint(manifest.entries),
     )
+    if index.records.nbytes <= _MAX_VERIFIED_BYTES:
+        _require_possible(index)
+    return index
 
 
-def fingerprint(entries: Sequence[ShardEntry]) -> str:
-    """Return a hash of the samples and their order; it does not depend on the location of the shards."""
-    return sha256("".join(entry.digest for entry in entries).encode()).hexdigest()
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically."""
-    write_atomically(path, json.dumps(value, indent=1).encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON mapping.
-
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it is not a JSON mapping.
-    """
-    value = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    if not isinstance(value, dict):
-        raise ValueError("it is not a JSON mapping")
-    return value
-
-
-def parse_entry(value: dict[str, Any]) -> ShardEntry:
-    """Build a shard's entry from its JSON mapping."""
-    return ShardEntry(**value | {"bad": tuple(value["bad"]), "without_image": tuple(value["without_image"])})
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    write_json(folder / _MANIFEST, manifest | {"sha256": _seal(manifest)})
-
-
-def _seal(manifest: dict[str, Any]) -> str:
-    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _read_manifest(folder: Path) -> tuple[dict[str, Any], tuple[ShardEntry, ...]]:
-    try:
-        manifest = read_json(folder / _MANIFEST)
-        if manifest["format"] != FORMAT:
-            raise StaleIndexError(f"it has format {manifest['format']}, but this version needs format {FORMAT}")
-        if manifest.pop("sha256") != _seal(manifest):
-            raise StaleIndexError(f"{_MANIFEST} is damaged: its sha256 has changed since it was written")
-        entries = tuple(parse_entry(value) for value in manifest["shards"])
-    except FileNotFoundError:
-        raise StaleIndexError("there is no index") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StaleIndexError(f"{_MANIFEST} is damaged: {error}") from None
-    return manifest, entries
+def _require_possible(index: ShardIndex) -> None:
+    """Refuse records of images that do not lie in their shard, and labels that no shard can hold."""
+    for entry, start in zip(index.entries, index.starts, strict=False):
+        records = index.records[start : start + entry.samples]
+        # An unpacked shard may be larger than its gzip file.
+        size = np.uint64(2**62 if is_gzipped(entry.shard) else entry.size)
+        outside = (records["offset"] < BLOCK) | (records["offset"] > size)
+        outside |= records["size"] > size - np.minimum(records["offset"], size)
+        if outside.any() or (records["label"] < NO_LABEL).any():
+            raise StaleIndexError(f"{_RECORDS} is damaged: an image of {entry.shard} lies outside it, or has no label")
 
 
 def _require_same_shards(entries: Sequence[ShardEntry], shards: Sequence[Shard]) -> None:
@@ -270,7 +224,10 @@ def _map_records(path: Path, samples: int, crc32: int | None = None) -> Records:
     In a larger file a damaged record is found when its image is read and compared with the image's own crc32.
     """
     try:
-        present = path.stat().st_size
+        found_file = path.stat()
+        if not stat.S_ISREG(found_file.st_mode):  # to open a pipe would wait for a writer
+            raise StaleIndexError(f"{path.name} is not a regular file")
+        present = found_file.st_size
         if present != samples * RECORD.itemsize:
             raise StaleIndexError(f"{path.name} has {present} bytes instead of {samples * RECORD.itemsize}")
         if crc32 is not None and present <= _MAX_VERIFIED_BYTES:

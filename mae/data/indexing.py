@@ -1,8 +1,8 @@
 """Lookup or construction of the index of a set of shards: parallel, and resumable after any crash."""
 
-import math
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,11 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
-
-from mae.data.images.decode import decode, is_gray, native_channels
 from mae.data.index import (
     ShardEntry,
     ShardIndex,
@@ -29,21 +24,24 @@ from mae.data.index import (
     save_pixels,
     write_json,
 )
-from mae.data.reader import ImageReader
-from mae.data.scan import RECORD, scan
-from mae.data.statistics import PixelStatistics, SetPixels
+from mae.data.left_out import described, joined
+from mae.data.measuring import measure
+from mae.data.read_rules import USUAL, ReadRules
+from mae.data.scan import IMAGE_EXTENSIONS, RECORD, scan
 from mae.data.store.download import download
+from mae.data.store.errors import remedy_for
 from mae.data.store.lock import lock
-from mae.data.store.shards import Shard, expand, is_gzipped, plain_tar
-from mae.errors import BadImageError, UserError, first_of
-from mae.files import flush
+from mae.data.store.regular import read_regular
+from mae.data.store.shards import Shard, expand
+from mae.data.store.unpacked import is_gzipped, plain_tar
+from mae.data.tar import SYMBOLIC_LINKS
+from mae.errors import UserError, first_of
+from mae.files import write_atomically
 from mae.processes import end_with_parent
 
 FOLDER = ".mae-index"
 """Folder beside the shards, with one index for each set of shards."""
 _PARTS = "parts"
-_MAX_MEASURED = 2000
-_BLOCK_IMAGES = 256
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -58,10 +56,10 @@ def open_index(
     folder: Path | None = None,
     workers: int = 1,
     say: Say = lambda text: None,
-    advance: Advance = lambda size: None,
+    rules: ReadRules = USUAL,
 ) -> ShardIndex:
     """Return the index of the shards that `patterns` name: `expand`, then `index_of`."""
-    return index_of(expand(patterns), cache_dir, folder, workers, say, advance)
+    return index_of(expand(patterns), cache_dir, folder, workers, say, rules=rules)
 
 
 def index_of(
@@ -71,6 +69,7 @@ def index_of(
     workers: int = 1,
     say: Say = lambda text: None,
     advance: Advance = lambda size: None,
+    rules: ReadRules = USUAL,
 ) -> ShardIndex:
     """Return the index of some shards; build it if no valid one exists.
 
@@ -79,75 +78,40 @@ def index_of(
     `advance` receives the bytes of each finished shard.
 
     Raises:
-        UserError: for a damaged or empty shard, a key that occurs twice in a shard, a label that is not an integer
-            >= 0, or if the index cannot be written.
+        UserError: for a damaged shard or one whose samples are unclear (see `scan`), if no shard has an image, or if
+            the index cannot be written.
     """
-    in_cache = cache_dir / "index" / _key("\0".join(map(_absolute, shards)))
+    extension = rules.image_extension
+    in_cache = cache_dir / "index" / _key("\0".join(map(_absolute, shards)), extension)
     stale = ""
-    for place in [folder] if folder else [beside(shards), in_cache]:
+    for place in [folder] if folder else [beside(shards, extension), in_cache]:
         if place is None:
             continue
         try:
-            return load(place, shards)
+            return load(place, shards, extension)
         except StaleIndexError as error:
             stale = f"; the one in {place} is not used: {error}" if place.exists() else stale
     say(f"indexing {len(shards)} shards{stale}")
     with _locked(folder or in_cache) as place:
         try:
-            return load(place, shards)  # another process has built it meanwhile
+            return load(place, shards, extension)  # another process has built it meanwhile
         except StaleIndexError:
-            return _build(place, shards, cache_dir, workers, advance)
+            return _build(place, shards, cache_dir, workers, advance, rules)
 
 
-def beside(shards: Sequence[Shard]) -> Path | None:
+def beside(shards: Sequence[Shard], image_extension: str | None = None) -> Path | None:
     """Return the folder of an index beside its shards; None if they are remote or in several folders."""
     folders = {None if shard.is_remote else Path(shard.url).parent for shard in shards}
     folder = folders.pop() if len(folders) == 1 else None
-    return folder and folder / FOLDER / _key("\0".join(shard.name for shard in shards))
-
-
-def check_images(index: ShardIndex, cache_dir: Path, workers: int, advance: Advance) -> tuple[SetPixels, list[str]]:
-    """Verify and decode every image; return the pixel sums of the good images, and the bad images with reasons.
-
-    `advance` receives the number of images that have just been checked.
-    """
-    pixels, bad = SetPixels(), list[str]()
-    for found, wrong in DataLoader(
-        _ImageChecks(ImageReader(index, cache_dir)),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,  # type: ignore[arg-type]
-    ):
-        pixels.merge(found)
-        bad += wrong
-        advance(found.images + len(wrong))
-    return pixels, bad
-
-
-class _ImageChecks(Dataset[tuple[SetPixels, list[str]]]):
-    """Data set of checked blocks of images: the pixel sums of a block, and its bad images."""
-
-    def __init__(self, reader: ImageReader) -> None:
-        self._reader = reader
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._reader.index) / _BLOCK_IMAGES)
-
-    def __getitem__(self, number: int) -> tuple[SetPixels, list[str]]:
-        start = number * _BLOCK_IMAGES
-        ids = np.arange(start, min(start + _BLOCK_IMAGES, len(self._reader.index)))
-        return _decode_images(self._reader, ids, tolerated=UserError)
-
-
-def _unchanged(item: tuple[SetPixels, list[str]]) -> tuple[SetPixels, list[str]]:
-    return item
+    return folder and folder / FOLDER / _key("\0".join(shard.name for shard in shards), image_extension)
 
 
 def _absolute(shard: Shard) -> str:
     return str(shard) if shard.is_remote else str(Path(shard.url).resolve())
 
 
-def _key(text: str) -> str:
+def _key(text: str, image_extension: str | None = None) -> str:
+    text += f"\0\0{image_extension}" if image_extension else ""
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -159,14 +123,17 @@ def _locked(folder: Path) -> Iterator[Path]:
         with lock(folder / "lock"):
             yield folder
     except OSError as error:
-        raise UserError(f"the index cannot be written to {folder}: {error.strerror}; set data.index") from None
+        remedy = remedy_for(error, "set data.index (mae index: --out)")
+        raise UserError(f"the index cannot be written to {folder}: {error.strerror or error}; {remedy}") from None
 
 
-def _build(folder: Path, shards: Sequence[Shard], cache_dir: Path, workers: int, advance: Advance) -> ShardIndex:
+def _build(
+    folder: Path, shards: Sequence[Shard], cache_dir: Path, workers: int, advance: Advance, rules: ReadRules
+) -> ShardIndex:
     parts = folder / _PARTS
     parts.mkdir(exist_ok=True)
     entries, errors = [], []
-    read = partial(_read_shard, parts, cache_dir)
+    read = partial(_read_shard, parts, cache_dir, rules)
     for shard, (entry, error) in zip(shards, _map_parallel(read, shards, workers), strict=True):
         advance(shard.size)
         if entry:
@@ -176,45 +143,64 @@ def _build(folder: Path, shards: Sequence[Shard], cache_dir: Path, workers: int,
     if errors:
         more = f"; {len(errors)} of {len(shards)} shards have errors" if len(errors) > 1 else ""
         raise UserError(first_of(errors) + more)
-    save(folder, entries, [_part(parts, shard) for shard in shards])
-    index = load(folder, shards)
+    if not any(entry.samples for entry in entries):
+        raise UserError(_no_images(entries, rules.image_extension))
+    _require_one_kind_of_image(entries)
+    save(folder, entries, [_part(parts, shard) for shard in shards], rules.image_extension)
+    index = load(folder, shards, rules.image_extension)
     index = save_pixels(index, *measure(index, cache_dir))
     shutil.rmtree(parts)
     return index
 
 
-def measure(index: ShardIndex, cache_dir: Path, channels: int | None = None) -> tuple[PixelStatistics | None, int]:
-    """Measure mean and standard deviation on at most 2,000 evenly spaced images; also return their number.
+def _require_one_kind_of_image(entries: Sequence[ShardEntry]) -> None:
+    """Refuse a shard whose images are the side files of another shard: `b.seg.png` where all `b.jpg` are missing."""
+    sides = {extension: entry for entry in entries for extension in entry.extensions if "." in extension}
+    for entry in entries:
+        for extension, other in sides.items():
+            if entry.last_dot.lower().endswith(f".{extension}"):
+                raise UserError(
+                    f"shard {entry.shard} has no image but .{extension} files, the first: {entry.last_dot}; in shard "
+                    f"{other.shard} they lie beside the images; leave that shard out, or pack it again with its images"
+                )
 
-    Decode into `channels` planes or, if that is None, into the native number. Skip bad images; a later read reports
-    them.
-    """
-    some = np.unique(np.linspace(0, len(index) - 1, _MAX_MEASURED).astype(np.int64))
-    # With chunks of one sample, only these images of a remote shard are fetched, not their neighbours.
-    pixels, _ = _decode_images(ImageReader(index, cache_dir, chunk_samples=1), some, channels)
-    return pixels.statistics(), pixels.images
+
+def _no_images(entries: Sequence[ShardEntry], image_extension: str | None) -> str:
+    left_out = joined((str(entry.shard), entry.left_out) for entry in entries)
+    parts = [f"shard {entries[0].shard} has no images" + f", nor has any of the {len(entries)}" * (len(entries) > 1)]
+    parts += [f"an image is a file .{image_extension or ', .'.join(IMAGE_EXTENSIONS)}"]
+    parts += [f"left out: {described(left_out)}"] if left_out else []
+    parts += ["tar --dereference stores the files instead of links to them"] if SYMBOLIC_LINKS in left_out else []
+    return "; ".join(parts)
 
 
-def _read_shard(parts: Path, cache_dir: Path, shard: Shard) -> tuple[ShardEntry | None, str]:
+def _read_shard(parts: Path, cache_dir: Path, rules: ReadRules, shard: Shard) -> tuple[ShardEntry | None, str]:
     """Return the entry of one shard, from the part that an interrupted build left or from the shard; or an error."""
     part = _part(parts, shard)
+    if (entry := _read_part(part, shard)) is not None:
+        return entry, ""
     try:
-        entry = parse_entry(read_json(part.with_suffix(".json")))
-        if part.stat().st_size == entry.samples * RECORD.itemsize:
-            return entry, ""
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # missing, or cut off by the crash: read the shard
-    try:
-        with local_copy(shard, cache_dir) as source:
-            found = scan(source, str(shard))
+        with local_copy(shard, cache_dir, rules.cache_bytes) as source:
+            found = scan(source, str(shard), rules.image_extension)
     except UserError as error:
         return None, str(error)
-    entry = ShardEntry.of(shard, found)
-    with part.open("wb") as file:
-        found.records.tofile(file)
-        flush(file)
-    write_json(part.with_suffix(".json"), asdict(entry))
+    entry, records = ShardEntry.of(shard, found), found.records.tobytes()
+    write_atomically(part, records)
+    write_json(part.with_suffix(".json"), asdict(entry) | {"records_crc32": zlib.crc32(records)})
     return entry, ""
+
+
+def _read_part(part: Path, shard: Shard) -> ShardEntry | None:
+    """Return the entry of a part that is whole and belongs to `shard`, else None."""
+    try:
+        values = read_json(part.with_suffix(".json"))
+        crc32 = values.pop("records_crc32")
+        entry = parse_entry(values)
+        records = read_regular(part, entry.samples * RECORD.itemsize)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # missing, or cut off by a crash
+    is_whole = (len(records), zlib.crc32(records)) == (entry.samples * RECORD.itemsize, crc32)
+    return entry if is_whole and (entry.url, entry.size, entry.version) == (str(shard), *shard[1:]) else None
 
 
 def _part(parts: Path, shard: Shard) -> Path:
@@ -222,34 +208,21 @@ def _part(parts: Path, shard: Shard) -> Path:
 
 
 @contextmanager
-def local_copy(shard: Shard, cache_dir: Path) -> Iterator[Path | int]:
+def local_copy(shard: Shard, cache_dir: Path, cache_bytes: float) -> Iterator[Path | int]:
     """Give a plain tar on this machine: the shard itself, its unpacked copy, or an unnamed temporary download."""
     if not shard.is_remote or is_gzipped(shard):
-        yield plain_tar(shard, cache_dir)
+        yield plain_tar(shard, cache_dir, cache_bytes)
         return
     folder = cache_dir / "downloads"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        download(shard, file)
-        file.flush()
-        yield file.fileno()
-
-
-def _decode_images(
-    reader: ImageReader, ids: NDArray[np.int64], channels: int | None = None, tolerated: type[Exception] = BadImageError
-) -> tuple[SetPixels, list[str]]:
-    """Return the pixel sums of the good images, and the bad ones, which raise `BadImageError` or `tolerated`."""
-    pixels, bad = SetPixels(), list[str]()
-    reader.will_need(ids)
-    for place in reader.locate(ids):
-        try:
-            data = reader.read(place)
-            image = decode(data, channels or native_channels(data))
-        except (BadImageError, tolerated) as error:
-            bad.append(f"{reader.name(place.sample_id)} ({error})")
-        else:
-            pixels.add(image, is_gray=channels is None and is_gray(data))
-    return pixels, bad
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            download(shard, file)
+            file.flush()
+            yield file.fileno()
+    except OSError as error:
+        remedy = remedy_for(error, "set data.cache_dir to another folder")
+        raise UserError(f"{shard} cannot be copied to {folder}: {error.strerror or error}; {remedy}") from None
 
 
 def _map_parallel(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:

@@ -7,7 +7,9 @@ from contextlib import suppress
 from mae.data.images.decode import CHANNELS, possible_channels
 from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
+from mae.data.left_out import FOLDERS, described
 from mae.data.sample_images import spread_images
+from mae.data.scan import DOTTED_IMAGES
 from mae.data.settings import DataSettings
 from mae.errors import BadImageError, UserError, first_of
 from mae.processes import default_workers
@@ -22,13 +24,12 @@ def open_shards(patterns: tuple[str, ...], data: DataSettings, say: Callable[[st
         UserError: as `open_index`; also if samples have no image, more images are bad than `data` allows, or images
             cannot have its number of channels.
     """
-    index = open_index(patterns, data.cache, data.index, default_workers(), say)
+    index = open_index(patterns, data.cache, data.index, default_workers(), say, data.rules)
+    for warning in not_used(index):
+        say(f"warning: {warning}")
     without_image, bad = index.without_image(), index.bad()
     if without_image and not data.skip_without_image:
-        raise UserError(
-            f"{len(without_image)} samples have no image: {first_of(without_image)}; "
-            "pack the shards without them, or skip them with --data.skip_without_image True"
-        )
+        raise UserError(_without_image(index, without_image))
     if len(bad) > data.max_bad_samples:
         raise UserError(
             f"{len(bad)} images are bad: {first_of(bad)}; pack the shards without them (mae pack SHARDS --out DIR "
@@ -36,6 +37,31 @@ def open_shards(patterns: tuple[str, ...], data: DataSettings, say: Callable[[st
         )
     _require_channels(index, data)
     return index
+
+
+def not_used(index: ShardIndex) -> list[str]:
+    """Return what the shards hold but training does not use, in words."""
+    left_out = {kind: found for kind, found in index.left_out().items() if kind != FOLDERS}
+    empty = [str(entry.shard) for entry in index.entries if not entry.samples]
+    found = [f"left out of the shards: {described(left_out)}"] if left_out else []
+    if empty:
+        found.append(f"{len(empty)} of {len(index.entries)} shards have no images: {first_of(empty)}")
+    return found
+
+
+def _without_image(index: ShardIndex, keys: Sequence[str]) -> str:
+    dotted = index.left_out().get(DOTTED_IMAGES)
+    if dotted is None:
+        return (
+            f"{len(keys)} samples have no image: {first_of(keys)}; "
+            "pack the shards without them, or skip them with --data.skip_without_image True"
+        )
+    return (
+        f"{dotted.number} image files belong to no sample, the first: {dotted.first}: their extension begins at the "
+        "first dot, so it is not that of an image. If they are images to train on, unpack the shards and pack the "
+        "folder with mae pack, which divides names at the last dot, or rename them; if they are side files of images "
+        "that are missing, skip them with --data.skip_without_image True"
+    )
 
 
 def _require_channels(index: ShardIndex, data: DataSettings) -> None:

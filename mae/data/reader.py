@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from mae.data.index import ShardIndex
 from mae.data.scan import Records
+from mae.data.store.errors import remedy_for
 from mae.data.store.range_cache import RangeCache
-from mae.data.store.shards import Shard, is_gzipped, plain_tar
+from mae.data.store.storage import Shard
+from mae.data.store.unpacked import CACHE_BYTES, is_gzipped, plain_tar, unpacked_bytes
 from mae.data.tar import BLOCK, BadTarError, member_name
 from mae.errors import UserError
 
@@ -52,15 +54,18 @@ class ImageReader:
     """Reader of the images of an index; threads and forked processes may share it.
 
     Remote shards are fetched in chunks of `chunk_samples` samples, through a cache of at most `cache_bytes` that the
-    processes of a node share.
+    processes of a node share; copies of whole shards count first.
     """
 
-    def __init__(self, index: ShardIndex, cache_dir: Path, cache_bytes: float = 100e9, chunk_samples: int = 64) -> None:
+    def __init__(
+        self, index: ShardIndex, cache_dir: Path, cache_bytes: float = CACHE_BYTES, chunk_samples: int = 64
+    ) -> None:
         self.index = index
         self.is_remote = any(entry.shard.is_remote for entry in index.entries)
-        self._files = [_local_file(entry.shard, cache_dir) for entry in index.entries]
+        self._files = [_local_file(entry.shard, cache_dir, cache_bytes) for entry in index.entries]
         self._whole = [None if file is None else _ByteRange(n, 0, 0, (0, 0)) for n, file in enumerate(self._files)]
-        self._cache = RangeCache(cache_dir / "ranges", int(cache_bytes))
+        room = cache_bytes - unpacked_bytes(cache_dir) if self.is_remote else cache_bytes
+        self._cache = RangeCache(cache_dir / "ranges", max(0, int(room)))
         self._chunk = chunk_samples
         self._open: dict[_ByteRange, _Descriptor] = {}
         self._lock = threading.Lock()
@@ -139,7 +144,8 @@ class ImageReader:
         try:
             return self._bytes(place, place.offset, place.size)
         except OSError as error:
-            raise UserError(f"the shard cannot be read: {error.strerror}; restore it") from None
+            remedy = remedy_for(error, "restore it")
+            raise UserError(f"the shard cannot be read: {error.strerror}; {remedy}") from None
 
     def _range_of(self, place: Location) -> _ByteRange:
         """Return the range of its shard that contains a sample."""
@@ -150,10 +156,11 @@ class ImageReader:
         starts, records = self.index.starts, self.index.records
         first = max(chunk * self._chunk, int(starts[place.shard]))
         stop = min((chunk + 1) * self._chunk, int(starts[place.shard + 1]))
-        begin, last = records[first], records[stop - 1]
+        # A hard link lies where its target does, so the samples need not be in the order of their bytes.
+        begin = int(records["offset"][first:stop].min())
+        end = int((records["offset"][first:stop] + records["size"][first:stop]).max())
         # It begins with the header of the first image, which has its name.
-        end = int(last["offset"]) + int(last["size"])
-        return _ByteRange(place.shard, int(begin["offset"]) - BLOCK, end, (first, stop))
+        return _ByteRange(place.shard, begin - BLOCK, end, (first, stop))
 
     def _verifier(self, byte_range: _ByteRange) -> Callable[[bytes], str | None]:
         return partial(_find_damage, self.index.records[slice(*byte_range.samples)], byte_range.start)
@@ -185,9 +192,9 @@ class ImageReader:
         return self._cache.fetch(shard, byte_range.start, byte_range.stop, self._verifier(byte_range))
 
 
-def _local_file(shard: Shard, cache_dir: Path) -> Path | None:
+def _local_file(shard: Shard, cache_dir: Path, cache_bytes: float) -> Path | None:
     """Return the path of the plain tar to read; None for a remote shard that is read in ranges."""
-    return None if shard.is_remote and not is_gzipped(shard) else plain_tar(shard, cache_dir)
+    return None if shard.is_remote and not is_gzipped(shard) else plain_tar(shard, cache_dir, cache_bytes)
 
 
 def _on_one_line(name: str) -> str:

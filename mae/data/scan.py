@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mae.data.left_out import LeaveOut, LeftOut, count_into, leave_out
 from mae.data.tar import Member, mapped, walk
 from mae.errors import UserError
 
@@ -30,6 +31,10 @@ Records = NDArray[Any]
 """Array of `RECORD`."""
 Split = Callable[[str], tuple[str, str]]
 """Function from a file name to key and extension."""
+
+BAD_LABELS = "labels that are no integer >= 0 of at most 18 digits"
+DOTTED_IMAGES = "image files with another dot in their names"
+"""Kinds of what is left out: see `mae.data.left_out`."""
 
 # Bytes of a .cls file: 18 digits and some white space.
 _MAX_LABEL = 20
@@ -60,75 +65,90 @@ class ShardScan:
     """sha256 of the names, positions, contents and labels of all samples."""
     extensions: dict[str, int] = field(default_factory=dict)
     """Number of files of samples, by extension."""
-    ignored: int = 0
-    """Number of files that belong to no sample: hidden files and files without an extension."""
+    left_out: LeftOut = field(default_factory=dict)
+    """What is not used, by kind: members that are no files, files that belong to no image, and bad labels."""
     bad: tuple[str, ...] = ()
     """Images whose first bytes show that they cannot be decoded: `key.jpg (reason)`."""
     without_image: tuple[str, ...] = ()
     """Keys that have files but no image; they do not count as samples."""
+    last_dot: str = ""
+    """Name of the first image whose extension begins at the last of several dots; see `samples`."""
 
 
-def scan(source: Path | int, name: str = "") -> ShardScan:
+def scan(source: Path | int, name: str = "", image_extension: str | None = None) -> ShardScan:
     """Read a plain tar, given by path or open descriptor, once; messages use `name` if it is given.
 
+    With `image_extension`, only files of this extension are images; see `samples`.
+
     Raises:
-        UserError: for a damaged tar, a key that has two images or occurs twice, a label that is not an integer >= 0,
-            or a shard without images.
+        UserError: for a damaged tar, a key that has two images or occurs twice, or an image that is too large.
     """
     shard = name or str(source)
     records: list[tuple[int, int, int, int]] = []
-    digest, extensions = hashlib.sha256(), Counter[str]()
+    digest, extensions, left_out = hashlib.sha256(), Counter[str](), LeftOut()
     bad: list[str] = []
     without_image: list[str] = []
+    leave_out, last_dot = count_into(left_out), ""
     with mapped(source, shard) as data, memoryview(data) as view:
-        listing = list(walk(data))
-        for sample in samples(listing, shard):
+        for sample in samples(walk(data, leave_out), shard, image_extension, leave_out):
             if not sample.image:
                 without_image.append(sample.key)
                 continue
             extensions.update(sample.files.keys())
             member = sample.files[sample.image]
+            if not last_dot and split_name(member.name)[1] != sample.image:
+                last_dot = member.name
             with view[member.offset : member.offset + member.size] as content:
                 if reason := _image_problem(content):
                     bad.append(f"{sample.key}.{sample.image} ({reason})")
-                record = (member.offset, member.size, zlib.crc32(content), label_of(sample, view, shard))
+                record = (member.offset, member.size, zlib.crc32(content), label_of(sample, view, leave_out))
             records.append(record)
             digest.update(f"{sample.key}.{sample.image}\0{record}\0".encode("utf-8", "surrogateescape"))
-    if not records:
-        raise UserError(f"shard {shard} has no images; an image is a file .{', .'.join(IMAGE_EXTENSIONS)}")
     return ShardScan(
         records=np.array(records, dtype=RECORD),
         digest=digest.hexdigest(),
         extensions=dict(extensions),
-        ignored=len(listing) - sum(extensions.values()),
+        left_out=left_out,
         bad=tuple(bad),
         without_image=tuple(without_image),
+        last_dot=last_dot,
     )
 
 
-def samples(listing: Iterable[Member], shard: str) -> Iterator[Sample]:
+def samples(
+    listing: Iterable[Member], shard: str, image_extension: str | None = None, leave_out: LeaveOut = leave_out
+) -> Iterator[Sample]:
     """Group the files of a tar into samples; a key without an image is a sample whose `image` is empty.
+
+    With `image_extension`, the files whose names after the first dot are just this are the images, and all others are
+    their side files. Files that belong to no image are given to `leave_out`.
 
     Raises:
         UserError: if a sample has two images or one of more than 4 GiB, or files of one key are not side by side.
     """
+    allowed = (image_extension,) if image_extension else IMAGE_EXTENSIONS
     seen: set[str] = set()
-    for key, files in _grouped(listing):
+    for key, files in _grouped(listing, shard, image_extension, leave_out):
         if key in seen:
             raise UserError(
-                f"shard {shard}: key {key!r} occurs twice, or its files are not side by side; pack it again"
+                f"shard {shard}: key {key!r} occurs twice, or its files are not side by side; pack it again: unpack "
+                "it, then tar --sort=name -cf NEW.tar -C FOLDER ."
             )
         seen.add(key)
-        images = [extension for extension in files if extension in IMAGE_EXTENSIONS]
+        images = [extension for extension in files if extension in allowed]
         if len(images) > 1:
             raise UserError(
                 f"shard {shard}: sample {key!r} has {len(images)} images ({', '.join(files)}); "
-                f"a sample is one of .{', .'.join(IMAGE_EXTENSIONS)} and its side files"
+                f"a sample is one of .{', .'.join(IMAGE_EXTENSIONS)} and its side files; name the one to train on by "
+                f"data.image_extension (mae index: --image_extension), such as {images[0]}"
             )
         if images and files[images[0]].size > _MAX_IMAGE:
             raise UserError(
                 f"shard {shard}: image {files[images[0]].name!r} is larger than 4 GiB; make it smaller or leave it out"
             )
+        if not images:
+            for member in files.values():
+                leave_out(DOTTED_IMAGES if _ends_as_image(member) else "files without an image", member.name)
         yield Sample(key, files, images[0] if images else "")
 
 
@@ -139,27 +159,67 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _grouped(listing: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
+def _grouped(
+    listing: Iterable[Member], shard: str, image_extension: str | None, leave_out: LeaveOut
+) -> Iterator[tuple[str, dict[str, Member]]]:
     """Yield each key with its neighbouring files.
 
     The extension begins at the first dot, as in WebDataset. If the whole shard then has no image, as with
     `photo.v2.000010.jpg`, it begins at the last dot. One shard never uses both rules: a `b.seg.png` whose `b.jpg` is
     missing must not become an image.
     """
-    members = list(listing)
-    has_image = any(split_name(member.name)[1] in IMAGE_EXTENSIONS for member in members)
-    split = split_name if has_image else _split_at_last_dot
+    members = list(_named(listing, leave_out))
+    split = split_name
+    if not image_extension and not any(split_name(member.name)[1] in IMAGE_EXTENSIONS for member in members):
+        _require_no_roles(members, shard)
+        split = _split_at_last_dot
     for group in _neighbours(members, split):
         yield from _by_extension(group, split)
 
 
-def _neighbours(listing: Iterable[Member], split: Split) -> Iterator[list[Member]]:
-    """Yield runs of files with the same key, without hidden files and files that have no extension."""
-    current, group = "", list[Member]()
+def _named(listing: Iterable[Member], leave_out: LeaveOut) -> Iterator[Member]:
+    """Yield the files that can belong to a sample: those with an extension, except hidden ones."""
     for member in listing:
-        key, extension = split(member.name)
-        if not extension or _is_hidden(member.name):
-            continue
+        if _is_hidden(member.name):
+            leave_out("hidden files", member.name)
+        elif not split_name(member.name)[1]:
+            leave_out("files without an extension", member.name)
+        else:
+            yield member
+
+
+def _require_no_roles(members: Sequence[Member], shard: str) -> None:
+    """Refuse a shard whose samples have several images, as `K.image.jpg` and `K.mask.png`; the last dot hides that.
+
+    These two differ from the numbered images `cat.1.jpg`, `cat.2.jpg` by having no number, or by occurring in as many
+    samples as there are such extensions.
+    """
+    found: dict[str, set[str]] = {}
+    for member in filter(_ends_as_image, members):
+        key, extension = split_name(member.name)
+        found.setdefault(key, set()).add(extension)
+    several = {key: extensions for key, extensions in found.items() if len(extensions) > 1}
+    roles = sorted(set().union(*several.values()))
+    is_numbered = any(re.search("[0-9]", role) for role in roles)
+    if several and (len(several) >= len(roles) or not is_numbered):
+        key, extensions = next(iter(several.items()))
+        raise UserError(
+            f"shard {shard}: {len(several)} samples have several images, the first is {key!r} with "
+            f".{', .'.join(sorted(extensions))}; name the one to train on by data.image_extension (mae index: "
+            f"--image_extension), such as {roles[0]}; the others are then its side files. If each of them is a sample, "
+            "unpack the shard, and mae pack its folder, which divides names at the last dot"
+        )
+
+
+def _ends_as_image(member: Member) -> bool:
+    return _split_at_last_dot(member.name)[1] in IMAGE_EXTENSIONS
+
+
+def _neighbours(members: Iterable[Member], split: Split) -> Iterator[list[Member]]:
+    """Yield runs of files with the same key."""
+    current, group = "", list[Member]()
+    for member in members:
+        key, _ = split(member.name)
         if group and key != current:
             yield group
             group = []
@@ -200,18 +260,16 @@ def _image_problem(image: memoryview) -> str:
     return f"it begins with {start!r}, unlike any allowed image format"
 
 
-def label_of(sample: Sample, view: memoryview, shard: str) -> int:
-    """Return the label of a sample of the tar `view`, or `NO_LABEL`.
+def label_of(sample: Sample, view: memoryview, leave_out: LeaveOut = leave_out) -> int:
+    """Return the label of a sample of the tar `view`, or `NO_LABEL`; pretraining needs none.
 
-    Raises:
-        UserError: if the label is not an integer >= 0 of at most 18 digits.
+    A label that is no integer >= 0 of at most 18 digits is given to `leave_out`.
     """
     member = sample.files.get(LABEL_EXTENSION)
     if member is None:
         return NO_LABEL
     text = bytes(view[member.offset : member.offset + min(member.size, _MAX_LABEL)]).strip()
     if member.size > _MAX_LABEL or not re.fullmatch(rb"[0-9]{1,18}", text):
-        raise UserError(
-            f"shard {shard}: label {member.name!r} is {text!r}; allowed: an integer >= 0 of at most 18 digits"
-        )
+        leave_out(BAD_LABELS, f"{member.name} is {text!r}")
+        return NO_LABEL
     return int(text)

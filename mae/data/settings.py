@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mae.data.store.shards import default_cache_dir
+from mae.data.read_rules import ReadRules, check_image_extension
+from mae.data.store.unpacked import CACHE_BYTES, default_cache_dir
 from mae.schema import MayChange
 from mae.settings import check
 
@@ -36,13 +37,16 @@ class DataSettings:
     """Keep all decoded images in the memory of each worker; for sets of a few hundred megabytes of pixels."""
     cache_dir: MayChange[Path | None] = None
     """Folder for copies of remote and gzipped shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
-    cache_bytes: MayChange[float] = 100e9
-    """Greatest total size of these copies [bytes]."""
+    cache_bytes: MayChange[float] = CACHE_BYTES
+    """Greatest total size of these copies [bytes]; unpacked shards count first."""
     index: MayChange[Path | None] = None
     """Folder of the shard index; None: beside the shards, or in the cache if that folder is read-only."""
     max_bad_samples: MayChange[int] = 0
     """Number of bad images that may be replaced by the next good one; they are listed in the run folder. One more stops
     the run."""
+    image_extension: str | None = None
+    """Extension, after the first dot, of the images to train on, such as `image.jpg` where each key also has a
+    `mask.png`; other files are side files. None: the usual extensions of images."""
     skip_without_image: MayChange[bool] = False
     """Leave out samples that have a label or text but no image; otherwise they stop the run."""
     reader: Literal["indexed", "stream"] = "indexed"
@@ -85,6 +89,7 @@ class DataSettings:
             "data.stream_samples", samples, "the number of samples that count as an epoch, with data.reader stream",
         )  # fmt: skip
         check(self.cache_bytes > 0, "data.cache_bytes", self.cache_bytes, "above 0")
+        check_image_extension("data.image_extension", self.image_extension)
         check(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
         check(0 < self.crop_pct <= 1, "data.crop_pct", self.crop_pct, "above 0, at most 1")
         check((self.mean is None) == (self.std is None), "data.mean", self.mean, "mean and std set together")
@@ -93,6 +98,11 @@ class DataSettings:
                 check(len(values) == self.channels, name, values, f"{self.channels} numbers (data.channels)")
                 check(all(0 <= v <= 1 for v in values), name, values, "numbers from 0 to 1")
         check(self.std is None or min(self.std) > 0, "data.std", self.std, "numbers above 0")
+
+    @property
+    def rules(self) -> ReadRules:
+        """Rules by which shards are read."""
+        return ReadRules(self.image_extension, self.cache_bytes)
 
     @property
     def cache(self) -> Path:

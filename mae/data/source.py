@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +17,14 @@ from mae.data.eval_batches import EvalBatches
 from mae.data.images.augment import eval_view
 from mae.data.images.decode import decode
 from mae.data.index import ShardIndex
-from mae.data.indexing import measure
+from mae.data.measuring import measure
 from mae.data.plan import BatchPlan
 from mae.data.prepare import open_shards
 from mae.data.sample_images import NamedImage, spread_images
 from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics, for_channels, stored_statistics
 from mae.data.store.shards import Shard, expand
-from mae.data.stream import PROMISES, StreamBatches, read_samples
+from mae.data.stream import PROMISES, StreamBatches, StreamSample, read_samples
 from mae.data.train_batches import TrainBatches
 from mae.errors import BadImageError, UserError
 
@@ -151,7 +152,7 @@ class StreamedSource(Source):
         """Return the first good images of the first shard; see `Source`."""
         found: list[Tensor] = []
         reason = ""
-        for sample in read_samples(self.shards[0], data.cache):
+        for sample in self._first_samples(data):
             try:
                 found.append(eval_view(decode(sample.image, data.channels), data.size, data.crop_pct))
             except BadImageError as error:
@@ -163,11 +164,18 @@ class StreamedSource(Source):
         return FixedImages(np.arange(len(found)), torch.stack(found))
 
     def some_images(self, most: int, data: DataSettings) -> Iterator[NamedImage]:
-        """Yield the first images of the first shard: a stream cannot jump."""
-        for number, sample in enumerate(read_samples(self.shards[0], data.cache)):
-            if number == most:
-                return
+        """Yield the first images of the first shard that has any: a stream cannot jump."""
+        for sample in islice(self._first_samples(data), most):
             yield sample.name, sample.image
+
+    def _first_samples(self, data: DataSettings) -> Iterator[StreamSample]:
+        """Yield the samples of the first shard that has any."""
+        for shard in self.shards:
+            stream = read_samples(shard, data.cache, data.rules)
+            if (first := next(stream, None)) is not None:
+                yield first
+                yield from stream
+                return
 
 
 def open_source(data: DataSettings, say: Callable[[str], None]) -> IndexedSource | StreamedSource:

@@ -1,6 +1,5 @@
 """Mean and standard deviation of the pixels of a data set, from exact sums; `mae pack` stores them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,13 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mae.data.store.regular import read_json, require
 from mae.data.store.shards import Shard
 from mae.errors import UserError
 
 INFO_FILE = "_info.json"
+# Values that are summed at once, each in 24 bytes.
+_BAND_VALUES = 1 << 18
 # Images of one constant value would have a standard deviation of 0, which cannot be divided by.
 _MIN_STD = 1 / 255
 
@@ -41,11 +43,15 @@ class PixelSums:
         self.squares: NDArray[np.object_] = np.zeros(channels, dtype=object)
 
     def add(self, image: UInt8[Tensor, "channels height width"]) -> None:
-        """Count the pixels of one image."""
-        wide = image.flatten(1).to(torch.int64)
-        self.pixels += wide.shape[1]
-        self.total += np.array(wide.sum(1).tolist(), dtype=object)
-        self.squares += np.array((wide * wide).sum(1).tolist(), dtype=object)
+        """Count the pixels of one image, band by band: a copy of the whole image as int64 would take gigabytes."""
+        channels, height, width = image.shape
+        self.pixels += height * width
+        across = max(1, _BAND_VALUES // channels)
+        for rows in torch.split(image, max(1, across // max(1, width)), dim=1):
+            for band in torch.split(rows, across, dim=2):
+                wide = band.flatten(1).to(torch.int64)
+                self.total += np.array(wide.sum(1).tolist(), dtype=object)
+                self.squares += np.array((wide * wide).sum(1).tolist(), dtype=object)
 
     def merge(self, other: "PixelSums") -> None:
         """Add the sums of `other`."""
@@ -120,8 +126,8 @@ def stored_statistics(shards: Sequence[Shard], channels: int) -> PixelStatistics
     for folder in {Path(shard.url).parent for shard in shards}:
         names = {shard.name for shard in shards if Path(shard.url).parent == folder}
         for split in read_info(folder).get("splits", {}).values():
-            if names <= set(split.get("filenames", ())) and "mean" in split:
-                found.add(PixelStatistics(tuple(split["mean"]), tuple(split["std"])))
+            if "mean" in split and names <= set(map(str, split.get("filenames", ()))):
+                found.add(parse_statistics(split["mean"], split["std"]))
                 break
         else:
             return None
@@ -135,19 +141,35 @@ def for_channels(statistics: PixelStatistics, channels: int) -> PixelStatistics 
     return statistics if len(statistics.mean) == channels else None
 
 
+def parse_statistics(mean: Any, std: Any) -> PixelStatistics:
+    """Build mean and standard deviation from values of a JSON file.
+
+    Raises:
+        ValueError, TypeError: if they are no lists of numbers, as many of each, from 0 to 1, or a deviation is 0.
+    """
+    found = PixelStatistics(tuple(mean), tuple(std))
+    for number in (*found.mean, *found.std):
+        require(isinstance(number, int | float) and 0 <= number <= 1, "a mean or std", number)
+    require(0 < len(found.mean) == len(found.std) and min(found.std) > 0, "mean and std", found)
+    return found
+
+
 def read_info(folder: Path) -> dict[str, Any]:
     """Read the `_info.json` of a folder of shards; return an empty mapping if there is none.
 
     Raises:
-        UserError: if the file cannot be read or is not a JSON mapping.
+        UserError: if the file cannot be read, is not a JSON mapping, or holds splits of another form than `mae pack`
+            and timm give them.
     """
     path = folder / INFO_FILE
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = read_json(path)
+        for split in info.get("splits", {}).values():
+            require(isinstance(split.get("filenames", []), list), "filenames", split.get("filenames"))
+            if "mean" in split:
+                parse_statistics(split["mean"], split["std"])
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; pack the shards again or delete it") from None
-    if not isinstance(info, dict):
-        raise UserError(f"{path} must hold a JSON mapping; pack the shards again or delete it")
     return info

@@ -6,7 +6,8 @@ is executed, and each worker of each process reads its own share of the shards.
 """
 
 import random
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from itertools import count, islice
 from pathlib import Path
@@ -21,7 +22,9 @@ from mae import keyed
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches, empty_batch
 from mae.data.images.augment import NUMBERS_PER_SAMPLE, TrainViews
 from mae.data.indexing import local_copy
+from mae.data.left_out import FOLDERS, LeftOut, count_into, described
 from mae.data.plan import BatchPlan, require_whole_images
+from mae.data.read_rules import USUAL, ReadRules
 from mae.data.scan import label_of, samples
 from mae.data.store.shards import Shard
 from mae.data.tar import mapped, walk
@@ -90,8 +93,23 @@ class StreamBatches(TrainingBatches):
         )
 
     def _read(self, drawn: Iterable[dict[str, Any]]) -> Iterator[StreamSample]:
+        """Yield the samples of the shards that are drawn; tell of the first shard with something that is not used."""
+        empty, data, is_told = set[int](), self.recipe.data, False
+
+        def tell_once(text: str) -> None:
+            nonlocal is_told
+            if not is_told:
+                sys.stderr.write(f"warning: {text}; other shards like this are not named\n")
+            is_told = True
+
         for item in drawn:
-            yield from read_samples(self._shards[int(item["url"])], self.recipe.data.cache)
+            number = int(item["url"])
+            empty.add(number)
+            for sample in read_samples(self._shards[number], data.cache, data.rules, tell_once):
+                empty.discard(number)
+                yield sample
+            if len(empty) == len(self._shards):
+                raise UserError(f"none of the {len(empty)} shards has an image, the first: {self._shards[0]}")
 
     def _batches(self, stream: Iterable[StreamSample], key: np.uint64) -> Iterator[Batch]:
         source, lost = iter(stream), ""
@@ -135,15 +153,29 @@ class _Stream(IterableDataset[Batch]):
         return self._batches.iterate(self._start, info.id if info else 0, info.num_workers if info else 1)
 
 
-def read_samples(shard: Shard, cache_dir: Path) -> Iterator[StreamSample]:
-    """Check a whole shard, then yield its images.
+def read_samples(
+    shard: Shard, cache_dir: Path, rules: ReadRules = USUAL, tell: Callable[[str], None] = lambda text: None
+) -> Iterator[StreamSample]:
+    """Check a whole shard, then yield its images; `tell` gets what it holds beside them, and that it has no image.
 
     Raises:
-        UserError: if the shard cannot be read, or is a damaged tar.
+        UserError: if the shard cannot be read, is a damaged tar, or its samples are unclear.
     """
-    with local_copy(shard, cache_dir) as source, mapped(source, str(shard)) as data, memoryview(data) as view:
-        for sample in list(samples(list(walk(data)), str(shard))):
+    left_out = LeftOut()
+    with (
+        local_copy(shard, cache_dir, rules.cache_bytes) as source,
+        mapped(source, str(shard)) as data,
+        memoryview(data) as view,
+    ):
+        leave_out = count_into(left_out)
+        found = list(samples(walk(data, leave_out), str(shard), rules.image_extension, leave_out))
+        left_out.pop(FOLDERS, None)
+        if left_out:
+            tell(f"left out of shard {shard}: {described(left_out)}")
+        if not any(sample.image for sample in found):
+            tell(f"shard {shard} has no images")
+        for sample in found:
             if sample.image:
                 member = sample.files[sample.image]
                 image = bytes(view[member.offset : member.offset + member.size])
-                yield StreamSample(f"{shard}: {member.name}", image, label_of(sample, view, str(shard)))
+                yield StreamSample(f"{shard}: {member.name}", image, label_of(sample, view))

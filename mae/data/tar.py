@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from mae.data.left_out import FOLDERS, LeaveOut, leave_out
+from mae.data.store.errors import remedy_for
 from mae.errors import UserError
 
 BLOCK = 512
@@ -24,7 +26,23 @@ _ZEROS = bytes(BLOCK)
 _MAX_RECORD = 1 << 20
 # Digits of the largest 64-bit number. Without a limit, int() would refuse thousands of digits with its own error.
 _MAX_DIGITS = 20
-_EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+_LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+_EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *_LONG_NAMES)
+_FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+SYMBOLIC_LINKS = "symbolic links"
+_KINDS = {
+    tarfile.LNKTYPE: "hard links to a file that is not before them in the tar",
+    tarfile.SYMTYPE: SYMBOLIC_LINKS,
+    tarfile.DIRTYPE: FOLDERS,
+    tarfile.CHRTYPE: "devices",
+    tarfile.BLKTYPE: "devices",
+    tarfile.FIFOTYPE: "fifos",
+    tarfile.GNUTYPE_SPARSE: "sparse files",
+}
+_OTHER = "members of unknown type"
+# PAX records that `_overrides` keeps. One that begins with `_SPARSE` says that zeros are left out of the bytes.
+_KEPT = ("path", "linkpath", "size")
+_SPARSE = "GNU.sparse."
 # No data follow these headers, whatever size they give.
 _TYPES_WITHOUT_DATA = (
     tarfile.LNKTYPE,
@@ -37,7 +55,7 @@ _TYPES_WITHOUT_DATA = (
 
 
 class Member(NamedTuple):
-    """Regular file of a tar; its bytes are `tar[offset : offset + size]`."""
+    """Regular file of a tar, or a hard link to one before it; its bytes are `tar[offset : offset + size]`."""
 
     name: str
     offset: int
@@ -63,27 +81,33 @@ def mapped(source: Path | int, name: str = "") -> Iterator[mmap.mmap]:
                 data.madvise(mmap.MADV_SEQUENTIAL)
                 yield data
     except OSError as error:
-        raise UserError(f"shard {name or source} cannot be read: {error.strerror}") from None
+        remedy = remedy_for(error, "check the file and its permissions")
+        raise UserError(f"shard {name or source} cannot be read: {error.strerror}; {remedy}") from None
     except BadTarError as error:
         raise UserError(f"shard {name or source} is not a valid tar file: {error}; copy or pack it again") from None
 
 
-def members(path: Path, name: str = "") -> list[Member]:
-    """Return the regular files of the tar at `path`, in order; raises the errors of `mapped`."""
+def members(path: Path, name: str = "", leave_out: LeaveOut = leave_out) -> list[Member]:
+    """Return the files of the tar at `path`, in order; raises the errors of `mapped`. See `walk`."""
     with mapped(path, name) as data:
-        return list(walk(data))
+        return list(walk(data, leave_out))
 
 
-def walk(data: mmap.mmap) -> Iterator[Member]:
-    """Yield the regular files of a tar, up to its proper end.
+def walk(data: mmap.mmap, leave_out: LeaveOut = leave_out) -> Iterator[Member]:
+    """Yield the files of a tar, up to its proper end; give everything else to `leave_out`.
+
+    A hard link to a file before it is a file with the same bytes.
 
     Raises:
         BadTarError: at the first damaged byte.
     """
     if data[:2] == b"\x1f\x8b":
         raise BadTarError("it is gzip data, but its name does not end in .gz")
+    if data[:3] == b"\xff\xd8\xff" or data[:4] == b"\x89PNG":
+        raise BadTarError("it is an image; pack the folder of images first: mae pack FOLDER --out SHARDS")
     offset = 0
     override: dict[str, str] = {}
+    files: dict[str, Member] = {}
     while True:
         block = data[offset : offset + BLOCK]
         if block == _ZEROS:
@@ -103,9 +127,24 @@ def walk(data: mmap.mmap) -> Iterator[Member]:
             if header.type != tarfile.XGLTYPE:
                 override |= _overrides(header.type, data[start : start + size], start)
             continue
-        if header.type in tarfile.REGULAR_TYPES:
-            yield Member(override.get("path", header.name), start, size)
+        if (member := _file(header, override, start, size, files)) is None:
+            kind = _KINDS[tarfile.GNUTYPE_SPARSE] if _SPARSE in override else _KINDS.get(header.type, _OTHER)
+            leave_out(kind, override.get(_SPARSE) or override.get("path", header.name))
+        else:
+            files[member.name] = member
+            yield member
         override = {}
+
+
+def _file(
+    header: "_Header", override: dict[str, str], start: int, size: int, before: dict[str, Member]
+) -> Member | None:
+    """Return a member that is a file with bytes of its own, or a hard link to one of those `before` it; else None."""
+    name = override.get("path", header.name)
+    if header.type in _FILE_TYPES and _SPARSE not in override:
+        return Member(name, start, size)
+    target = before.get(override.get("linkpath", header.target)) if header.type == tarfile.LNKTYPE else None
+    return target and target._replace(name=name)
 
 
 def member_name(block: bytes) -> str:
@@ -123,6 +162,8 @@ class _Header(NamedTuple):
     name: str
     type: bytes
     size: int
+    target: str = ""
+    """Name of the file that a link stands for."""
 
 
 def _header(block: bytes, offset: int, total: int) -> _Header:
@@ -150,7 +191,7 @@ def _any_header(block: bytes, offset: int) -> _Header:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise BadTarError(f"bad header at byte {offset} ({error})") from None
-    return _Header(header.name, header.type, header.size)
+    return _Header(header.name, header.type, header.size, header.linkname)
 
 
 def _size(header: _Header, override: dict[str, str]) -> int:
@@ -168,12 +209,14 @@ def _check_end(data: mmap.mmap, offset: int) -> None:
     rest = data[offset + 2 * BLOCK :]
     if rest.count(0) != len(rest):
         raise BadTarError(f"data follows the end-of-archive mark at byte {offset}")
+    if offset == 0 and len(data) > tarfile.RECORDSIZE:  # an empty tar is at most one record; more zeros are lost data
+        raise BadTarError(f"it holds {len(data)} zeros and nothing else")
 
 
 def _overrides(kind: bytes, record: bytes, offset: int) -> dict[str, str]:
-    """Return the name and size that a PAX or GNU long-name record gives to the next member."""
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return {"path": record.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+    """Return what a PAX or GNU long-name record says of the next member: name, target and size, and if it is sparse."""
+    if kind in _LONG_NAMES:
+        return {_LONG_NAMES[kind]: record.rstrip(b"\0").decode("utf-8", "surrogateescape")}
     found: dict[str, str] = {}
     position, end = 0, len(record.rstrip(b"\0"))
     while position < end:
@@ -187,4 +230,5 @@ def _overrides(kind: bytes, record: bytes, offset: int) -> dict[str, str]:
         position += length
     if not re.fullmatch(rf"[0-9]{{1,{_MAX_DIGITS}}}", found.get("size", "0")):
         raise BadTarError(f"bad PAX size {found['size'][:_MAX_DIGITS]!r} at byte {offset}")
-    return {name: found[name] for name in ("path", "size") if name in found}
+    sparse = {_SPARSE: found.get(f"{_SPARSE}name", "")} if any(name.startswith(_SPARSE) for name in found) else {}
+    return {name: found[name] for name in _KEPT if name in found} | sparse

@@ -87,8 +87,9 @@ def _failure(error: Exception, reported_by: str, name: str) -> Finding:
 
 
 def _line(name: str, finding: Finding) -> Text:
-    # Names in shards may hold bytes that are not text, and messages of libraries may have several lines.
-    shown = " ".join(str(finding).encode("utf-8", "backslashreplace").decode().split())
+    # Names in shards may hold what is no text or not in the output's encoding; messages may have several lines.
+    encoding = sys.stdout.encoding
+    shown = " ".join(str(finding).encode(encoding, "backslashreplace").decode(encoding).split())
     return Text.assemble((f"{finding.verdict:<8}", _COLORS[finding.verdict]), f" {name:<{_WIDTH}}  {shown}")
 
 

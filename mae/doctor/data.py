@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mae.data.prepare import not_used
 from mae.data.source import IndexedSource, StreamedSource
 from mae.data.statistics import PixelStatistics
-from mae.data.store.shards import is_gzipped
+from mae.data.store.unpacked import is_gzipped
 from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.places import nearest_folder
@@ -44,7 +45,8 @@ def shards(examination: Examination) -> Finding:
         f"the cache of remote shards may grow to {gigabytes(wanted)}, {data.cache} has {gigabytes(room)} free: "
         "set data.cache_dir to a larger disk, or lower data.cache_bytes"
     )
-    return Finding(text, problems=(problem,) if wanted > room else (), warnings=_repeated(source))
+    left_out = not_used(source.index) if isinstance(source, IndexedSource) else []
+    return Finding(text, problems=(problem,) if wanted > room else (), warnings=(*_repeated(source), *left_out))
 
 
 def _repeated(source: IndexedSource | StreamedSource) -> tuple[str, ...]:

@@ -75,7 +75,8 @@ class EncoderSettings:
             "model.patch_size",
             f"{down}x{across}",
             f"divisors of the image size {height}x{width} (data.image_size): nearest {_divisors_around(down, height)} "
-            f"high, {_divisors_around(across, width)} wide",
+            f"high, {_divisors_around(across, width)} wide; or set data.image_size to "
+            f"{_multiples_around(height, down)} high, {_multiples_around(width, across)} wide",
         )
         return grid_size(image_size, self.patch)
 

@@ -123,7 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three attempts with hardly a pause."""
+    """Three attempts with hardly a pause, at hosts of which nothing is known yet."""
+    for name in ("_answered", "_given_up"):
+        monkeypatch.setattr(connection, name, set[str]())
     monkeypatch.setattr(connection, "ATTEMPTS", 3)
     monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(connection, "LONGEST_WAIT_SECONDS", 0.02)

@@ -1,21 +1,26 @@
 """The index on disk is used only if it is whole and describes the shards as they are."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import png
 
+from mae.data import manifest
 from mae.data.index import FORMAT, ShardEntry, ShardIndex, StaleIndexError, fingerprint, load, save, save_pixels
 from mae.data.scan import NO_LABEL, RECORD, ShardScan, scan
 from mae.data.statistics import PixelStatistics
+from mae.data.store import regular
 from mae.data.store.shards import Shard, expand
 from mae.errors import UserError
 
@@ -72,7 +77,8 @@ def test_faults_of_the_samples_are_kept_with_the_names_of_their_shards(
     index = load(tmp_path / "index", shards)
     assert index.bad() == [f"{bad}: a.jpg (it begins with b'<html>', unlike any allowed image format)"]
     assert index.without_image() == [f"{bad}: b"]
-    assert index.entries[1].ignored == 2
+    assert index.entries[1].left_out == {"hidden files": (1, ".hidden"), "files without an image": (1, "b.cls")}
+    assert index.left_out()["hidden files"] == (1, f"{bad}: .hidden")
 
 
 def test_names_that_are_no_utf8_survive(write_tar: Callable[..., Path], tmp_path: Path) -> None:
@@ -232,6 +238,99 @@ def test_the_fingerprint_depends_on_content_order_and_labels_only(
     assert load(tmp_path / "again", shards).fingerprint == found["original"]
 
 
+def written(folder: Path, **changed: Any) -> None:
+    """Change values of the manifest, and seal it again, as a forger would."""
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text()) | changed
+    del values["sha256"]
+    path.write_text(json.dumps(values | {"sha256": manifest._seal(values)}))
+
+
+def stale(folder: Path, shards: list[Shard], why: str) -> None:
+    with pytest.raises(StaleIndexError, match=why):
+        load(folder, shards)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": -8}, {"samples": "8"}, {"samples": 9}, {"samples": None}, {"samples": 8.0},
+        {"records_crc32": "1"}, {"records_crc32": -1}, {"pixels_of": "many"}, {"pixels_of": -1},
+        {"mean": 5, "std": 5}, {"mean": ["a"], "std": ["b"]}, {"mean": [0.5], "std": [0]}, {"mean": [0.5], "std": []},
+        {"mean": [float("nan")], "std": [0.5]}, {"mean": [0.5]}, {"mean": {}, "std": {}},
+        {"fingerprint": "0"}, {"shards": {}}, {"shards": [1, 2, 3]}, {"shards": None}, {"shards": [[]] * 3},
+        {"image_extension": 3},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_forged_manifest_is_not_used_d17(shards: list[Shard], folder: Path, change: dict[str, Any]) -> None:
+    written(folder, **change)
+    stale(folder, shards, "manifest.json is damaged: |it was made with")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": -1}, {"samples": "3"}, {"size": 1.5}, {"size": True}, {"url": 7}, {"version": None}, {"digest": []},
+        {"bad": 3}, {"bad": [3]}, {"without_image": [None]}, {"extensions": [["png", 3]]}, {"extensions": {"png": -3}},
+        {"left_out": {"links": 3}}, {"left_out": {"links": [1, 2]}}, {"left_out": {"links": ["1", "a"]}},
+        {"left_out": 3}, {"more": 1},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_forged_entry_of_a_shard_is_not_used_d17(shards: list[Shard], folder: Path, change: dict[str, Any]) -> None:
+    entries = json.loads((folder / "manifest.json").read_text())["shards"]
+    written(folder, shards=[entries[0] | change, *entries[1:]])
+    stale(folder, shards, "manifest.json is damaged: ")
+
+
+def forge(folder: Path, field: str, value: int) -> None:
+    """Write a value into the record of the fifth sample, with the checksum that belongs to it."""
+    records = np.fromfile(folder / "samples.bin", RECORD)
+    records[field][5] = value
+    (folder / "samples.bin").write_bytes(records.tobytes())
+    written(folder, records_crc32=zlib.crc32(records.tobytes()))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("offset", 0), ("offset", 511), ("offset", 2**64 - 1), ("offset", 2**40), ("size", 2**32 - 1), ("label", -2)],
+)
+def test_a_record_outside_its_shard_is_not_used_d17(shards: list[Shard], folder: Path, field: str, value: int) -> None:
+    forge(folder, field, value)
+    stale(folder, shards, "samples.bin is damaged: an image of .*train-000002.tar lies outside it")
+
+
+@pytest.mark.parametrize("name", ["samples.bin", "manifest.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device"])
+def test_what_is_no_regular_file_is_not_used_and_never_waited_for_d17(
+    shards: list[Shard], folder: Path, name: str, kind: str
+) -> None:
+    path = folder / name
+    path.unlink()
+    make: dict[str, Callable[[], object]] = {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "loop": lambda: path.symlink_to(name),
+        "device": lambda: path.symlink_to("/dev/zero"),
+    }
+    make[kind]()
+    stale(folder, shards, f"{name} is not a regular file|{name} cannot be read|manifest.json is damaged: ")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"format": ' + "9" * 5000 + "}"])
+def test_a_manifest_that_is_deep_or_endless_is_not_used_d17(shards: list[Shard], folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text)
+    stale(folder, shards, "manifest.json is damaged: ")
+
+
+def test_a_manifest_that_is_too_large_is_not_read_d17(
+    shards: list[Shard], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regular, "_MAX_JSON_BYTES", 100)
+    stale(folder, shards, r"manifest\.json has [\d,]+ bytes; allowed: at most 100")
+
+
 def labelled(folder: Path, shards: list[Shard], labels: list[int]) -> ShardIndex:
     records = np.zeros(8, dtype=RECORD)
     records["label"] = labels
@@ -240,6 +339,49 @@ def labelled(folder: Path, shards: list[Shard], labels: list[int]) -> ShardIndex
 
 def test_class_count_is_one_more_than_the_greatest_label(shards: list[Shard], folder: Path) -> None:
     assert labelled(folder, shards, [2, 0, 0, 0, 5, 0, 0, 1]).class_count() == 6
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            [0, 1, 2, 0, 1, 2, 0, 99999],
+            "go up to 99999, but only 4 of these 100000 classes .* 99996 have none, the first is 3;",
+        ),
+        ([0, 1, 2, 0, 1, 2, 0, 999999999999], "the first is 3; number the labels from 0 without gaps"),
+        ([141, 141, 141, 141, 141, 141, 141, 142], "the first is 0;"),
+    ],
+)
+def test_class_count_refuses_labels_with_large_gaps(
+    shards: list[Shard], folder: Path, labels: list[int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        labelled(folder, shards, labels).class_count()
+
+
+def test_class_count_allows_classes_that_have_names_or_few_that_have_no_samples(
+    shards: list[Shard], folder: Path
+) -> None:
+    index = labelled(folder, shards, [0, 1, 2, 0, 1, 2, 0, 139])
+    assert index.class_count() == 140
+    assert index.class_count([str(n) for n in range(100_000)]) == 100_000
+    with pytest.raises(UserError, match="label 139 has no name: there are 3 class names, for the labels 0 to 2"):
+        index.class_count(["a", "b", "c"])
+
+
+def test_class_count_names_the_first_label_that_is_no_number(write_tar: Callable[..., Path], tmp_path: Path) -> None:
+    files = sample(0, 1) | {"1.png": png(1), "1.cls": b"cat", "2.png": png(2), "2.cls": b"-1"}
+    shards = expand([str(write_tar("x.tar", files))])
+    save_all(tmp_path / "index", shards)
+    with pytest.raises(
+        UserError, match=r"2 of 3 samples .*; 2 of these are labels that are no integer >= 0 .*: 1\.cls is b'cat'; "
+    ):
+        load(tmp_path / "index", shards).class_count()
+
+
+def test_another_image_extension_is_another_index(shards: list[Shard], folder: Path) -> None:
+    with pytest.raises(StaleIndexError, match=r"it was made with image_extension None, not seg\.png"):
+        load(folder, shards, "seg.png")
 
 
 def test_class_count_names_the_first_sample_without_a_label_s14(shards: list[Shard], folder: Path) -> None:

@@ -17,7 +17,10 @@ from conftest import png
 from mae.data import indexing
 from mae.data.images.decode import decode
 from mae.data.index import StaleIndexError, load
-from mae.data.indexing import beside, check_images, index_of, measure, open_index
+from mae.data.indexing import beside, index_of, open_index
+from mae.data.measuring import check_images, measure
+from mae.data.read_rules import ReadRules
+from mae.data.reader import ImageReader
 from mae.data.statistics import PixelSums
 from mae.data.store.shards import expand
 from mae.errors import UserError
@@ -168,10 +171,10 @@ def test_processes_that_build_at_once_get_one_result_d18(make_shards: Callable[.
 def counted(scan: Callable[..., object], log: Path) -> Callable[..., object]:
     """`scan`, which leaves a line in `log` each time, whichever process calls it."""
 
-    def logged(source: Path | int, name: str = "") -> object:
+    def logged(source: Path | int, name: str = "", image_extension: str | None = None) -> object:
         with log.open("a") as file:
             file.write(f"{name}\n")
-        return scan(source, name)
+        return scan(source, name, image_extension)
 
     return logged
 
@@ -181,9 +184,9 @@ import os, sys, time
 from pathlib import Path
 from mae.data import indexing
 scan = indexing.scan
-def slow(source, name):
+def slow(*arguments):
     time.sleep(0.05)
-    return scan(source, name)
+    return scan(*arguments)
 indexing.scan = slow
 indexing.open_index([sys.argv[1]], Path(sys.argv[2]), workers=int(sys.argv[3]))
 """
@@ -381,3 +384,73 @@ def test_a_clock_that_is_wrong_is_no_change_of_the_shards_r06(
     again = open_index([str(folder)], tmp_path / "cache", say=said.append)
     assert len(said) == 1
     assert first.fingerprint == again.fingerprint
+
+
+def test_empty_shards_are_passed_over_unless_all_are_d06(write_tar: Callable[..., Path], tmp_path: Path) -> None:
+    full = write_tar("b.tar", {"a.png": png(0), "b.png": png(1)})
+    empty = [write_tar(f"{name}.tar", files) for name, files in (("a", {}), ("c", {"README": b"x"}), ("d", {}))]
+    index = open_index([str(empty[0]), str(full), *map(str, empty[1:])], tmp_path / "cache")
+    assert [entry.samples for entry in index.entries] == [0, 2, 0, 0]
+    assert index.shard_of(np.arange(2)).tolist() == [1, 1]
+    assert [ImageReader(index, tmp_path / "cache").name(n) for n in range(2)] == [f"{full}: {n}.png" for n in "ab"]
+    message = (
+        rf"shard {empty[0]} has no images, nor has any of the 3; an image is a file \.jpg, .*; "
+        rf"left out: files without an extension: 1 \(the first: {empty[1]}: README\)"
+    )
+    with pytest.raises(UserError, match=message):
+        open_index([*map(str, empty)], tmp_path / "cache")
+
+
+def test_the_images_may_be_named_by_their_extension(write_tar: Callable[..., Path], tmp_path: Path) -> None:
+    files = {f"{n}.{name}": png(n) for n in range(3) for name in ("image.png", "mask.png")}
+    path = write_tar("x.tar", files)
+    with pytest.raises(UserError, match="3 samples have several images"):
+        open_index([str(path)], tmp_path / "cache")
+    image, mask = (
+        open_index([str(path)], tmp_path / "cache", rules=ReadRules(f"{name}.png")) for name in ("image", "mask")
+    )
+    assert len(image) == len(mask) == 3
+    assert image.folder != mask.folder
+    assert image.fingerprint != mask.fingerprint
+    assert beside(expand([str(path)]), "image.png") != beside(expand([str(path)]))
+    with pytest.raises(UserError, match=r"has no images; an image is a file \.photo\.jpg; left out: image files with"):
+        open_index([str(path)], tmp_path / "cache", rules=ReadRules("photo.jpg"))
+
+
+def test_side_images_of_a_shard_without_its_images_are_refused_s04(
+    write_tar: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = write_tar("a.tar", {f"{n}.{name}": png(n) for n in range(3) for name in ("png", "seg.png")})
+    sides = write_tar("b.tar", {f"{n}.SEG.png": png(n) for n in range(3)})
+    assert len(open_index([str(sides)], tmp_path / "cache")) == 3, "alone, they may be the images"
+    with pytest.raises(
+        UserError, match=rf"shard {sides} has no image but \.seg\.png files, the first: 0\.SEG\.png; in "
+    ):
+        open_index([str(whole), str(sides)], tmp_path / "cache")
+    numbered = write_tar("c.tar", {f"cam.{n}.png": png(n) for n in range(3)})
+    assert len(open_index([str(whole), str(numbered)], tmp_path / "cache")) == 6
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "samples.bin", "lock"])
+def test_a_pipe_in_the_folder_of_an_index_is_never_waited_for_d17(
+    make_shards: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    folder = make_shards([3])
+    before = open_index([str(folder)], tmp_path / "cache")
+    (before.folder / name).unlink()
+    os.mkfifo(before.folder / name)
+    assert open_index([str(folder)], tmp_path / "cache").records.tolist() == before.records.tolist()
+
+
+def test_a_forged_part_of_an_interrupted_build_is_read_again_d17(
+    make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_shards([3, 2])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(indexing, "save", interrupted)
+        open_index([str(folder)], tmp_path / "cache")
+    part, other = sorted(tmp_path.rglob("parts/*.bin"))
+    part.write_bytes(b"\xff" * part.stat().st_size)
+    other.with_suffix(".json").write_text("[" * 100_000)
+    index = open_index([str(folder)], tmp_path / "cache")
+    assert index.records.tolist() == open_index([str(folder)], tmp_path / "fresh").records.tolist()

@@ -124,3 +124,42 @@ def test_gzipped_shards_go_into_the_cache_folder_that_is_set(
     reader = ImageReader(index, data.cache)
     assert [reader.read(place) for place in reader.locate(np.arange(2))] == [png(0), png(1)]
     assert unpacked.is_relative_to(cache / "shards")
+
+
+def test_what_is_not_used_is_said_at_every_start(
+    write_tar: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
+    path = write_tar("x.tar", {"README": b"", "a.png": png(0), "a.cls": b"cat", "b.png": png(1), "b.cls": b"-1"})
+    empty = write_tar("y.tar", {})
+    for _ in range(2):
+        said = list[str]()
+        open_shards((str(path), str(empty)), data_of(), said.append)
+        assert said[-2:] == [
+            f"warning: left out of the shards: files without an extension: 1 (the first: {path}: README), "
+            f"labels that are no integer >= 0 of at most 18 digits: 2 (the first: {path}: a.cls is b'cat')",
+            f"warning: 1 of 2 shards have no images: {empty}",
+        ]
+
+
+def test_images_with_dotted_names_are_counted_and_every_remedy_keeps_them(
+    write_tar: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
+    files = {f"{n}.jpg": png(n) for n in range(8)} | {f"cam.2024.{n:04d}.jpg": png(n) for n in range(100)}
+    path = write_tar("x.tar", files)
+    with pytest.raises(UserError) as caught:
+        open_shards((str(path),), data_of(), lambda text: None)
+    assert str(caught.value).startswith(
+        f"100 image files belong to no sample, the first: {path}: cam.2024.0000.jpg: their extension begins at the "
+        "first dot"
+    )
+    assert "pack the folder with mae pack" in str(caught.value)
+    assert len(open_shards((str(path),), data_of(skip_without_image=True), lambda text: None)) == 8
+
+
+def test_the_setting_of_the_images_extension_reaches_the_index(
+    write_tar: Callable[..., Path], data_of: Callable[..., DataSettings]
+) -> None:
+    path = write_tar("x.tar", {f"{n}.{name}": png(n) for n in range(3) for name in ("image.png", "mask.png")})
+    with pytest.raises(UserError, match=r"by data\.image_extension .* such as image\.png"):
+        open_shards((str(path),), data_of(), lambda text: None)
+    assert len(open_shards((str(path),), data_of(image_extension="image.png"), lambda text: None)) == 3

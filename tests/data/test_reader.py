@@ -1,5 +1,6 @@
 """Each image read is the one that was indexed, or the loss is told."""
 
+import errno
 import gc
 import gzip
 import multiprocessing
@@ -14,12 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import png
+from conftest import png, write_shards
 
+from data import servers
+from data.servers import WebServer
 from mae.data import reader as module
 from mae.data.indexing import open_index
 from mae.data.reader import ImageReader
+from mae.data.tar import members
 from mae.errors import UserError
+
+web, impatient = servers.web, servers.impatient
 
 
 @pytest.fixture
@@ -295,3 +301,45 @@ def test_threads_do_not_share_a_position(
     with ThreadPoolExecutor(4) as threads:
         for first, found in zip(range(0, 40, 10), threads.map(all_of_them, range(0, 40, 10)), strict=True):
             assert found == [png((first + n) % 40) for n in range(40)]
+
+
+def test_too_many_open_files_are_told_with_the_limit_to_raise(
+    make_shards: Callable[..., Path], reader_of: Callable[..., ImageReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = reader_of(make_shards([1]))
+    monkeypatch.setattr(module, "_SECONDS_BEFORE_RETRIES", ())
+
+    def none_left(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"Too many open files; raise .*: ulimit -n"):
+        patch.setattr(os, "open", none_left)
+        read(reader, 0)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"Too many open files; raise .*: ulimit -n"):
+        patch.setattr("builtins.open", none_left)
+        members(Path(reader.index.entries[0].url))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_hard_links_are_read_as_their_targets_also_from_a_remote_shard(
+    web: WebServer, write_tar: Callable[..., Path], tmp_path: Path, chunk: int
+) -> None:
+    path = write_tar("x.tar", {f"{n}.png": png(n) for n in range(5)})
+    with tarfile.open(path, "a") as tar:
+        for name, target in (("7.png", "4.png"), ("8.png", "0.png"), ("9.png", "2.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.LNKTYPE, target
+            tar.addfile(info)
+    web.files["/x.tar"] = path.read_bytes()
+    for place in (str(path), f"{web.url}/x.tar"):
+        reader = ImageReader(open_index([place], tmp_path / "cache"), tmp_path / "cache", chunk_samples=chunk)
+        assert [read(reader, n) for n in range(8)] == [png(n) for n in (0, 1, 2, 3, 4, 4, 0, 2)]
+
+
+def test_copies_of_whole_shards_leave_less_room_for_ranges(web: WebServer, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "shards" / "0").mkdir(parents=True)
+    (tmp_path / "cache" / "shards" / "0" / "x.tar").write_bytes(bytes(300))
+    write_shards(tmp_path / "shards", [2])
+    web.files["/x.tar"] = (tmp_path / "shards" / "train-000000.tar").read_bytes()
+    index = open_index([f"{web.url}/x.tar"], tmp_path / "cache")
+    assert ImageReader(index, tmp_path / "cache", 1000.0)._cache.budget == 700

@@ -13,8 +13,8 @@ from conftest import png
 from mae.data.batch import BatchRecipe
 from mae.data.images.augment import AugmentSettings
 from mae.data.images.decode import decode
-from mae.data.indexing import measure
 from mae.data.loader import load
+from mae.data.measuring import measure
 from mae.data.plan import plan_batches
 from mae.data.prepare import open_shards
 from mae.data.settings import DataSettings

@@ -124,3 +124,31 @@ def test_nothing_in_a_shard_is_run_x01(write_tar: Callable[..., Path], tmp_path:
     (sample,) = read_samples(expand([str(path)])[0], tmp_path / "cache")
     assert sample.image == png(0)
     assert not (tmp_path / "canary").exists()
+
+
+def test_empty_shards_and_what_is_left_out_are_told_once_d06(
+    make_shards: Callable[..., Path], write_tar: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_shards([6])
+    for name in ("x", "y"):
+        write_tar(f"{folder.name}/{name}.tar", {})
+    assert set(numbers_in(taken(stream(folder), 10), 6)) <= set(range(6))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: shard {folder}/")
+    assert line.endswith(" has no images; other shards like this are not named")
+
+
+def test_a_stream_of_empty_shards_ends_d06(write_tar: Callable[..., Path]) -> None:
+    write_tar("shards/x.tar", {"README": b""})
+    folder = write_tar("shards/y.tar", {}).parent
+    (batch,) = taken(stream(folder), 1)
+    assert batch.lost == f"none of the 2 shards has an image, the first: {folder}/x.tar"
+
+
+def test_the_images_of_a_stream_may_be_named_by_their_extension(write_tar: Callable[..., Path]) -> None:
+    files = {f"{n}.{name}.png": png(n if name == "image" else 9) for n in range(5) for name in ("image", "mask")}
+    folder = write_tar("x.tar", files).parent
+    batches = taken(stream(folder, image_extension="image.png"), 5)
+    assert set(numbers_in(batches, 5)) <= set(range(5))
+    (batch,) = taken(stream(folder), 1)
+    assert "5 samples have several images" in batch.lost

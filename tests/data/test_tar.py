@@ -131,6 +131,8 @@ def test_members_of_an_unknown_type_are_skipped_with_their_data(tar_of: Callable
 
 def test_an_archive_without_members_is_intact(tar_of: Callable[..., Path]) -> None:
     assert members(tar_of(END)) == []
+    assert members(tar_of(bytes(tarfile.RECORDSIZE))) == []
+    refused(tar_of(bytes(tarfile.RECORDSIZE + 512)), "it holds 10752 zeros and nothing else")
 
 
 def test_a_size_in_a_pax_record_holds_for_the_member_after_it(tar_of: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,20 @@ def test_a_damaged_shard_is_named_d01(doctor: Doctor, flags: list[str], tmp_path
     assert f"{shard} is not a valid tar file" in found["shards"][1]
     assert found["images"] == ("unknown", "not examined, see shards")
     assert found["run dir"][0] == "ok"
+
+
+def test_what_the_shards_hold_but_the_run_does_not_use_is_told(
+    doctor: Doctor, flags: list[str], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "shards" / "train-000001.tar", "w") as tar:
+        info = tarfile.TarInfo("a.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "b.png"
+        tar.addfile(info)
+    _, found = doctor(*flags)
+    verdict, text = found["shards"]
+    assert verdict == "warning"
+    assert f"left out of the shards: symbolic links: 1 (the first: {tmp_path}/shards/train-000001.tar: a.png)" in text
+    assert "1 of 2 shards have no images" in text
 
 
 def test_a_shard_under_two_names_is_told(doctor: Doctor, flags: list[str], tmp_path: Path) -> None:

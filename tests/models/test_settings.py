@@ -107,9 +107,23 @@ def test_the_nearest_valid_widths_and_heads_are_named_k03(values: dict[str, int]
 @pytest.mark.parametrize(
     ("patch", "image_size", "words"),
     [
-        ((16,), (225, 225), "225x225 (data.image_size): nearest 15 or 25 high, 15 or 25 wide"),
-        ((16,), (224, 200), "224x200 (data.image_size): nearest 16 high, 10 or 20 wide"),
-        ((16, 8), (8, 97), "8x97 (data.image_size): nearest 8 high, 1 or 97 wide"),
+        (
+            (16,),
+            (225, 225),
+            "225x225 (data.image_size): nearest 15 or 25 high, 15 or 25 wide; or set "
+            "data.image_size to 224 or 240 high, 224 or 240 wide",
+        ),
+        (
+            (16,),
+            (224, 200),
+            "224x200 (data.image_size): nearest 16 high, 10 or 20 wide; "
+            "or set data.image_size to 224 or 240 high, 192 or 208 wide",
+        ),
+        (
+            (16, 8),
+            (8, 97),
+            "8x97 (data.image_size): nearest 8 high, 1 or 97 wide; or set data.image_size to 16 high, 96 or 104 wide",
+        ),
     ],
 )
 def test_the_nearest_patches_that_divide_are_named_for_each_side_k03(

@@ -23,6 +23,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CHANNELS = tuple(_MODES)
 """Numbers of channels that any image except a `.npy` array can be decoded into."""
+# An array may have many channels; its bytes are bounded as those of an image with this many.
+_MAX_NPY_PLANES = 4
+_BLOCK_VALUES = 1 << 18
 _NPY_MAGIC = b"\x93NUMPY"
 _PILLOW_MODULES = re.compile(r"PIL\.")
 
@@ -41,7 +44,8 @@ def decode_pixels(data: bytes, channels: int, header: jpeg.Header | None = None)
 
     Raises:
         BadImageError: for a format that is not in `FORMATS`, a damaged or truncated file, more than
-            `PIL.Image.MAX_IMAGE_PIXELS` pixels, or an impossible number of channels.
+            `PIL.Image.MAX_IMAGE_PIXELS` pixels (of an array: four times as many bytes), or an impossible number of
+            channels. So decoding takes at most 24 bytes for each of these pixels: 2.1 GB.
     """
     if data.startswith(_NPY_MAGIC):
         pixels = _load_npy(data)
@@ -133,10 +137,19 @@ def _silence_pillow() -> None:
 
 def _upper_byte(image: Image.Image) -> Image.Image:
     """Convert 16-bit gray to 8-bit gray; Pillow's own conversion would clip values above 255 to white."""
-    return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    wide = np.asarray(image)
+    values, upper = wide.reshape(-1), np.empty(wide.size, dtype=np.uint8)
+    for start in range(0, len(values), _BLOCK_VALUES):  # a copy of all as wide numbers would be large
+        part = slice(start, start + _BLOCK_VALUES)
+        upper[part] = values[part].clip(0, 65535) >> 8
+    return Image.fromarray(upper.reshape(wide.shape))
 
 
 def _load_npy(data: bytes) -> NDArray[np.uint8]:
+    if len(data) > _MAX_NPY_PLANES * (Image.MAX_IMAGE_PIXELS or len(data)):
+        raise BadImageError(
+            f"its .npy array has {len(data)} bytes; allowed: {_MAX_NPY_PLANES} times PIL.Image.MAX_IMAGE_PIXELS"
+        )
     try:
         array: NDArray[np.uint8] = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # hostile headers also raise memory, overflow and tokenizer errors

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,21 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
     releases the lock when its holder exits or is killed. Some cluster file systems have no locks: every process
     then gets True, so the code inside the block must be safe to run in several processes at once.
     """
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in _LOCKS_UNSUPPORTED:
-                raise
-        yield True
+    # Not blocking, because a pipe of this name would wait for a writer.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    try:
+        yield _is_locked(descriptor, wait)
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(descriptor: int, wait: bool) -> bool:
+    """Lock an open file, and return whether this process has the lock now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _LOCKS_UNSUPPORTED:
+            raise
+    return True

@@ -1,38 +1,29 @@
 """List of shards: paths, globs, braces, folders and URLs expanded into tar files with sizes and versions."""
 
-import fcntl
 import glob
-import gzip
-import hashlib
-import os
 import re
-import shutil
-import zlib
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
 from braceexpand import braceexpand
 
 from mae.data.store import storage
-from mae.data.store.download import download
 from mae.data.store.storage import Shard
+from mae.data.store.unpacked import default_cache_dir, is_gzipped, plain_tar
 from mae.data.store.urls import PACKAGES, is_remote, is_web, redacted, scheme_of
 from mae.errors import UserError, first_of
-from mae.files import sync
 
 __all__ = ["SUFFIXES", "Shard", "default_cache_dir", "expand", "is_gzipped", "plain_tar"]
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 """Endings of the names of shards."""
 
-_COMPRESSED = (".gz", ".tgz")
+# More would take minutes and gigabytes before the first is looked for.
+_MAX_SHARDS = 1_000_000
 _ALLOWED = f"a path, file://, {', '.join(f'{scheme}://' for scheme in PACKAGES)}"
-
-
-def default_cache_dir() -> Path:
-    """Return `$XDG_CACHE_HOME/mae`, or `~/.cache/mae`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae"
 
 
 def expand(patterns: Sequence[str]) -> list[Shard]:
@@ -47,84 +38,66 @@ def expand(patterns: Sequence[str]) -> list[Shard]:
     """
     if not patterns:
         raise UserError("data.shards is empty; give one or more tar files, such as 'shards/train-*.tar'")
-    found = [match for pattern in patterns for name in _names(pattern) for match in _matches(name)]
-    known = _look_up([match for match in found if isinstance(match, str)])
+    try:
+        found = [match for pattern in patterns for name in _names(pattern) for match in _matches(name)]
+        known = _look_up([match for match in found if isinstance(match, str)])
+    except OSError as error:
+        raise UserError(f"data.shards cannot be found: {error.strerror}: {error.filename}; correct the path") from None
     shards = [known[match] if isinstance(match, str) else match for match in found]
     missing = [redacted(str(match)) for match, shard in zip(found, shards, strict=True) if shard is None]
     if missing:
-        raise UserError(f"{len(missing)} of {len(found)} shards do not exist: {first_of(missing, separator=', ')}")
+        raise UserError(
+            f"{len(missing)} of {len(found)} shards do not exist: {first_of(missing, separator=', ')}{_hint(missing)}"
+        )
     present = [shard for shard in shards if shard is not None]
     _refuse_repeats(present)
     return present
 
 
-def is_gzipped(shard: Shard) -> bool:
-    """Return whether a shard must be unpacked before it can be read at any position."""
-    return shard.name.endswith(_COMPRESSED)
-
-
-def plain_tar(shard: Shard, cache_dir: Path) -> Path:
-    """Return a plain tar on this machine: the shard itself, or its copy in `cache_dir`, which is made if missing.
-
-    Gzipped shards are unpacked, and remote shards are downloaded completely. A copy belongs to the place, size and
-    version of its source. One process of a node makes it, and a rename completes it; the others wait for its lock.
-
-    Raises:
-        UserError: if the shard is damaged or cannot be read, or if the copy cannot be written.
-    """
-    if not shard.is_remote and not is_gzipped(shard):
-        return Path(shard.url)
-    place = shard.url if shard.is_remote else str(Path(shard.url).resolve())
-    identity = f"{place}\0{shard.size}\0{shard.version}"
-    folder = cache_dir / "shards" / hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:20]
-    target = folder / f"{shard.name.removesuffix('.gz').removesuffix('.tgz').removesuffix('.tar')}.tar"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.exists():
-                _copy(shard, target)
-    except OSError as error:
-        raise UserError(
-            f"{'remote' if shard.is_remote else 'gzipped'} shard {shard} cannot be unpacked into {folder}: "
-            f"{error.strerror or error}; unpack it yourself or set data.cache_dir"
-        ) from None
-    return target
-
-
-def _copy(shard: Shard, target: Path) -> None:
-    """Write the plain tar of a remote or gzipped shard; the caller holds the lock of its folder."""
-    source, part = target.with_suffix(".source"), target.with_suffix(".part")
-    try:
-        if shard.is_remote:
-            with source.open("wb") as file:
-                download(shard, file)
-        if is_gzipped(shard):
-            _gunzip(source if shard.is_remote else Path(shard.url), part, str(shard))
-        else:
-            source.rename(part)
-        sync(part)
-        part.rename(target)
-    finally:
-        source.unlink(missing_ok=True)
-        part.unlink(missing_ok=True)
-
-
-def _gunzip(source: Path, target: Path, name: str) -> None:
-    try:
-        with gzip.open(source) as packed, target.open("wb") as plain:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"shard {name} is a damaged gzip file: {error}; copy or pack it again") from None
-
-
 def _names(pattern: str) -> list[str]:
-    """Expand the braces of a pattern, and turn file:// URLs into paths."""
+    """Expand the braces and the `~` of a pattern, and turn file:// URLs into paths."""
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", pattern):
+        raise UserError(f"data.shards pattern {pattern} is a path of Windows; write it as Linux sees it: /mnt/c/...")
     try:
-        names = list(braceexpand(pattern))
-    except ValueError as error:
+        names = list(islice(_expanded(pattern), _MAX_SHARDS + 1))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"data.shards pattern {redacted(pattern)!r} cannot be expanded: {error}") from None
-    return [_path_of(name) if _scheme(name) == "file" else name for name in names]
+    if len(names) > _MAX_SHARDS:
+        raise UserError(f"data.shards pattern {redacted(pattern)!r} names more than {_MAX_SHARDS:,} shards; {_FEWER}")
+    names = [_path_of(name) if _scheme(name) == "file" else name for name in names]
+    return [_in_home(name) if name.startswith("~") else name for name in names]
+
+
+_FEWER = "pack fewer and larger ones, or name them by a folder or a glob"
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """Expand braces; refuse ranges that the library would list before it gives the first name."""
+    ranges = re.findall(r"\{(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?[0-9]+)?\}", pattern)
+    if sum(abs(int(last) - int(first)) for first, last in ranges) > _MAX_SHARDS:
+        raise ValueError(f"a range has more than {_MAX_SHARDS:,} numbers; {_FEWER}")
+    return iter(braceexpand(pattern))
+
+
+def _in_home(path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"data.shards contains {path}: {error}; write the whole path") from None
+
+
+def _hint(missing: Sequence[str]) -> str:
+    """Return what may be meant by names that do not exist."""
+    folder = next((name for name in missing if Path(name).is_dir()), None)
+    if folder is not None:
+        return f"; {folder} is a folder: name the shards in it by {folder}/*.tar, or pack its images: {_pack(folder)}"
+    if any("," in name for name in missing):
+        return "; several shards are separated by blanks, not by commas"
+    return ""
+
+
+def _pack(folder: str) -> str:
+    return f"mae pack {shlex.quote(folder)} --out SHARDS"
 
 
 def _scheme(name: str) -> str:
@@ -157,7 +130,10 @@ def _matches(name: str) -> list[str | Shard]:
     if Path(name).is_dir():
         found = sorted(str(p) for p in Path(name).iterdir() if p.name.endswith(SUFFIXES))
         if not found:
-            raise UserError(f"folder {name} contains no .tar, .tar.gz or .tgz file; see mae pack --help")
+            raise UserError(
+                f"folder {name} contains no .tar, .tar.gz or .tgz file; if it is a folder of images, pack them first: "
+                f"{_pack(name)}"
+            )
         return [*found]
     if glob.has_magic(name) and not Path(name).exists():
         found = sorted(str(Path(p)) for p in glob.glob(name, recursive=True))  # noqa: PTH207 (absolute patterns too)

@@ -23,10 +23,18 @@ def is_web(url: str) -> bool:
     return scheme_of(url) in ("http", "https")
 
 
+def host_of(url: str) -> str:
+    """Return the host and port of a web URL; the scheme of another URL, whose host is that of a cloud."""
+    return redacted(url).partition("://")[2].partition("/")[0] if is_web(url) else scheme_of(url)
+
+
 def redacted(url: str) -> str:
     """Return `url` for messages: without user, password, query and fragment, which may hold secrets."""
     if is_web(url):
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # brackets that are no address
+            return re.sub(r"[?#].*", "", re.sub(r"(?<=://)[^/]*@", "", url, count=1))
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     if scheme_of(url) == "hf":  # there, an @ precedes a revision
         return url

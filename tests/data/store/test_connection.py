@@ -1,3 +1,4 @@
+import time
 import traceback
 
 import pytest
@@ -52,6 +53,49 @@ def test_r07_time_bounds_the_attempts_too(web: WebServer, monkeypatch: pytest.Mo
 def test_r07_nobody_listens(impatient: None) -> None:
     with pytest.raises(UserError, match=r"^http://127\.0\.0\.1:1/a\.tar cannot be read, 3 attempts failed: .*connect"):
         read_range(Shard("http://127.0.0.1:1/a.tar", 100, ""), 0, 10)
+
+
+def unreachable(url: str) -> tuple[str, float]:
+    """The message about a URL where nobody answers, and the seconds until it came."""
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        read_range(Shard(url, 100, ""), 0, 10)
+    return str(caught.value), time.monotonic() - began
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid"])
+def test_r07_a_host_that_has_never_answered_is_given_up_within_seconds(
+    impatient: None, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setattr(connection, "ATTEMPTS", 1000)
+    monkeypatch.setattr(connection, "UNREACHABLE_SECONDS", 0.3)
+    message, seconds = unreachable(f"http://{host}/a.tar")
+    assert "has never answered and is tried for 0.3 s only: check its name" in message
+    assert ", 1 attempts" not in message
+    assert seconds < 5
+    assert ", 1 attempts failed" in unreachable(f"http://{host}/b.tar")[0], "the next shards there do not wait again"
+
+
+def test_r07_a_host_that_has_answered_may_be_away_for_longer(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingError):
+        request(f"{web.url}/none.tar", "info", seconds=10.0)
+    assert connection._answered == {f"127.0.0.1:{web.server_port}"}
+    connection._answered.add("127.0.0.1:1")
+    monkeypatch.setattr(connection, "UNREACHABLE_SECONDS", 0.0)
+    message, _ = unreachable("http://127.0.0.1:1/a.tar")
+    assert "3 attempts failed" in message
+    assert "never answered" not in message
+
+
+@pytest.mark.parametrize("url", ["http://[::1/a.tar", "http:///a.tar", "http://localhost:99999/a.tar"])
+def test_r07_a_url_that_cannot_be_is_told_at_once(impatient: None, url: str) -> None:
+    with pytest.raises(UserError, match=r"a\.tar cannot be read \(.*\); check the URL$"):
+        request(url, "info", seconds=10.0)
+
+
+def test_r07_a_server_without_tls_has_no_certificate(web: WebServer) -> None:
+    with pytest.raises(UserError, match=r"^https://127.*its certificate is not trusted \(.*; check the URL, the clock"):
+        request(f"https://127.0.0.1:{web.server_port}/a.tar", "info", seconds=10.0)
 
 
 @pytest.mark.parametrize("scheme", sorted(PACKAGES))

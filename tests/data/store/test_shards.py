@@ -1,6 +1,7 @@
 import gzip
 import os
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from data import servers
 from data.servers import WebServer
+from mae.data.store import unpacked
 from mae.data.store.shards import Shard, default_cache_dir, expand, plain_tar
+from mae.data.store.unpacked import unpacked_bytes
 from mae.errors import UserError
 
 web, s3, impatient = servers.web, servers.s3, servers.impatient
@@ -349,3 +352,76 @@ def test_a_damaged_remote_gzip_is_refused_and_leaves_nothing_behind(served: WebS
     with pytest.raises(UserError, match=r"shard http.*/packed\.tar\.gz is a damaged gzip file"):
         plain_tar(shard_at(f"{served.url}/packed.tar.gz"), tmp_path / "cache")
     assert {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()} == {"lock"}
+
+
+def test_a_range_that_would_name_too_many_shards_is_refused_at_once(folder: Path) -> None:
+    for pattern in ("x-{000000000..999999999}.tar", "x-{0..999999}{0..999999}.tar", "{" * 2000 + "}" * 2000):
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"pattern '.*' cannot be expanded: (a range has more than 1,000,000|max)"):
+            expand([pattern])
+        assert time.monotonic() - began < 10
+    with pytest.raises(UserError, match="names more than 1,000,000 shards; pack fewer and larger ones"):
+        expand(["x-{0..999}{0..9}{0..999}.tar"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"C:\data\x.tar", r"pattern C:\\data\\x\.tar is a path of Windows"),
+        ("d:/data/{0..3}.tar", "pattern d:/data/.* is a path of Windows"),
+        (r"\\server\x.tar", "is a path of Windows"),
+        ("a.tar,b.tar", r"1 of 1 shards do not exist: a\.tar,b\.tar; several shards are separated by blanks"),
+        ("~nobody-of-this-name/x.tar", r"contains ~nobody-of-this-name/x\.tar: .*; write the whole path"),
+        ("x" * 300 + ".tar", "cannot be found: File name too long: x.*; correct the path"),
+    ],
+)
+def test_names_of_other_worlds_are_shown_as_given(pattern: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        expand([pattern])
+
+
+def test_a_tilde_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert [shard.url for shard in expand(["~/train-00000{0,2}.tar"])] == [
+        f"{folder}/train-00000{n}.tar" for n in (0, 2)
+    ]
+
+
+def test_a_folder_of_images_is_told_how_to_be_packed(tmp_path: Path) -> None:
+    images = tmp_path / "my images"
+    (images / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"folder {images} contains no \.tar.*: mae pack '{images}' --out SHARDS"):
+        expand([str(images)])
+    with pytest.raises(UserError, match=rf"{images}/a is a folder: name .*, or pack its images: mae pack '{images}/a"):
+        expand([f"{images}/*"])
+
+
+def bomb(folder: Path, size: int) -> Path:
+    """A small gzip file of so many zeros."""
+    path = folder / "bomb.tar.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(bytes(size))
+    return path
+
+
+def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacked, "_ANY_RATIO_BYTES", 1 << 20)
+    with pytest.raises(UserError, match=r"has [\d,]+ bytes but unpacks to more than 1,048,576 .*; if right, unpack"):
+        plain_tar(shard_at(bomb(tmp_path, 4 << 20)), tmp_path / "cache")
+    assert unpacked_bytes(tmp_path / "cache") == 0
+
+
+def test_unpacked_shards_count_for_the_size_of_the_cache(folder: Path, tmp_path: Path) -> None:
+    size = (folder / "train-000000.tar").stat().st_size
+    for name in ("a", "b"):
+        plain_tar(shard_at(gzipped(folder, f"{name}.tar.gz")), tmp_path / "cache", 2.0 * size)
+    assert unpacked_bytes(tmp_path / "cache") == 2 * size
+    with pytest.raises(UserError, match=rf"holds {2 * size:,} bytes, allowed are {2 * size:,} \(data\.cache_bytes\);"):
+        plain_tar(shard_at(gzipped(folder, "c.tar.gz")), tmp_path / "cache", 2.0 * size)
+    assert unpacked_bytes(tmp_path / "cache") == 2 * size
+
+
+def test_a_disk_is_not_filled_by_unpacking(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacked, "_SHARE_OF_FREE_DISK", 0.0)
+    with pytest.raises(UserError, match=r"has [\d,]+ bytes free, of which at most 0% .*set data\.cache_dir"):
+        plain_tar(shard_at(gzipped(folder)), tmp_path / "cache")

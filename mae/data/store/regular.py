@@ -1,0 +1,57 @@
+"""Reading of files that anyone may have put there: only regular ones, and only up to a size."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+_MAX_JSON_BYTES = 1 << 30
+_MAX_COUNT = 1 << 62
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the contents of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is something else, such as a pipe or a folder, or larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        if found.st_size > most:
+            raise ValueError(f"{path} has {found.st_size:,} bytes; allowed: at most {most:,}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(found.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON mapping from a regular file.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is not a JSON mapping, or is too large or too deep.
+    """
+    try:
+        value = json.loads(read_regular(path, _MAX_JSON_BYTES).decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it must hold a JSON mapping")
+    return value
+
+
+def is_count(value: object) -> bool:
+    """Return whether a value of a JSON file is a whole number from 0 to 2^62."""
+    return type(value) is int and 0 <= value <= _MAX_COUNT
+
+
+def require(is_right: bool, what: str, value: object) -> None:
+    """Raise a `ValueError` that shows `value` if it is not right."""
+    if not is_right:
+        raise ValueError(f"{what} is {str(value)[:80]!r}")
