@@ -26,9 +26,11 @@ from mae.training.processes.agreement import require_agreement
 from mae.training.processes.fsdp2 import is_sharded, shard_each_block
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder.compare import deciding, differences
+from mae.training.run_folder.ending import record_failure
 from mae.training.run_folder.folder import RunFolder
+from mae.training.run_folder.repair import set_damage_aside
 from mae.training.settings import AUTO, TrainSettings
-from mae.training.state import TrainingState, final_weights
+from mae.training.state import TrainingState
 from mae.training.task import Task
 from mae.versions import library_versions
 
@@ -55,15 +57,16 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
     folder.check(settings)
     folder.keep_out_of(batches.shards)
     _require_same_start(accelerator, settings, batches, total)
-    with _locked(folder, accelerator):
+    with _locked(folder, accelerator, progress):
         beginning = RunPosition(0, DataPosition(0, batches.fingerprint, plan.global_batch), deciding(settings), {})
-        found = _find(folder, settings, beginning, progress)
+        found = _find(folder, settings, beginning, total, progress)
         start = _start_position(folder, found, beginning)
         model, state = _prepare(task, settings, accelerator, found)
         _say_where(folder, found, total, progress)
         if accelerator.is_main_process:
             folder.create(settings)
-            folder.forget_after(start.step)
+            if damage := folder.forget_after(start.step):
+                progress.say(f"warning: {damage}")
             _warn_of_little_room(folder, state, settings.keep_checkpoints, progress)
         writer = _writer(folder, settings, accelerator, sharded=is_sharded(accelerator.unwrap_model(model)))
         accelerator.wait_for_everyone()
@@ -85,16 +88,6 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
     )
 
 
-def finish_job(job: Job) -> None:
-    """Publish the model of the last step in the run folder, unless an earlier start has done so."""
-    is_published = job.start.step == job.total and job.folder.model.exists()
-    if job.accelerator.is_main_process and not is_published:
-        last = newest_checkpoint(job.folder.checkpoints, job.progress.say)
-        assert last is not None, "the last checkpoint has just been written"
-        job.folder.publish(final_weights(last), job.task.description.metadata())
-    job.accelerator.wait_for_everyone()
-
-
 def _require_same_start(
     accelerator: Accelerator, settings: TrainSettings, batches: TrainingBatches, total: int
 ) -> None:
@@ -108,14 +101,19 @@ def _require_same_start(
 
 
 @contextmanager
-def _locked(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
-    """Lock the folder on rank 0, and unlock it after an error in the context."""
+def _locked(folder: RunFolder, accelerator: Accelerator, progress: TrainingProgress) -> Iterator[None]:
+    """Lock the folder on rank 0, and repair it; after an error in the context record that, and unlock the folder."""
     try:
         if accelerator.is_main_process:
             folder.lock()
             folder.forget_exit()
+            set_damage_aside(folder, progress.say)
         accelerator.wait_for_everyone()
-        yield
+        try:
+            yield
+        except BaseException as error:
+            record_failure(folder, error)
+            raise
     except BaseException:
         folder.unlock()
         raise
@@ -139,7 +137,7 @@ def _prepare(
 
 
 def _find(
-    folder: RunFolder, settings: TrainSettings, beginning: RunPosition, progress: TrainingProgress
+    folder: RunFolder, settings: TrainSettings, beginning: RunPosition, total: int, progress: TrainingProgress
 ) -> Checkpoint | None:
     """Return the run's newest intact checkpoint, or else the one to begin from, after comparing settings and data."""
     found = newest_checkpoint(folder.checkpoints, progress.say)
@@ -149,6 +147,10 @@ def _find(
         raise UserError(
             f"{found.path} was made with other settings than {folder.path} holds: {first_of(other, most=6)}; "
             "give the run its own settings.yaml, or begin another run_dir from it with --resume"
+        )
+    if found is not None and found.step > total:
+        raise UserError(
+            f"{found.path} has done {found.step:,} steps, but the run would end after {total:,}; raise epochs"
         )
     if found is not None and not settings.restart_data_order:
         require_same_data(found, beginning.position.fingerprint, beginning.position.global_batch)
