@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 _NAMES = {1: "standard output", 2: "standard error"}
+_ERRORS = "backslashreplace"  # names of files may hold what the encoding of the terminal has not
 _lost: dict[int, str] = {}
 _told: set[int] = set()
 
@@ -24,7 +25,7 @@ def make_output_safe() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (for the whole process)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8", errors=_ERRORS))  # noqa: SIM115 (for the whole process)
             _lost[number] = "it was closed at the start"
         elif stream is getattr(sys, f"__{name}__") and not isinstance(getattr(stream.buffer, "raw", None), _Lossy):
             setattr(sys, name, _safe(stream, number))
@@ -52,12 +53,11 @@ class _Lossy(io.FileIO):
         return written
 
 
-def _safe(stream: TextIO, number: int) -> TextIO:
+def _safe(stream: TextIO, number: int) -> io.TextIOWrapper:
     with suppress(OSError):
         stream.flush()
     raw = _Lossy(number, "w", closefd=False)
-    # Names of files may hold what the encoding of the terminal has not.
-    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, _ERRORS, line_buffering=True)
 
 
 def _fill_closed_descriptors() -> None:

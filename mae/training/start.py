@@ -106,8 +106,8 @@ def _locked(folder: RunFolder, accelerator: Accelerator, progress: TrainingProgr
     try:
         if accelerator.is_main_process:
             folder.lock()
-            folder.forget_exit()
             set_damage_aside(folder, progress.say)
+            folder.forget_exit()
         accelerator.wait_for_everyone()
         try:
             yield
