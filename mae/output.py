@@ -1,5 +1,6 @@
 """Standard output and error that end nothing: a job goes on when its pipe is closed, or the disk of its log is full."""
 
+import codecs
 import io
 import os
 import select
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 _NAMES = {1: "standard output", 2: "standard error"}
-_ERRORS = "backslashreplace"  # names of files may hold what the encoding of the terminal has not
+_ERRORS = "mae.output"
 _lost: dict[int, str] = {}
 _told: set[int] = set()
 
@@ -37,6 +38,19 @@ def newly_lost() -> Iterator[str]:
     for number in sorted(_lost.keys() - _told):
         _told.add(number)
         yield f"{_NAMES[number]} is lost from here on: {_lost[number]}"
+
+
+def _in_utf8(error: UnicodeError) -> tuple[bytes, int]:
+    """Write what the encoding of the terminal has not: names of files may be UTF-8, or any bytes."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    try:
+        return text.encode("utf-8", "surrogateescape"), error.end
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace"), error.end
+
+
+codecs.register_error(_ERRORS, _in_utf8)
 
 
 class _Lossy(io.FileIO):

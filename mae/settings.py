@@ -7,6 +7,7 @@ place. Flags win over the file.
 import dataclasses
 import difflib
 import io
+import os
 import sys
 import types
 import typing
@@ -97,6 +98,14 @@ def check(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise a `UserError` that names the setting, its value and what is allowed unless `condition` holds."""
     if not condition:
         raise UserError(f"{name} is {value}; allowed: {allowed}")
+
+
+def check_name(name: str, path: Path) -> None:
+    """Raise a `UserError` that names the setting if its path is not UTF-8: safetensors cannot open a file there."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeError:
+        raise UserError(f"{name} is {str(path)!a}; allowed: a path that is UTF-8 text") from None
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -18,7 +18,7 @@ from mae.data.store.shards import Shard
 from mae.errors import UserError, first_of
 from mae.files import read_bounded, write_atomically
 from mae.models.weights import write_weights
-from mae.settings import check, dump, flatten, load_yaml
+from mae.settings import check, check_name, dump, flatten, load_yaml
 from mae.training.checkpoints.manifest import MALFORMED, MODEL_FILE, FileIdentity, require_types
 from mae.training.run_folder.compare import differences
 from mae.training.run_folder.lock import cannot_be_written, lock_folder
@@ -84,6 +84,7 @@ class RunFolder:
         Raises:
             UserError: if the folder holds other files, or a run with other settings, which are named.
         """
+        check_name("run_dir", self.path)
         if os.path.lexists(self.path) and not self.path.exists():
             raise UserError(f"run_dir {self.path} is a link that leads nowhere; give a new or empty folder")
         if self.path.exists() and not self.path.is_dir():
