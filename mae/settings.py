@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import io
 import os
+import re
 import sys
 import types
 import typing
@@ -30,6 +31,8 @@ Settings = TypeVar("Settings")
 
 # Files in the folder of a run; it is the log that tells the settings of a run from those that somebody wrote.
 _SETTINGS_FILE, _LOG_FILE = "settings.yaml", "metrics.jsonl"
+# Codes that change the colour of a terminal, in which tyro writes its complaints.
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_BYTES, _MOST_REPETITIONS = 1 << 24, 16
 
 
@@ -279,7 +282,7 @@ def plain(value: Any) -> Any:
 def _one_line(boxed: str) -> str:
     """Return a complaint of tyro, which is a box of several lines, as one line."""
     lines = []
-    for raw in boxed.splitlines():
+    for raw in _COLORS.sub("", boxed).splitlines():
         line = raw.strip("│╭╮╰╯─ ")
         if raw.lstrip().startswith("╭") or not line:
             continue

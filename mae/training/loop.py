@@ -187,7 +187,8 @@ class _Loop:
         job.progress.status(
             done,
             f"epoch {record['epoch']:.1f}  loss {loss}  lr {record['lr']:.2e}  {speed:,.0f} images/s  "
-            f"data wait {timing['data_wait']:.0%}{mfu}  ETA {duration(left)}",
+            f"data wait {timing['data_wait']:.0%}{mfu}",
+            f"ETA {duration(left)}",
         )
         self.meter.restart(Steps())
         return self.meter.skipped_in_a_row
