@@ -6,6 +6,7 @@ from importlib import import_module
 
 from mae import __version__
 from mae.errors import USER_ERROR_EXIT_CODE
+from mae.output import make_output_safe
 
 # Command: module whose main(argv) runs it, and what it does.
 COMMANDS = {
@@ -33,6 +34,7 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends it with one line and exit code 2."""
+    make_output_safe()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage(), end="")

@@ -1,5 +1,6 @@
 """Errors that a user can correct: one line on stderr and an exit code for the kind of error, without a traceback."""
 
+import errno
 import os
 import sys
 import time
@@ -7,11 +8,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
+from mae.output import make_output_safe
+
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 
 # Long enough for rank 0 to import torch and print before the launcher kills it because this rank has exited.
 _SECONDS_FOR_RANK_ZERO = 20
+
+
+_ROOM = "make room there, or in your quota"
+_WRITABLE = "make it writable for this user, or give another place"
+MACHINE_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or give another disk",
+    errno.EROFS: "mount it writable, or give another place",
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead round in a circle; mend them, or give another place",
+    errno.ENOTDIR: "a part of the path is a file; give another place",
+    errno.EISDIR: "a file should be in its place; rename the folder, or give another place",
+    errno.EMFILE: "raise the number of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files; end other programs",
+    errno.EIO: "look at the disk and at the kernel log (dmesg)",
+    errno.ESTALE: "the folder has vanished; mount it again",
+}
+"""What to do about an error of the operating system that no program can help."""
 
 
 class UserError(Exception):
@@ -42,6 +66,22 @@ class BadImageError(Exception):
     """Reason why one image cannot be used. The caller adds the name of the image and counts it."""
 
 
+def user_error_of(error: BaseException) -> UserError | None:
+    """Return an error that the user can correct, as such; None for any other, which may be a fault of the program."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in MACHINE_REMEDIES:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return UserError(f"{where}{error.strerror}; {MACHINE_REMEDIES[error.errno]}")
+    if isinstance(error, UnicodeEncodeError):
+        name = error.object[max(0, error.start - 20) : error.end + 20]
+        return UserError(
+            f"the name {name!a} cannot be written in {error.encoding}; "
+            "rename it in UTF-8, and start with LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        )
+    return None
+
+
 def first_of(names: Sequence[str], most: int = 5, separator: str = "; ") -> str:
     """Join the first `most` names and the number of the others, to keep a message on one readable line."""
     more = len(names) - most
@@ -55,21 +95,25 @@ def is_rank_zero() -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError` into one line on stderr and its exit code.
+    """Turn a `UserError` into one line on stderr and its exit code; what is printed meanwhile cannot fail.
 
     This is for errors that all ranks meet. Rank 0 prints and the others wait, because the launcher ends the whole job
     when the first rank exits. A rank that is still alive after the wait prints: rank 0 did not have its error. Once
     the ranks can communicate, use `mae.training.processes.first_error.errors_said_once` instead.
     """
+    make_output_safe()
     try:
         yield
-    except UserError as error:
-        if not is_rank_zero():
-            time.sleep(_SECONDS_FOR_RANK_ZERO)
-        who = "" if is_rank_zero() else f"rank {os.environ['RANK']}: "
-        sys.stderr.write(f"{who}error: {error}\n")
-        sys.stderr.flush()
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED_EXIT_CODE)
+    except Exception as error:
+        mistake = user_error_of(error)
+        if mistake is None:
+            raise
+        if not is_rank_zero():
+            time.sleep(_SECONDS_FOR_RANK_ZERO)
+        who = "" if is_rank_zero() else f"rank {os.environ['RANK']}: "
+        sys.stderr.write(f"{who}error: {mistake}\n")
+        sys.stderr.flush()
+        sys.exit(mistake.exit_code)

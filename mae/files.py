@@ -1,17 +1,78 @@
-"""Atomic, durable file writes: a file appears complete or not at all, and then survives a power cut."""
+"""Files: writes that are atomic and durable, and reads that nothing can make endless.
 
+A written file appears complete or not at all, and then survives a power cut.
+"""
+
+import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Yield an open file beside `path`, which at the end is flushed to disk and renamed to `path`.
+
+    Raises:
+        OSError: if it cannot be written; it names `path`, and nothing is left behind.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            flush(file)
+        part.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        error.filename, error.filename2 = str(path), None  # a failed write names no file
+        raise
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file beside `path`, flush it to disk and rename it to `path`."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    sync(part)
-    part.rename(path)
-    sync(path.parent)
+    with written_atomically(path) as file:
+        file.write(data)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading.
+
+    Raises:
+        OSError: if it cannot be opened, or is no regular file: one may wait for ever on a pipe.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: if it cannot be read, is no regular file, or holds more than `most_bytes`.
+    """
+    with open_regular(path) as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise OSError(errno.EFBIG, f"it holds more than {most_bytes:,} bytes", str(path))
+    return data
+
+
+def unused_name(path: Path, suffix: str) -> Path:
+    """Return `path` with `suffix`, and a number if that name is taken."""
+    place, number = path.with_name(f"{path.name}{suffix}"), 1
+    while os.path.lexists(place):
+        number += 1
+        place = path.with_name(f"{path.name}{suffix}-{number}")
+    return place
 
 
 def flush(file: BinaryIO) -> None:

@@ -31,7 +31,7 @@ def progress_bar(title: str, total: int, is_bytes: bool = False) -> Iterator[Adv
     console = Console(file=sys.stderr)
     average_speed = TextColumn("{task.fields[speed]}")
     figures = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(), average_speed)
-    columns = (TextColumn("{task.description}"), BarColumn(), *figures, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), *figures, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task, began, read = bar.add_task(title, total=total, speed=""), time.monotonic(), 0
 

@@ -7,6 +7,8 @@ place. Flags win over the file.
 import dataclasses
 import difflib
 import io
+import os
+import re
 import sys
 import types
 import typing
@@ -21,6 +23,7 @@ import tyro
 import yaml
 
 from mae.errors import UserError, is_rank_zero
+from mae.files import read_bounded
 from mae.help import help_of
 from mae.schema import settings_of, values_before
 
@@ -28,6 +31,9 @@ Settings = TypeVar("Settings")
 
 # Files in the folder of a run; it is the log that tells the settings of a run from those that somebody wrote.
 _SETTINGS_FILE, _LOG_FILE = "settings.yaml", "metrics.jsonl"
+# Codes that change the colour of a terminal, in which tyro writes its complaints.
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+_MOST_BYTES, _MOST_REPETITIONS = 1 << 24, 16
 
 
 def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
@@ -76,13 +82,16 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UserError: if the file is missing, is not YAML or is not a mapping.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+        text = read_bounded(path, _MOST_BYTES).decode("utf-8")
+        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
         raise UserError(f"settings file {path} does not exist; check the path given to --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"settings file {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"settings file {path} has too many lists in lists, or sections in sections") from None
     if not isinstance(tree, dict):
         raise UserError(f"settings file {path} must hold a mapping of settings, not {type(tree).__name__}")
     return tree
@@ -94,16 +103,37 @@ def check(condition: bool, name: str, value: object, allowed: str) -> None:
         raise UserError(f"{name} is {value}; allowed: {allowed}")
 
 
+def check_name(name: str, path: Path) -> None:
+    """Raise a `UserError` that names the setting if its path is not UTF-8: safetensors cannot open a file there."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeError:
+        raise UserError(f"{name} is {str(path)!a}; allowed: a path that is UTF-8 text") from None
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """YAML loader that refuses duplicate keys and keys that are not text; PyYAML silently accepts both."""
+    """YAML loader that refuses duplicate keys and keys that are not text, which PyYAML silently accepts.
+
+    Repetitions (`*name`) are few, because each may double what a few lines stand for.
+    """
+
+    _repetitions = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._repetitions += self.check_event(yaml.AliasEvent)
+        if self._repetitions > _MOST_REPETITIONS:
+            raise yaml.composer.ComposerError(None, None, f"more than {_MOST_REPETITIONS} repetitions (*name)", None)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", node.start_mark)
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
+        keys = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=deep)
+            if not isinstance(name, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is not text", node.start_mark)
+            if name in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {name!r}", node.start_mark)
+            keys.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -167,7 +197,11 @@ def _earlier_values(schema: type, config: Path | None, run_dir: Path | None) -> 
         files.append(run_dir / _SETTINGS_FILE)
     words: list[str] = []
     for file in files:
-        missing = {name: value for name, value in before.items() if name not in flatten(load_yaml(file))}
+        try:
+            saved = flatten(load_yaml(file))
+        except UserError:  # the run is refused later, where that can be recorded in its folder
+            continue
+        missing = {name: value for name, value in before.items() if name not in saved}
         for name, value in missing.items():
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
     return words
@@ -248,7 +282,7 @@ def plain(value: Any) -> Any:
 def _one_line(boxed: str) -> str:
     """Return a complaint of tyro, which is a box of several lines, as one line."""
     lines = []
-    for raw in boxed.splitlines():
+    for raw in _COLORS.sub("", boxed).splitlines():
         line = raw.strip("│╭╮╰╯─ ")
         if raw.lstrip().startswith("╭") or not line:
             continue

@@ -15,7 +15,8 @@ from mae.errors import one_line_errors
 from mae.export.timm import export_timm
 from mae.models.description import find_model, read_description
 from mae.models.weights import read_weights
-from mae.settings import parse
+from mae.settings import check_name, parse
+from mae.training.foreign_file import refuse_foreign_file
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,11 @@ class ExportSettings:
 
 def run(settings: ExportSettings) -> Path:
     """Export, load back and compare; return the new folder."""
+    check_name("source", settings.source)
     model = find_model(settings.source)
+    refuse_foreign_file(model)
     out = settings.out or model.parent / f"export-{settings.to}"
+    check_name("out", out)
     difference = export_timm(read_weights(model), read_description(model), out, model)
     sys.stdout.write(
         f"exported to {out}; loaded back, features differ by at most {difference:.1e}\n"

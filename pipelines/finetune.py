@@ -8,40 +8,43 @@ import sys
 from collections.abc import Sequence
 
 from mae.data.plan import plan_batches
-from mae.evaluation.best import evaluate_and_keep_best, evaluation_due
+from mae.evaluation.best import evaluate_and_keep_best, evaluation_due, verify_best
 from mae.report.run import write_finetune_report
 from mae.settings import parse
 from mae.tasks.finetuning import FinetuneSettings, Finetuning
+from mae.training.finish import finish_job
 from mae.training.loop import training
 from mae.training.optimizer import describe_groups
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.first_error import errors_said_once
 from mae.training.progress import TrainingProgress
+from mae.training.run_folder.ending import failed_start_recorded
 from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import spelled_out
-from mae.training.start import finish_job, start_job
+from mae.training.start import start_job
 
 
 def run(settings: FinetuneSettings) -> RunFolder:
     """Train or resume training, evaluate, and write the run folder."""
-    accelerator = start_accelerator(settings.precision, settings.timeout)
-    progress = TrainingProgress("finetune", accelerator.is_main_process)
-    settings = RunFolder(settings.run_dir).with_its_micro_batch(settings)
-    plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_limit)
-
-    task = Finetuning.open(settings, progress.say)
-    job = start_job(task, plan, accelerator, progress)
-    for line in describe_groups(job.optimizer.param_groups, job.schedule.peak):
-        progress.say(line)
-    if task.held_out is None:
-        progress.say("eval_shards is empty: no accuracy is measured")
+    with failed_start_recorded(settings):
+        accelerator = start_accelerator(settings.precision, settings.timeout)
+        progress = TrainingProgress("finetune", accelerator.is_main_process)
+        settings = RunFolder(settings.run_dir).with_its_micro_batch(settings)
+        plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_limit)
+        task = Finetuning.open(settings, progress.say)
+        job = start_job(task, plan, accelerator, progress)
+        for line in describe_groups(job.optimizer.param_groups, job.schedule.peak):
+            progress.say(line)
+        if task.held_out is None:
+            progress.say("eval_shards is empty: no accuracy is measured")
     with training(job) as steps:
         for step in steps:
             if task.held_out is not None and evaluation_due(job, step, settings.eval_every):
                 evaluate_and_keep_best(job, task.held_out, step)
         finish_job(job)
-    if accelerator.is_main_process:
-        write_finetune_report(job.folder, job.settings, accelerator.device)
+        verify_best(job)
+        if accelerator.is_main_process:
+            write_finetune_report(job.folder, job.settings, accelerator.device)
     progress.say(f"model {job.folder.model}, report {job.folder.report}")
     return job.folder
 

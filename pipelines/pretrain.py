@@ -12,24 +12,26 @@ from mae.report.run import write_pretrain_report
 from mae.settings import parse
 from mae.tasks.baselines import log_baselines
 from mae.tasks.pretraining import Pretraining, PretrainSettings
+from mae.training.finish import finish_job
 from mae.training.loop import training
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.first_error import errors_said_once
 from mae.training.progress import TrainingProgress
+from mae.training.run_folder.ending import failed_start_recorded
 from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import spelled_out
-from mae.training.start import finish_job, start_job
+from mae.training.start import start_job
 
 
 def run(settings: PretrainSettings) -> RunFolder:
     """Train or resume training, and write the run folder."""
-    accelerator = start_accelerator(settings.precision, settings.timeout)
-    progress = TrainingProgress("pretrain", accelerator.is_main_process)
-    settings = RunFolder(settings.run_dir).with_its_micro_batch(settings)
-    plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_limit)
-
-    task = Pretraining.open(settings, progress.say)
-    job = start_job(task, plan, accelerator, progress)
+    with failed_start_recorded(settings):
+        accelerator = start_accelerator(settings.precision, settings.timeout)
+        progress = TrainingProgress("pretrain", accelerator.is_main_process)
+        settings = RunFolder(settings.run_dir).with_its_micro_batch(settings)
+        plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_limit)
+        task = Pretraining.open(settings, progress.say)
+        job = start_job(task, plan, accelerator, progress)
     with training(job) as steps:
         log_baselines(job, task)
         draw = picture_drawer(job, task)
@@ -37,8 +39,8 @@ def run(settings: PretrainSettings) -> RunFolder:
             if step % settings.picture_every == 0 or step == job.total:
                 draw(step)
         finish_job(job)
-    if accelerator.is_main_process:
-        write_pretrain_report(job.folder, job.settings, accelerator.device)
+        if accelerator.is_main_process:
+            write_pretrain_report(job.folder, job.settings, accelerator.device)
     progress.say(f"model {job.folder.model}, report {job.folder.report}")
     return job.folder
 

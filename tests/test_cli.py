@@ -58,13 +58,17 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+    argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # on a terminal, tyro colours its complaints
     with pytest.raises(SystemExit) as end:
         main(argv)
     assert end.value.code == 2
     shown = capsys.readouterr().err.strip().splitlines()
     assert len(shown) == 1
     assert shown[0].startswith("error: ")
+    assert "\x1b" not in shown[0]
+    assert "╭" not in shown[0]
     for word in words:
         assert word in shown[0]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up; a module may import from its own floor and from the floors below.
 FLOORS = (
-    ("mae", "mae.errors"),
+    ("mae", "mae.errors", "mae.output"),
     (
         "mae.settings",
         "mae.schema",
@@ -22,6 +22,7 @@ FLOORS = (
         "mae.files",
         "mae.processes",
         "mae.progress",
+        "mae.safetensors_file",
         "mae.versions",
     ),
     ("mae.data.store", "mae.data.images", "mae.models"),

@@ -15,7 +15,8 @@ from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.places import broken_link, missing_mounts, nearest_folder
 from mae.errors import UserError
 from mae.training.checkpoints.reader import require_same_data
-from mae.training.run_folder.folder import LOCK_FILE, RunFolder
+from mae.training.run_folder.folder import RunFolder
+from mae.training.run_folder.lock import LOCK_FILE
 
 _USUAL_PROCESSES = (1, 2, 4, 8)
 _ADAMW_MOMENTS = 2

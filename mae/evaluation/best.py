@@ -1,13 +1,19 @@
 """Evaluation during training, which keeps the best model."""
 
 import math
+import os
 
 from mae.data.eval_batches import EvalBatches
 from mae.data.index import ShardIndex
 from mae.data.source import statistics_of
+from mae.errors import CheckpointError
 from mae.evaluation.classification import evaluate
+from mae.files import unused_name
 from mae.models.weights import file_tensors
+from mae.training.checkpoints.manifest import step_folder
+from mae.training.checkpoints.reader import verify_checkpoint
 from mae.training.job import Job
+from mae.training.state import final_weights
 
 BEST_FILE = "best.safetensors"
 
@@ -34,8 +40,30 @@ def evaluate_and_keep_best(job: Job, held_out: ShardIndex, step: int) -> None:
         if accelerator.is_main_process:
             job.folder.log({"kind": "eval", "step": step, "epoch": epoch, **result._asdict()})
             if is_best:
-                job.folder.publish(file_tensors(model), job.task.description.metadata(), BEST_FILE)
+                sha256 = job.folder.publish(file_tensors(model), job.task.description.metadata(), BEST_FILE)
+                job.notes["best"]["sha256"] = sha256
     job.progress.say(
         f"epoch {epoch:.1f}: accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {result.samples:,} samples"
         + (", the best so far" if is_best else "")
     )
+
+
+def verify_best(job: Job) -> None:
+    """Compare the best model with the hash in the notes; if it differs, write it again from the checkpoint of its step.
+
+    Without that checkpoint, a damaged file is renamed, so that nobody takes it for the best model.
+    """
+    best, path = job.notes.get("best", {}), job.folder.path / BEST_FILE
+    if not job.accelerator.is_main_process or "sha256" not in best:  # earlier versions took no hash
+        return
+    damage = job.folder.damage(BEST_FILE, best["sha256"])
+    if damage is None:
+        return
+    try:
+        weights = final_weights(verify_checkpoint(step_folder(job.folder.checkpoints, best["step"])))
+    except CheckpointError:
+        kept = f"; it is kept as {path.rename(unused_name(path, '.damaged')).name}" if os.path.lexists(path) else ""
+        job.progress.say(f"warning: {path} {damage}, and there is no checkpoint of step {best['step']:,}{kept}")
+    else:
+        job.folder.publish(weights, job.task.description.metadata(), BEST_FILE)
+        job.progress.say(f"warning: {path} {damage}; it is written again from step {best['step']:,}")

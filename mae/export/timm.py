@@ -35,18 +35,20 @@ _ARCHITECTURES = {
 # would fill a layer of 2 or 5 channels with random weights.
 _CONVERTED_CHANNELS = (1, 3)
 _COMPARED_IMAGES = 4
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
 def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: Path, source: Path) -> float:
-    """Write the encoder for timm into the new folder `out`, and return the greatest difference of a feature.
+    """Write the encoder for timm into the folder `out`, and return the greatest difference of a feature.
 
     Raises:
-        UserError: if `out` is not empty, or the model that timm loads gives other features than the encoder.
+        UserError: if `out` holds anything else than this export, or the model that timm loads gives other features
+            than the encoder.
     """
-    with new_folder(out) as part:
+    with new_folder(out, (_WEIGHTS, _CONFIG)) as part:
         encoder = {name: tensor.float() for name, tensor in encoder_part(weights).items()}
-        write_weights(part / "model.safetensors", encoder, replace(description, decoder=None).metadata())
-        write_atomically(part / "config.json", json.dumps(timm_config(description), indent=2).encode())
+        write_weights(part / _WEIGHTS, encoder, replace(description, decoder=None).metadata())
+        write_atomically(part / _CONFIG, json.dumps(timm_config(description), indent=2).encode())
         difference = compare(part, weights, description, source)
         require_equal_features("timm", difference, TOLERANCE)
     return difference

@@ -5,18 +5,20 @@ decoder (`decoder_blocks.0...`, `mask_token`). A decoder's tensors with other na
 module, so that none of them is taken for a tensor of the encoder.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mae.errors import UserError, first_of
-from mae.files import write_atomically
+from mae.files import written_atomically
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.positions import resample_positions
+from mae.safetensors_file import chunks
 
 # Names of a decoder's tensors in the published files, and of those that are not published.
 _PUBLISHED_DECODER = ("decoder_", "mask_token")
@@ -81,10 +83,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically; other users may read it as the umask allows."""
+def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Write a safetensors file atomically, and return its sha256; other users may read it as the umask allows."""
     # safetensors' own `save_file` makes files that only their owner may read.
-    write_atomically(path, save(dict(weights), metadata=dict(metadata)))
+    digest = hashlib.sha256()
+    with written_atomically(path) as file:
+        for chunk in chunks(weights, metadata):
+            file.write(chunk)
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def load_encoder(model: VisionTransformer, weights: Mapping[str, Tensor], source: Path) -> None:

@@ -10,7 +10,7 @@ from mae.report.pictures import figure_png
 from mae.tasks.baselines import logged_baselines
 
 
-def draw_training(records: Sequence[Mapping[str, Any]]) -> bytes:
+def draw_training(records: list[dict[str, Any]]) -> bytes:
     """Plot loss, learning rate and speed over epochs, and return a PNG file.
 
     The baselines of a pretraining are lines beside its loss.

@@ -25,15 +25,16 @@ _LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "numpy
 
 
 def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
-    """Return a whole page of (heading, HTML body) sections."""
+    """Return a whole page of (heading, HTML body) sections; bytes in names that are not UTF-8 are shown as `\\xff`."""
     body = "".join(f"<section><h2>{html.escape(heading)}</h2>{content}</section>\n" for heading, content in sections)
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return (
+    text = (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head>\n'
         f"<body><h1>{html.escape(title)}</h1>\n{body}"
         f"<footer>made {made} by mae {__version__}</footer></body>\n</html>\n"
     )
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def paragraph(text: str) -> str:

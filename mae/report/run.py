@@ -1,34 +1,39 @@
 """Report of a run, made from the files of its folder."""
 
 import statistics
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-from mae.files import write_atomically
+from mae.files import read_bounded, write_atomically
 from mae.report import page
 from mae.report.curves import draw_accuracy, draw_training
 from mae.settings import flatten, to_dict
-from mae.tasks.baselines import describe, logged_baselines
+from mae.tasks.baselines import KIND, Baselines, describe, logged_baselines
 from mae.training.progress import duration
 from mae.training.run_folder.folder import RunFolder
+from mae.training.run_folder.records import figures
+
+_TRAIN = ("epoch", "lr", "loss", "images_per_second", "step_seconds", "data_wait", "tflops", "peak_memory", "seconds")
+_EVAL = ("epoch", "accuracy", "loss", "samples")
+_MOST_BYTES_OF_PICTURE = 1 << 26
 
 
 def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device) -> None:
     """Write the report of a pretraining: losses, reconstructions, timings, settings and environment."""
     records = folder.metrics()
-    pictures = sorted(folder.pictures.glob("step-*.png"))
-    shown = [pictures[0], pictures[-1]] if len(pictures) > 1 else pictures
+    train, baselines = figures(records, "train", *_TRAIN), figures(records, KIND, *Baselines._fields)
     sections = [
         (
             "Training",
-            _training(records)
-            + _baselines(records, settings.model.norm_pix_loss)
-            + page.picture(draw_training(records), "Training curves"),
+            _training(train)
+            + _baselines(baselines, settings.model.norm_pix_loss)
+            + page.picture(draw_training([*train, *baselines]), "Training curves"),
         ),
         (
             "Reconstructions",
-            "".join(page.picture(path.read_bytes(), f"Reconstructions at {path.stem}") for path in shown),
+            "".join(page.picture(png, f"Reconstructions at {name}") for name, png in _first_and_last_picture(folder)),
         ),
         *_common(settings, device),
     ]
@@ -38,12 +43,12 @@ def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device
 def write_finetune_report(folder: RunFolder, settings: Any, device: torch.device) -> None:
     """Write the report of a fine-tuning: accuracies, losses, timings, settings and environment."""
     records = folder.metrics()
-    evaluations = [record for record in records if record["kind"] == "eval"]
+    train, evaluations = figures(records, "train", *_TRAIN), figures(records, "eval", *_EVAL)
     rows = [(f"{r['epoch']:g}", f"{r['accuracy']:.2%}", f"{r['loss']:.4f}", f"{r['samples']:,}") for r in evaluations]
     accuracy = page.table(("epoch", "accuracy", "loss", "samples"), rows[-10:])
     sections = [
-        ("Accuracy", accuracy + page.picture(draw_accuracy(records), "Accuracy after each evaluated epoch")),
-        ("Training", _training(records) + page.picture(draw_training(records), "Training curves")),
+        ("Accuracy", accuracy + page.picture(draw_accuracy(evaluations), "Accuracy after each evaluated epoch")),
+        ("Training", _training(train) + page.picture(draw_training(train), "Training curves")),
         *_common(settings, device),
     ]
     _write(folder, f"Fine-tuning {folder.path.name}", sections)
@@ -54,8 +59,19 @@ def _baselines(records: list[dict[str, Any]], norm_pix_loss: bool) -> str:
     return "" if found is None else page.paragraph(describe(found, norm_pix_loss).capitalize() + ".")
 
 
-def _training(records: list[dict[str, Any]]) -> str:
-    train = [record for record in records if record["kind"] == "train"]
+def _first_and_last_picture(folder: RunFolder) -> list[tuple[str, bytes]]:
+    """Return name and PNG file of the first and the last picture, of those that can be read."""
+    found = sorted(folder.pictures.glob("step-*.png"))
+    shown = []
+    for path in dict.fromkeys(found[:1] + found[-1:]):
+        with suppress(OSError):
+            shown.append((path.stem, read_bounded(path, _MOST_BYTES_OF_PICTURE)))
+    return shown
+
+
+def _training(train: list[dict[str, Any]]) -> str:
+    if not train:
+        return page.paragraph("The log of the training is lost.")
     last = train[-1]
     progress = (
         f"{last['epoch']:.1f}",
@@ -68,7 +84,7 @@ def _training(records: list[dict[str, Any]]) -> str:
         f"{_median(train, 'step_seconds'):.3g}",
         f"{_median(train, 'data_wait'):.1%}",
         f"{_median(train, 'tflops'):.3g}",
-        f"{_median(train, 'mfu'):.1%}" if "mfu" in last else "unknown peak of this device",
+        f"{_median(train, 'mfu'):.1%}" if figures(train[-1:], "train", "mfu") else "unknown peak of this device",
         f"{max(record['peak_memory'] for record in train) / 2**30:.2f}",
     )
     return page.table(("epochs", "steps", "final loss", "time of the last start"), [progress]) + page.table(
@@ -78,7 +94,7 @@ def _training(records: list[dict[str, Any]]) -> str:
 
 
 def _median(records: list[dict[str, Any]], name: str) -> float:
-    median: float = statistics.median(record[name] for record in records if name in record)
+    median: float = statistics.median(record[name] for record in figures(records, "train", name))
     return median
 
 

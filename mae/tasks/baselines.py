@@ -1,7 +1,6 @@
 """Baselines of the pretraining loss: what two predictions that need no learning reach on the run's own crops."""
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from mae.models.autoencoder import patch_targets
 from mae.models.patches import patchify
 from mae.tasks.pretraining import Pretraining
 from mae.training.job import Job
+from mae.training.run_folder.records import figures
 
 KIND = "baselines"
 """Kind of the record in `metrics.jsonl`."""
@@ -49,11 +49,10 @@ def log_baselines(job: Job, task: Pretraining) -> None:
         job.progress.say(describe(found, task.settings.model.norm_pix_loss))
 
 
-def logged_baselines(records: Sequence[Mapping[str, Any]]) -> Baselines | None:
+def logged_baselines(records: list[dict[str, Any]]) -> Baselines | None:
     """Return the baselines from the records of `metrics.jsonl`; None if they were not measured."""
-    for record in records:
-        if record["kind"] == KIND:
-            return Baselines(*(record[name] for name in Baselines._fields))
+    for record in figures(records, KIND, *Baselines._fields):
+        return Baselines(*(record[name] for name in Baselines._fields))
     return None
 
 

@@ -16,6 +16,7 @@ from mae import keyed
 from mae.data.batch import to_device
 from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.keyed import Purpose
+from mae.output import newly_lost
 from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import newest_checkpoint
 from mae.training.guard import nan_gradients_if_nonfinite, step_unless
@@ -23,11 +24,11 @@ from mae.training.job import Job
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import set_learning_rate
 from mae.training.processes.consensus import RankConsensus
-from mae.training.processes.first_error import failure_of
 from mae.training.processes.fsdp2 import local_value
 from mae.training.processes.signals import StopRequest, stop_on_signal
 from mae.training.processes.watchdog import StackWatchdog
 from mae.training.progress import duration
+from mae.training.run_folder.ending import FINISHED, PREEMPTED, record_failure
 from mae.training.run_folder.folder import Rollback
 
 _FAILED_WRITES_AT_MOST = 3
@@ -49,21 +50,26 @@ def training(job: Job) -> Iterator[Iterator[int]]:
             yield _Loop(job, stop, watchdog).steps()
     except PreemptedError as end:
         if job.accelerator.is_main_process:
-            job.folder.record_exit("preempted", str(end))
+            job.folder.record_exit(PREEMPTED, str(end))
         raise
     except BaseException as error:
-        failure = failure_of(error)
-        if failure.is_first:
-            job.folder.record_exit("error", failure.text)
+        record_failure(job.folder, error)
         raise
     else:
         if job.accelerator.is_main_process:
-            job.folder.record_exit("finished", f"{job.total} steps")
+            _log_lost_output(job, job.total)
+            job.folder.record_exit(FINISHED, f"{job.total} steps")
     finally:
         watchdog.stop()
         if job.writer is not None:
             job.writer.close()
         job.folder.unlock()
+
+
+def _log_lost_output(job: Job, step: int) -> None:
+    """Log that nobody can read any longer what the run prints."""
+    for message in newly_lost():
+        job.folder.log({"kind": "output", "step": step, "message": message})
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -173,6 +179,7 @@ class _Loop:
         }
         if job.accelerator.is_main_process:
             job.folder.log(record)
+            _log_lost_output(job, done)
         speed = timing["images_per_second"]
         left = (job.total - done) * job.plan.global_batch / max(speed, 1e-9)
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
@@ -180,7 +187,8 @@ class _Loop:
         job.progress.status(
             done,
             f"epoch {record['epoch']:.1f}  loss {loss}  lr {record['lr']:.2e}  {speed:,.0f} images/s  "
-            f"data wait {timing['data_wait']:.0%}{mfu}  ETA {duration(left)}",
+            f"data wait {timing['data_wait']:.0%}{mfu}",
+            f"ETA {duration(left)}",
         )
         self.meter.restart(Steps())
         return self.meter.skipped_in_a_row

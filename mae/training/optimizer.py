@@ -118,11 +118,11 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 
 
 def describe_groups(groups: list[dict[str, Any]], peak: float) -> list[str]:
-    """Return one line per parameter group: peak learning rate, weight decay and number of parameters."""
+    """Return a line of at most 80 columns per parameter group: peak learning rate, weight decay, parameters."""
     width = max(len(group["name"]) for group in groups)
     return [
         f"  {group['name']:<{width}}  peak lr {peak * group['lr_scale']:.3e}  "
-        f"weight decay {group['weight_decay']:g}  {sum(p.numel() for p in group['params']):,} parameters"
+        f"decay {group['weight_decay']:g}  {sum(p.numel() for p in group['params']):,} parameters"
         for group in groups
     ]
 

@@ -13,6 +13,7 @@ from mae.errors import UserError
 from mae.models.description import ModelDescription, find_model, read_description
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.weights import for_grid, has_decoder, read_weights
+from mae.training.foreign_file import refuse_foreign_file
 from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import SCRATCH, TrainSettings
 
@@ -43,6 +44,7 @@ def find_origin(init: str, run: RunFolder) -> Origin | None:
     if init == SCRATCH or any(run.checkpoints.glob("step-*")):
         return None
     path = find_model(Path(init))
+    refuse_foreign_file(path)
     model = read_description(path)
     with safe_open(path, framework="pt") as file:
         return Origin(init, path, model, has_decoder(file.keys()))

@@ -4,8 +4,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+
+class _Bar(Progress):
+    """Bar, and the newest figures in a line below it: together they would not fit into 80 columns."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.figures, no_wrap=True, overflow="ellipsis")
 
 
 class TrainingProgress:
@@ -14,7 +25,7 @@ class TrainingProgress:
     def __init__(self, title: str, enabled: bool) -> None:
         self._title, self._enabled = title, enabled
         self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
-        self._bar: Progress | None = None
+        self._bar: _Bar | None = None
         self._task = TaskID(0)
         self._total = 0
 
@@ -27,12 +38,12 @@ class TrainingProgress:
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} {task.fields[status]}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total} {task.fields[left]}"),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self._console) as self._bar:
-            self._task = self._bar.add_task(self._title, total=total, completed=done, status="")
+        with _Bar(*columns, console=self._console) as self._bar:
+            self._task = self._bar.add_task(self._title, total=total, completed=done, left="")
             yield
         self._bar = None
 
@@ -41,12 +52,13 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
-    def status(self, done: int, text: str) -> None:
-        """Show the newest figures."""
+    def status(self, done: int, text: str, left: str) -> None:
+        """Show the newest figures, and the time that is left."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, status=text)
+            self._bar.figures = text
+            self._bar.update(self._task, completed=done, left=left)
         else:
-            self.say(f"{self._title} {done}/{self._total} {text}")
+            self.say(f"{self._title} {done}/{self._total} {text}  {left}")
 
     def say(self, text: str) -> None:
         """Print one line of plain text."""

@@ -29,9 +29,11 @@ from mae.training.processes.agreement import require_agreement
 from mae.training.processes.fsdp2 import is_sharded, shard_each_block
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder.compare import deciding, differences
+from mae.training.run_folder.ending import record_failure
 from mae.training.run_folder.folder import RunFolder
+from mae.training.run_folder.repair import set_damage_aside
 from mae.training.settings import AUTO, TrainSettings
-from mae.training.state import MODEL, TrainingState, final_weights
+from mae.training.state import MODEL, TrainingState
 from mae.training.task import Task
 from mae.versions import library_versions
 
@@ -58,15 +60,16 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
     folder.check(settings)
     folder.keep_out_of(batches.shards)
     _require_same_start(accelerator, settings, batches, total)
-    with _locked(folder, accelerator):
+    with _locked(folder, accelerator, progress):
         beginning = RunPosition(0, DataPosition(0, batches.fingerprint, plan.global_batch), deciding(settings), {})
-        found = _find(task, settings, folder, beginning, progress)
+        found = _find(task, settings, folder, beginning, total, progress)
         start = _start_position(folder, found, beginning)
         model, state = _prepare(task, settings, accelerator, found)
         _say_where(folder, found, total, progress)
         if accelerator.is_main_process:
             folder.create(settings)
-            folder.forget_after(start.step)
+            if damage := folder.forget_after(start.step):
+                progress.say(f"warning: {damage}")
             _warn_of_little_room(folder, state, settings.keep_checkpoints, progress)
         writer = _writer(folder, settings, accelerator, sharded=is_sharded(accelerator.unwrap_model(model)))
         accelerator.wait_for_everyone()
@@ -92,16 +95,6 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
     return job
 
 
-def finish_job(job: Job) -> None:
-    """Publish the model of the last step in the run folder, unless an earlier start has done so."""
-    is_published = job.start.step == job.total and job.folder.model.exists()
-    if job.accelerator.is_main_process and not is_published:
-        last = newest_checkpoint(job.folder.checkpoints, job.progress.say)
-        assert last is not None, "the last checkpoint has just been written"
-        job.folder.publish(final_weights(last), job.task.description.metadata())
-    job.accelerator.wait_for_everyone()
-
-
 def _require_same_start(
     accelerator: Accelerator, settings: TrainSettings, batches: TrainingBatches, total: int
 ) -> None:
@@ -115,14 +108,19 @@ def _require_same_start(
 
 
 @contextmanager
-def _locked(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
-    """Lock the folder on rank 0, and unlock it after an error in the context."""
+def _locked(folder: RunFolder, accelerator: Accelerator, progress: TrainingProgress) -> Iterator[None]:
+    """Lock the folder on rank 0, and repair it; after an error in the context record that, and unlock the folder."""
     try:
         if accelerator.is_main_process:
             folder.lock()
+            set_damage_aside(folder, progress.say)
             folder.forget_exit()
         accelerator.wait_for_everyone()
-        yield
+        try:
+            yield
+        except BaseException as error:
+            record_failure(folder, error)
+            raise
     except BaseException:
         folder.unlock()
         raise
@@ -146,7 +144,12 @@ def _prepare(
 
 
 def _find(
-    task: Task, settings: TrainSettings, folder: RunFolder, beginning: RunPosition, progress: TrainingProgress
+    task: Task,
+    settings: TrainSettings,
+    folder: RunFolder,
+    beginning: RunPosition,
+    total: int,
+    progress: TrainingProgress,
 ) -> Checkpoint | None:
     """Return the run's newest intact checkpoint, or else the one to begin from.
 
@@ -165,6 +168,10 @@ def _find(
         )
     if found is None:
         return None
+    if found.step > total:
+        raise UserError(
+            f"{found.path} has done {found.step:,} steps, but the run would end after {total:,}; raise epochs"
+        )
     described = read_description(found.path / files_of(MODEL, found.files)[0])
     require_same_model(described, task.description, found.path)
     if not settings.restart_data_order:

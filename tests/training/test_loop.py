@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import tarfile
 from collections.abc import Callable
 from itertools import islice
@@ -51,8 +52,23 @@ def test_progress_prints_plain_lines_without_a_terminal_and_only_when_enabled(
         progress = TrainingProgress("train", enabled)
         with progress.running(2, 10):
             progress.step(3)
-            progress.status(4, "loss 1.0 [bold]")
-    assert capsys.readouterr().out == "train 4/10 loss 1.0 [bold]\n"
+            progress.status(4, "loss 1.0 [bold]", "ETA 0:10")
+    assert capsys.readouterr().out == "train 4/10 loss 1.0 [bold]  ETA 0:10\n"
+
+
+def test_on_a_terminal_of_80_columns_nothing_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "80"), ("TERM", "xterm-256color")):
+        monkeypatch.setenv(name, value)
+    progress = TrainingProgress("pretrain", enabled=True)
+    figures = "epoch 799.9  loss 0.1234  lr 1.00e-03  123,456 images/s  data wait 12%  MFU 45%"
+    with progress.running(0, 250_000):
+        progress.status(249_999, figures, "ETA 10:01:40")
+    shown = capsys.readouterr().out
+    assert figures in shown
+    assert "249999/250000 ETA 10:01:40" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "…" not in shown
 
 
 def spoil(shard: Path, number: int, bytes_: bytes) -> None:

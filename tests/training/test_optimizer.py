@@ -195,7 +195,7 @@ def test_groups_are_described_by_the_rates_the_optimiser_is_given() -> None:
     assert len(lines) == len(optimizer.param_groups) == 2 * (DEPTH + 2)
     counted = 0
     for line, group in zip(lines, optimizer.param_groups, strict=True):
-        found = re.fullmatch(r"  (.+?) +peak lr (\S+)  weight decay (\S+)  ([\d,]+) parameters", line)
+        found = re.fullmatch(r"  (.+?) +peak lr (\S+)  decay (\S+)  ([\d,]+) parameters", line)
         assert found
         assert found[1] == group["name"]
         assert float(found[2]) == pytest.approx(group["lr"], rel=1e-3)

@@ -30,7 +30,10 @@ _BYTES_BETWEEN_CHECKS = 64 << 20
 
 def default_cache_dir() -> Path:
     """Return `$XDG_CACHE_HOME/mae`, or `~/.cache/mae`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae"
+    except RuntimeError:  # as in a container whose user has neither HOME nor a name
+        raise UserError("this user has no home folder for the cache; set XDG_CACHE_HOME or cache_dir") from None
 
 
 def is_gzipped(shard: Shard) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from mae.data.order import ORDER_VERSION
 from mae.errors import CheckpointError
+from mae.files import open_regular
 
 FORMAT_VERSION = 3
 _OLDER_FORMAT = 2
@@ -63,9 +65,9 @@ class FileIdentity:
 
     @staticmethod
     def of(path: Path) -> "FileIdentity":
-        """Return the identity of a file on the disk."""
-        with path.open("rb") as file:
-            return FileIdentity(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        """Return the identity of a regular file on the disk."""
+        with open_regular(path) as file:
+            return FileIdentity(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,14 @@ class Manifest:
                 )
             if content.pop("sha256") != _digest(content):
                 raise ValueError("its content was changed")
+            require_types(content, step=int, position=dict, notes=dict, libraries=dict, files=dict)
+            require_types(content["position"], samples=int, fingerprint=str, global_batch=int, order_version=int)
+            require_types(content["libraries"], **dict.fromkeys(content["libraries"], str))
+            for identity in content["files"].values():
+                require_types(identity, bytes=int, sha256=str)
             return Manifest(
                 RunPosition(
-                    int(content["step"]),
+                    content["step"],
                     DataPosition(**content["position"]),
                     # A hash would differ for each setting added since, so it is not compared; data, batch and the names
                     # and shapes of tensors still are.
@@ -117,6 +124,14 @@ class Manifest:
             )
         except MALFORMED as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def require_types(content: Mapping[str, Any], **types: type) -> None:
+    """Raise a `ValueError` unless each of these entries has its type, and integers are not negative."""
+    for name, wanted in types.items():
+        value = content[name]
+        if type(value) is not wanted or (isinstance(value, int) and value < 0):
+            raise ValueError(f"{name} is {str(value)[:40]!r}")
 
 
 def step_folder(root: Path, step: int) -> Path:

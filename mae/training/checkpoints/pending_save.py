@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mae.errors import MACHINE_REMEDIES
 from mae.files import write_atomically
 from mae.training.checkpoints.manifest import FileIdentity, RunPosition
 from mae.training.checkpoints.retention import remove
@@ -20,12 +21,10 @@ from mae.training.checkpoints.retention import remove
 _FAILED, _REASON = ".failed-", "reason"
 _REASON_TIMEOUT = 2.0
 _POLL_SECONDS = 0.02
-_REMEDIES = {
+_REMEDIES = MACHINE_REMEDIES | {
     errno.ENOSPC: "make room there, or lower keep_checkpoints",
     errno.EDQUOT: "make room in your quota, or lower keep_checkpoints",
-    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
     errno.EROFS: "mount it writable",
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "make it writable for this user"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "the folder has vanished: mount it or make it again"),
 }
 

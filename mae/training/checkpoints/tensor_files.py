@@ -21,25 +21,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from mae.files import flush
+from mae.safetensors_file import CHUNK_BYTES, header, in_file_order
 from mae.training.checkpoints.manifest import MALFORMED, FileIdentity
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 _SHARDS = "shards"
 _FILE = re.compile(r"(?P<group>\w+?)(-(?P<rank>\d{5})-of-(?P<writers>\d{5}))?\.safetensors")
-_CHUNK_BYTES = 1 << 24  # written and hashed at once
 
 
 class DamagedFileError(Exception):
@@ -109,7 +95,7 @@ class HostCopy:
         whole = {name: (part.rows if isinstance(part, LocalRows) else part).detach() for name, part in tensors.items()}
         self._arrange(whole)
         about = dict(metadata) | ({_SHARDS: json.dumps(shards, sort_keys=True)} if shards else {})
-        self._header = self._describe(about)
+        self._header = header(self._views, about)
         for name, view in self._views.items():
             view.copy_(whole[name], non_blocking=whole[name].is_cuda)  # not safe on other devices
 
@@ -137,8 +123,8 @@ class HostCopy:
         return FileIdentity(len(self._header) + self._block.numel(), digest.hexdigest())
 
     def _arrange(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give every tensor a place in the block, the widest elements first, which keeps each aligned."""
-        names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+        """Give every tensor its place in the block."""
+        names = in_file_order(tensors)
         pinned = any(tensor.is_cuda for tensor in tensors.values())
         layout = ([(name, tensors[name].dtype, tensors[name].shape) for name in names], pinned)
         if layout == self._layout:
@@ -150,22 +136,11 @@ class HostCopy:
             self._views[name] = place.view(tensors[name].dtype).view(tensors[name].shape)
         self._layout = layout
 
-    def _describe(self, metadata: Mapping[str, str]) -> bytes:
-        """Return the header of the file: eight bytes of length, then JSON, padded to a multiple of eight bytes."""
-        header: dict[str, Any] = {"__metadata__": dict(metadata)}
-        end = 0
-        for name, view in self._views.items():
-            begin, end = end, end + view.numel() * view.element_size()
-            header[name] = {"dtype": _DTYPES[view.dtype], "shape": list(view.shape), "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
-
     def _chunks(self) -> Iterable[bytes | memoryview]:
         yield self._header
         data = self._block.numpy().data
-        for start in range(0, len(data), _CHUNK_BYTES):
-            yield data[start : start + _CHUNK_BYTES]
+        for start in range(0, len(data), CHUNK_BYTES):
+            yield data[start : start + CHUNK_BYTES]
 
 
 def files_of(group: str, names: Iterable[str]) -> list[str]:

@@ -25,7 +25,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError
 
 from mae.data.loader import kill_workers, worker_failure
-from mae.errors import INTERRUPTED_EXIT_CODE, UserError, first_of, one_line_errors
+from mae.errors import INTERRUPTED_EXIT_CODE, first_of, one_line_errors, user_error_of
 from mae.training.processes.rendezvous import has_launchers_store, start_word
 
 _SECONDS_TO_CONNECT = 5.0
@@ -84,7 +84,7 @@ def failure_of(error: BaseException) -> Failure:
     With several processes this may take some seconds. Later calls do not change which process reports.
     """
     outcome = _election.outcome(_is_echo(error))
-    mistake = error if isinstance(error, UserError) else worker_failure(error)
+    mistake = user_error_of(error) or worker_failure(error)
     if mistake is not None:
         text, exit_code = f"error: {mistake}", mistake.exit_code
     elif isinstance(error, KeyboardInterrupt):

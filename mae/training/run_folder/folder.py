@@ -1,7 +1,5 @@
 """Folder of a run: its settings, log, lock, checkpoints, model and report."""
 
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -18,20 +16,24 @@ from torch import Tensor
 from mae.data.settings import DataSettings
 from mae.data.store.shards import Shard
 from mae.errors import UserError, first_of
-from mae.files import write_atomically
+from mae.files import read_bounded, write_atomically
 from mae.models.weights import write_weights
-from mae.settings import dump, flatten, load_yaml
-from mae.training.checkpoints.manifest import MODEL_FILE
+from mae.settings import check, check_name, dump, flatten, load_yaml
+from mae.training.checkpoints.manifest import MALFORMED, MODEL_FILE, FileIdentity, require_types
 from mae.training.run_folder.compare import differences
+from mae.training.run_folder.lock import cannot_be_written, lock_folder
+from mae.training.run_folder.records import keep_up_to, read_records
 from mae.training.settings import AUTO, TrainSettings
 
 Settings = TypeVar("Settings", bound=TrainSettings)
 
 SETTINGS_FILE, METRICS_FILE, REPORT_FILE = "settings.yaml", "metrics.jsonl", "report.html"
 BAD_SAMPLES_FILE, SKIPPED_FILE = "bad-samples.txt", "skipped-steps.jsonl"
-ROLLBACK_FILE, EXIT_FILE, LOCK_FILE = "rollback.json", "exit.json", ".lock"
-# What a file system answers that has no locks.
-_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+ROLLBACK_FILE, EXIT_FILE = "rollback.json", "exit.json"
+_CHECKPOINTS, _PICTURES = "checkpoints", "pictures"
+# What a start makes before the settings are saved, or has made in earlier versions, if it is killed then.
+_MADE_FIRST = {_CHECKPOINTS, _PICTURES, EXIT_FILE}
+_MOST_BYTES, _MOST_BYTES_OF_NAMES = 1 << 16, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints, which are called `step-NNNNNNNNN`."""
-        return self.path / "checkpoints"
+        return self.path / _CHECKPOINTS
 
     @property
     def pictures(self) -> Path:
         """Folder of PNG files named by step."""
-        return self.path / "pictures"
+        return self.path / _PICTURES
 
     @property
     def model(self) -> Path:
@@ -82,22 +84,46 @@ class RunFolder:
         Raises:
             UserError: if the folder holds other files, or a run with other settings, which are named.
         """
-        saved = self.path / SETTINGS_FILE
+        check_name("run_dir", self.path)
+        if os.path.lexists(self.path) and not self.path.exists():
+            raise UserError(f"run_dir {self.path} is a link that leads nowhere; give a new or empty folder")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run_dir {self.path} is a file; give a new or empty folder")
-        if not saved.exists():
-            if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+        for name, is_folder in ((MODEL_FILE, False), (_CHECKPOINTS, True), (_PICTURES, True)):
+            if os.path.lexists(self.path / name) and (self.path / name).is_dir() != is_folder:
+                kinds = ("a folder", "a file") if is_folder else ("a file", "a folder")
+                raise UserError(f"{self.path / name} is to be {kinds[0]}, but is {kinds[1]}; rename it")
+        if not self.is_begun():
+            if not self.is_new():
                 raise UserError(
                     f"run_dir {self.path} is not empty and holds no run ({SETTINGS_FILE} is missing); "
                     "give a new or empty folder"
                 )
-            return
-        if found := differences(self._begun_with(), settings):
+        elif found := differences(self.begun_with(), settings):
             raise UserError(
                 f"run_dir {self.path} holds a run with other settings: "
                 + first_of(found, most=6)
-                + "; start it with its own settings to resume it, or give another run_dir"
+                + f"; start it with its own settings to resume it, or give another run_dir{self._branch()}"
             )
+
+    def is_begun(self) -> bool:
+        """Return whether the folder holds a run."""
+        return (self.path / SETTINGS_FILE).exists()
+
+    def is_new(self) -> bool:
+        """Return whether the folder does not exist, or holds only what a start that was killed leaves."""
+        if not self.path.is_dir():
+            return True
+        return all(path.name.startswith(".") or self._is_made_first(path) for path in self.path.iterdir())
+
+    def _is_made_first(self, path: Path) -> bool:
+        is_empty = not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir())
+        return path.name in _MADE_FIRST and is_empty
+
+    def _branch(self) -> str:
+        """Return how to go on with other settings from the newest checkpoint, if there is one."""
+        newest = max(self.checkpoints.glob("step-*"), default=None, key=lambda path: path.name)
+        return f"; to go on from its weights with the new settings: --resume {newest} --run_dir NEW" if newest else ""
 
     def keep_out_of(self, shards: Iterable[Shard]) -> None:
         """Refuse a run folder inside a folder of shards, which may be read-only, shared, or cleared.
@@ -105,9 +131,9 @@ class RunFolder:
         Raises:
             UserError: if it is inside one, which is named.
         """
-        run = self.path.resolve()
+        run = Path(os.path.realpath(self.path))
         for folder in {Path(shard.url).parent for shard in shards if not shard.is_remote}:
-            if run.is_relative_to(folder.resolve()):
+            if run.is_relative_to(os.path.realpath(folder)):
                 raise UserError(f"run_dir {self.path} is in the folder of the shards, {folder}; give one outside it")
 
     def with_its_statistics(self, data: DataSettings) -> DataSettings:
@@ -117,19 +143,26 @@ class RunFolder:
         """
         if data.mean is not None:
             return data
-        before = self._begun_with()
+        before = self.begun_with()
         mean, std = before.get("data.mean"), before.get("data.std")
-        return replace(data, mean=tuple(mean), std=tuple(std)) if mean and std else data
+        if not mean or not std:
+            return data
+        for name, values in (("data.mean", mean), ("data.std", std)):
+            is_saved = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+            check(is_saved, f"{self.path / SETTINGS_FILE}: {name}", values, "what the run has saved there; restore it")
+        return replace(data, mean=tuple(mean), std=tuple(std))
 
     def with_its_micro_batch(self, settings: Settings) -> Settings:
         """Return `settings` with the run's first micro-batch in place of auto: another would change the last bits."""
-        before = self._begun_with() if settings.micro_batch_size == AUTO else {}
-        return replace(settings, micro_batch_size=before.get("micro_batch_size")) if before else settings
+        before = self.begun_with() if settings.micro_batch_size == AUTO else {}
+        found = before.get("micro_batch_size")
+        is_saved = found is None or type(found) is int
+        check(is_saved, f"{self.path / SETTINGS_FILE}: micro_batch_size", found, "what the run has saved; restore it")
+        return replace(settings, micro_batch_size=found) if before else settings
 
-    def _begun_with(self) -> dict[str, Any]:
+    def begun_with(self) -> dict[str, Any]:
         """Return the saved settings by full name; empty for a new run."""
-        saved = self.path / SETTINGS_FILE
-        return flatten(load_yaml(saved)) if saved.exists() else {}
+        return flatten(load_yaml(self.path / SETTINGS_FILE)) if self.is_begun() else {}
 
     def create(self, settings: Any) -> None:
         """Create the folder and save the resolved settings.
@@ -138,10 +171,11 @@ class RunFolder:
             UserError: if the folder cannot be written.
         """
         try:
-            self.pictures.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / SETTINGS_FILE, dump(settings).encode())
+            self.pictures.mkdir(exist_ok=True)
         except OSError as error:
-            raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from None
+            raise cannot_be_written(self.path, error) from None
 
     def lock(self) -> None:
         """Keep every other process out until `unlock`, or until this process ends in any way.
@@ -149,26 +183,7 @@ class RunFolder:
         Raises:
             UserError: if another process, which is named, has locked the folder, or if it cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK_FILE).open("a+b")
-        except OSError as error:
-            raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from None
-        try:
-            # A record lock is not inherited by workers, which may outlive a killed trainer for a moment.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _LOCKS_UNSUPPORTED:
-                file.seek(0)
-                holder = file.read().decode(errors="replace").strip() or "another process"
-                file.close()
-                raise UserError(
-                    f"run_dir {self.path} is in use by {holder}; wait for it or end it, or give another run_dir"
-                ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        file.flush()
-        self._locks.append(file)
+        self._locks.append(lock_folder(self.path))
 
     def unlock(self) -> None:
         """Let other processes use the folder."""
@@ -192,9 +207,20 @@ class RunFolder:
         write_atomically(self.path / ROLLBACK_FILE, json.dumps(asdict(rollback)).encode())
 
     def rollback(self) -> Rollback | None:
-        """Return the rollback of this run, of which there is at most one."""
+        """Return the rollback of this run, of which there is at most one.
+
+        Raises:
+            UserError: if the file is damaged.
+        """
         path = self.path / ROLLBACK_FILE
-        return Rollback(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        if not os.path.lexists(path):
+            return None
+        try:
+            found = json.loads(read_bounded(path, _MOST_BYTES))
+            require_types(found, step=int, samples=int)
+        except (OSError, ValueError, *MALFORMED) as error:
+            raise UserError(f"{path} cannot be used: {type(error).__name__}: {error}; restore or remove it") from None
+        return Rollback(found["step"], found["samples"])
 
     def record_exit(self, reason: str, message: str) -> None:
         """Write how this launch ended, for the script that decides about the next; launchers hide exit codes."""
@@ -207,6 +233,13 @@ class RunFolder:
         """Remove the record of how the last launch ended."""
         (self.path / EXIT_FILE).unlink(missing_ok=True)
 
+    def last_exit(self) -> str | None:
+        """Return how the last launch ended; None if it is unknown."""
+        try:
+            return str(json.loads(read_bounded(self.path / EXIT_FILE, _MOST_BYTES))["reason"])
+        except (OSError, ValueError, *MALFORMED):
+            return None
+
     def record_bad_samples(self, names: Sequence[str]) -> None:
         """Append the names of bad images that were replaced to `bad-samples.txt`."""
         path = self.path / BAD_SAMPLES_FILE
@@ -216,28 +249,34 @@ class RunFolder:
     def bad_samples(self) -> set[str]:
         """Return the names of the bad images that the run has found so far."""
         path = self.path / BAD_SAMPLES_FILE
-        return set(path.read_text("utf-8", "surrogateescape").splitlines()) if path.exists() else set()
+        text = read_bounded(path, _MOST_BYTES_OF_NAMES) if os.path.lexists(path) else b""
+        return set(text.decode("utf-8", "surrogateescape").splitlines())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the records of `metrics.jsonl`, without a last line that was cut off by a kill."""
+        """Return the records of `metrics.jsonl`, each with a step, without lines that are no records."""
+        return read_records(self.path / METRICS_FILE)
+
+    def forget_after(self, step: int) -> str | None:
+        """Remove the records of later steps, which will be run again, from `metrics.jsonl`.
+
+        Lines that are no records are removed too; what happened to them is returned.
+        """
         path = self.path / METRICS_FILE
-        if not path.exists():
-            return []
-        return [
-            json.loads(line)
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
-            if line.endswith("\n")
-        ]
+        found = keep_up_to(path, step)
+        return found and f"{path}: {found[0]:,} lines are no records of this run; they are kept in {found[1].name}"
 
-    def forget_after(self, step: int) -> None:
-        """Remove the records of later steps, which will be run again, from `metrics.jsonl`."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        write_atomically(self.path / METRICS_FILE, text.encode())
+    def publish(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str = MODEL_FILE) -> str:
+        """Write a model file atomically into the folder, and return its sha256."""
+        return write_weights(self.path / name, weights, metadata)
 
-    def publish(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str = MODEL_FILE) -> None:
-        """Write a model file atomically into the folder."""
-        write_weights(self.path / name, weights, metadata)
+    def damage(self, name: str, sha256: str) -> str | None:
+        """Return what is wrong with a published file, which should have this hash; None if nothing is."""
+        try:
+            return None if FileIdentity.of(self.path / name).sha256 == sha256 else "has changed since it was written"
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
 
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Append lines of JSON to a log; one that cannot be written, as on a full disk, does not end the run."""

@@ -1,5 +1,7 @@
 """The manifest is held against itself."""
 
+import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -48,6 +50,25 @@ def test_a_cut_is_found_wherever_it_is_c06(length: int) -> None:
 def test_what_is_no_manifest_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         Manifest.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("", "step", "5"),
+        ("", "step", -1),
+        ("", "notes", ["a"]),
+        ("position", "samples", 1.5),
+        ("position", "global_batch", True),
+    ],
+)
+def test_a_value_of_another_type_is_refused_even_if_the_hash_is_right(place: str, name: str, value: object) -> None:
+    content = json.loads(MANIFEST.to_json())
+    del content["sha256"]
+    (content[place] if place else content)[name] = value
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    with pytest.raises(ValueError, match=rf"^{name} is "):
+        Manifest.from_json(json.dumps(content | {"sha256": digest}).encode())
 
 
 def test_the_step_is_read_from_the_name_of_a_folder() -> None:

@@ -1,6 +1,7 @@
 """Nothing in a checkpoint is trusted before it is verified."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,23 @@ def test_any_damage_is_named_and_the_one_before_is_used_c06_c10(name: str, damag
     assert name in said[0]
     # Asked for by name, it is refused.
     with pytest.raises(BadCheckpointError, match=f"checkpoint {path.parent} cannot be used: .*{name}"):
+        verify_checkpoint(path.parent)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("kind", ["pipe", "loop", "huge"])
+def test_what_would_never_end_is_not_read_c06(name: str, kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path, 10) / name
+    size = path.stat().st_size
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        path.touch()
+        os.truncate(path, size + (1 << 40))
+    with pytest.raises(BadCheckpointError, match=name):
         verify_checkpoint(path.parent)
 
 

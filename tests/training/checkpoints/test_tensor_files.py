@@ -84,7 +84,7 @@ def test_a_file_without_tensors_is_one_too(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_size_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mae.training.checkpoints.tensor_files._CHUNK_BYTES", 7)
+    monkeypatch.setattr("mae.training.checkpoints.tensor_files.CHUNK_BYTES", 7)
     identity = write(tmp_path / "model.safetensors", {"w": torch.arange(9.0)})
     assert identity == FileIdentity.of(tmp_path / "model.safetensors")
     assert torch.equal(load_file(tmp_path / "model.safetensors")["w"], torch.arange(9.0))

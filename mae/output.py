@@ -1,0 +1,87 @@
+"""Standard output and error that end nothing: a job goes on when its pipe is closed, or the disk of its log is full."""
+
+import codecs
+import io
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+_NAMES = {1: "standard output", 2: "standard error"}
+_ERRORS = "mae.output"
+_lost: dict[int, str] = {}
+_told: set[int] = set()
+
+
+def make_output_safe() -> None:
+    """Replace `sys.stdout` and `sys.stderr` by streams on which every write succeeds: what cannot be written is lost.
+
+    A stream that somebody else has put in their place is left alone. Streams that were closed before the program
+    started lead nowhere, and so do their descriptors, lest a file that is opened later gets the number of one.
+    """
+    _fill_closed_descriptors()
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8", errors=_ERRORS))  # noqa: SIM115 (for the whole process)
+            _lost[number] = "it was closed at the start"
+        elif stream is getattr(sys, f"__{name}__") and not isinstance(getattr(stream.buffer, "raw", None), _Lossy):
+            setattr(sys, name, _safe(stream, number))
+            setattr(sys, f"__{name}__", getattr(sys, name))
+
+
+def newly_lost() -> Iterator[str]:
+    """Yield, once for each stream of which something was lost, its name and the reason."""
+    for number in sorted(_lost.keys() - _told):
+        _told.add(number)
+        yield f"{_NAMES[number]} is lost from here on: {_lost[number]}"
+
+
+def _in_utf8(error: UnicodeError) -> tuple[bytes, int]:
+    """Write what the encoding of the terminal has not: names of files may be UTF-8, or any bytes."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    try:
+        return text.encode("utf-8", "surrogateescape"), error.end
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace"), error.end
+
+
+codecs.register_error(_ERRORS, _in_utf8)
+
+
+class _Lossy(io.FileIO):
+    """File of a standard stream."""
+
+    def write(self, data: object, /) -> int:
+        """Write what can be written, and claim that it was everything."""
+        try:
+            while (written := super().write(data)) is None:  # type: ignore[arg-type]  # a full pipe that does not wait
+                select.select([], [self], [])
+        except OSError as error:
+            _lost.setdefault(self.fileno(), error.strerror or str(error))
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+        return written
+
+
+def _safe(stream: TextIO, number: int) -> io.TextIOWrapper:
+    with suppress(OSError):
+        stream.flush()
+    raw = _Lossy(number, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, _ERRORS, line_buffering=True)
+
+
+def _fill_closed_descriptors() -> None:
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            else:
+                os.set_inheritable(opened, True)

@@ -1,0 +1,28 @@
+"""Finish of a run: its model is published, and what an earlier start has published is verified."""
+
+from mae.errors import CheckpointError
+from mae.safetensors_file import sha256
+from mae.training.checkpoints.manifest import MODEL_FILE
+from mae.training.checkpoints.reader import newest_checkpoint
+from mae.training.job import Job
+from mae.training.state import final_weights
+
+
+def finish_job(job: Job) -> None:
+    """Publish the model of the last step in the run folder; if an earlier start has done so, only if it is damaged.
+
+    Raises:
+        CheckpointError: on rank 0, if the last checkpoint has vanished.
+    """
+    if job.accelerator.is_main_process:
+        last = newest_checkpoint(job.folder.checkpoints, job.progress.say)
+        if last is None or last.step != job.total:
+            raise CheckpointError(f"the checkpoint of step {job.total} has vanished from {job.folder.checkpoints}")
+        weights, metadata = final_weights(last), job.task.description.metadata()
+        is_new = job.start.step < job.total
+        damage = None if is_new else job.folder.damage(MODEL_FILE, sha256(weights, metadata))
+        if damage:
+            job.progress.say(f"warning: {job.folder.model} {damage}; it is written again from {last.path.name}")
+        if is_new or damage:
+            job.folder.publish(weights, metadata)
+    job.accelerator.wait_for_everyone()

@@ -1,0 +1,49 @@
+"""Record of how a start of a run ended, for the script that decides about the next; launchers hide exit codes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from mae.errors import UserError
+from mae.training.processes.first_error import failure_of
+from mae.training.run_folder.compare import differences
+from mae.training.run_folder.folder import RunFolder
+from mae.training.settings import TrainSettings
+
+FINISHED, PREEMPTED, FAILED = "finished", "preempted", "error"
+
+
+def record_failure(folder: RunFolder, error: BaseException) -> None:
+    """Record an error that ends a start, if this process is the one that reports it."""
+    failure = failure_of(error)
+    if failure.is_first:
+        folder.record_exit(FAILED, failure.text)
+
+
+@contextmanager
+def failed_start_recorded(settings: TrainSettings) -> Iterator[None]:
+    """Record an error that ends a start before it has the folder's lock: a script must not take it for a preemption.
+
+    Nothing is written into a folder that is not there, that holds no run, or that a run is using. A start that is
+    refused because the run has other settings may be a mistake about the folder: it does not change "finished".
+    """
+    try:
+        yield
+    except BaseException as error:
+        failure, folder = failure_of(error), RunFolder(settings.run_dir)
+        with suppress(OSError, UserError):
+            if failure.is_first and folder.path.is_dir() and (folder.is_begun() or folder.is_new()):
+                folder.lock()
+                if folder.last_exit() != FINISHED or _is_of(folder, settings):
+                    folder.record_exit(FAILED, failure.text)
+                folder.unlock()
+        raise
+
+
+def _is_of(folder: RunFolder, settings: TrainSettings) -> bool:
+    """Return whether the run in the folder has these settings."""
+    try:
+        asked = folder.with_its_micro_batch(settings)
+        return not differences(folder.begun_with(), replace(asked, data=folder.with_its_statistics(asked.data)))
+    except UserError:  # its settings cannot be read
+        return False
