@@ -13,6 +13,8 @@ from mae.errors import UserError
 Labels: TypeAlias = Literal["folders", "none"]
 
 _MAX_BYTES = 2**32 - 1
+# Well below Python's limit of recursion.
+_MAX_DEPTH = 256
 
 
 def list_tree(source: Source, known: ClassList, labels: Labels | None) -> Iterator[Item]:
@@ -101,6 +103,8 @@ def _walk(root: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[
     names, folders, here = entries(folder)
     if here in above:
         raise UserError(f"{shown(folder)} is a link to a folder that contains it; remove the link")
+    if len(above) == _MAX_DEPTH:
+        raise UserError(f"{shown(root)} has folders nested more than {_MAX_DEPTH} deep; move the deepest further up")
     is_folder = set(folders)
     for name in names:
         if name in is_folder:

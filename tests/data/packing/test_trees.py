@@ -176,3 +176,9 @@ def test_jpegs_by_other_names_are_images(tmp_path: Path) -> None:
     for name in ("a.jfif", "b.JPE"):
         (tmp_path / name).write_bytes(png(0))
     assert [item.extension for item in listed(tmp_path)[1].values()] == ["jfif", "jpe"]
+
+
+def test_folders_may_not_be_nested_without_end(tmp_path: Path) -> None:
+    (tmp_path / "/".join(["a"] * 256)).mkdir(parents=True)
+    with pytest.raises(UserError, match="folders nested more than 256 deep"):
+        listed(tmp_path, labels="none")
