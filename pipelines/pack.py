@@ -4,20 +4,24 @@ mae pack images/train --out shards
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
+from mae.data.packing.class_list import fixed_classes
 from mae.data.packing.engines import process_engine, ray_engine
+from mae.data.packing.items import Source, shown
 from mae.data.packing.pack import describe_part, pack_shards
-from mae.data.packing.plan import PackRules, plan_split
+from mae.data.packing.plan import PackRules, plan_splits
 from mae.data.packing.publish import Packed, describe, publish
-from mae.data.packing.sources import find_images, known_classes
+from mae.data.packing.sources import find_splits
+from mae.data.packing.trees import Labels
 from mae.data.store.shards import default_cache_dir
-from mae.errors import one_line_errors
+from mae.errors import UserError, one_line_errors
 from mae.processes import default_workers
 from mae.progress import progress_bar
 from mae.settings import check, parse
@@ -33,12 +37,20 @@ class PackSettings:
     FIRST: ClassVar = ("out", "split")
 
     source: Positional[str]
-    """A labelled tree (class/image), a flat folder of images, tar shards (path, glob, braces, folder or URL), or
-    the word digits for scikit-learn's scanned digits."""
+    """A labelled tree (class/image), a flat folder of images, tar shards (path, glob, braces, folder or URL), a
+    folder with one of these in each of train/, val/, valid/, validation/ or test/, or the word digits for
+    scikit-learn's scanned digits. GIF (first frame), AVIF and HEIC (pip install 'mae-pretraining[heic]') become PNG."""
     out: Path
     """Folder of the shards, with their index, classes.txt and _info.json (counts, mean, std)."""
-    split: str = "train"
-    """Name of the split: shards are called SPLIT-000000.tar. The source digits writes train, val and test."""
+    split: str | None = None
+    """Name of the split: shards are called SPLIT-000000.tar. None: train, or the splits of the source: its folders
+    train/, val/, valid/, validation/ and test/ (capitals or not); for digits train, val and test."""
+    labels: Labels | None = None
+    """folders: the topmost folder of an image is its class; none: images have no label, at any depth, and .cls files
+    of shards stay out. None: folders if the images are in folders, none if all are in one."""
+    classes: Path | None = None
+    """File with one class name per line, in the order of labels; it may list classes that have no images. None: the
+    classes.txt in `out`, or else the names of the class folders in alphabetical order."""
     shard_samples: int = 10_000
     """Maximum number of images in a shard."""
     shard_bytes: float = 1e9
@@ -74,56 +86,73 @@ class PackSettings:
         check(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more, or None")
         start, stop = self.shard_range or (0, 0)
         check(0 <= start <= stop, "shard_range", f"{start} {stop}", "START STOP with 0 <= START <= STOP")
-        check(
-            bool(self.split) and not set(self.split) & set("/%{}*?[]."), "split", repr(self.split),
-            "a name without / % { } * ? [ ] .",
-        )  # fmt: skip
+        is_name = self.split is None or (bool(self.split) and not set(self.split) & set("/%{}*?[]."))
+        check(is_name, "split", repr(self.split), "a name without / % { } * ? [ ] .")
+        check(self.classes is None or self.labels != "none", "classes", self.classes, "None with --labels none")
 
 
 def run(settings: PackSettings) -> dict[str, Packed]:
     """Pack every split of the source; return the published splits by name."""
-    seed = 0 if settings.shuffle else None
-    if settings.source == DIGITS:
-        from mae.data.packing.digits import digit_sources  # noqa: PLC0415 (scikit-learn is slow to import)
-
-        sources, seed = digit_sources(), None  # shuffled before they are split
-    else:
-        sources = {settings.split: find_images(settings.source, default_cache_dir(), known_classes(settings.out))}
+    sources = _sources(settings)
+    is_shuffled = settings.shuffle and settings.source != DIGITS  # digits are shuffled before they are split
     rules = PackRules(
         shard_samples=settings.shard_samples,
         shard_bytes=settings.shard_bytes,
-        seed=seed,
+        seed=0 if is_shuffled else None,
         provenance=settings.provenance,
         short_side=settings.short_side,
         quality=settings.quality,
     )
     workers = default_workers() if settings.workers is None else settings.workers
     is_part = settings.shard_range is not None
-    published = {}
-    for split, source in sources.items():
-        plan = plan_split(source, settings.out, split, rules, is_trusted=is_part)
-        if source.ignored:
-            _say(f"{source.ignored:,} files are not images and are left out, the first: {source.first_ignored[0]}")
+    plans, published = plan_splits(sources, settings.out, rules, is_trusted=is_part), {}
+    for split in sources:
+        if split not in {plan.split for plan in plans}:
+            _say(f"{split}: packed before this command was interrupted")
+    for plan in plans:
+        for notice in plan.notices:
+            _say(f"{plan.split}: {notice}")
         shards = range(*(min(number, plan.shards) for number in settings.shard_range or (0, plan.shards)))
-        with progress_bar(f"packing {split}", plan.starts[shards.stop] - plan.starts[shards.start]) as advance:
+        with progress_bar(f"packing {plan.split}", plan.starts[shards.stop] - plan.starts[shards.start]) as advance:
             engine = ray_engine(workers) if settings.engine == "ray" else process_engine(workers)
             pack_shards(plan, shards, engine, advance)
         if is_part:
             _say(describe_part(plan, shards))
         else:
-            published[split] = publish(plan, settings.skip_bad)
-            _say(describe(plan, published[split]))
+            published[plan.split] = publish(plan, settings.skip_bad)
+            _say(describe(plan, published[plan.split]))
     return published
 
 
+def _sources(settings: PackSettings) -> Mapping[str, Source]:
+    """Return the source of each split by its name."""
+    if settings.source == DIGITS:
+        from mae.data.packing.digits import digit_sources  # noqa: PLC0415 (scikit-learn is slow to import)
+
+        for name in ("split", "labels", "classes"):
+            check(getattr(settings, name) is None, name, getattr(settings, name), "None for the source digits")
+        return digit_sources()
+    known = fixed_classes(settings.classes, settings.out)
+    return find_splits(settings.source, settings.split, default_cache_dir(), known, settings.labels)
+
+
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    """Print a line, of which the locale may not know all characters; an output that is full or closed ends nothing."""
+    if sys.stdout:
+        encoding = sys.stdout.encoding or "utf-8"
+        with suppress(OSError):
+            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `mae pack`."""
     with one_line_errors():
-        run(parse(PackSettings, sys.argv[1:] if argv is None else argv, prog="mae pack"))
+        settings = parse(PackSettings, sys.argv[1:] if argv is None else argv, prog="mae pack")
+        try:
+            run(settings)
+        except OSError as error:
+            where, reason = shown(str(error.filename or settings.out)), error.strerror or error
+            raise UserError(f"{where}: {reason}; correct that, then run the same command again") from None
 
 
 if __name__ == "__main__":

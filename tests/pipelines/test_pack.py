@@ -1,14 +1,22 @@
 """`mae pack` from its settings to what it says and leaves."""
 
+import errno
+import io
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import png
+from PIL import Image
 
+from mae.data.packing.plan import Plan
+from mae.data.packing.publish import Packed, publish
 from mae.errors import UserError
+from mae.pipelines import pack as module
 from mae.pipelines.pack import PackSettings, main, run
 
 
@@ -33,10 +41,115 @@ def test_a_tree_is_packed_and_told_of(tree: Path, tmp_path: Path, capsys: pytest
     assert packed["train"].shard_lengths == [7, 5]
     assert packed["train"].samples_per_class == [4, 4, 4]
     said = capsys.readouterr()
-    assert "1 files are not images and are left out, the first: README.txt" in said.out
-    assert "train: 12 images in 2 shards" in said.out
-    assert "3 classes" in said.out
+    assert said.out.startswith("train: 1 file is left out: 1 README.txt\ntrain: 12 images in 2 shards")
+    assert "3 classes (a, b, c), mean" in said.out
     assert said.err == ""
+
+
+def test_classes_of_a_file_and_conversions_are_told_of(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names").write_text("b\nc\nd\na\ne\n")
+    Image.open(tree / "a" / "00.png").save(tree / "a" / "00.gif")
+    packed = run(PackSettings(str(tree), tmp_path / "out", classes=tmp_path / "names", workers=0))
+    assert packed["train"].samples_per_class == [4, 4, 0, 5, 0]
+    said = capsys.readouterr().out
+    assert "5 classes (b, c, d and 2 more, 2 of them without images: d, e), mean" in said
+    assert "converted to PNG: 1 .gif (first frame)" in said
+    assert (tmp_path / "out" / "classes.txt").read_text() == "b\nc\nd\na\ne\n"
+
+
+@pytest.fixture
+def splits(tree: Path) -> Path:
+    """The tree as split `train`, and some of its images as `val`."""
+    root = tree.parent / "root"
+    shutil.copytree(tree, root / "train")
+    shutil.copytree(tree / "b", root / "val" / "b")
+    return root
+
+
+def test_each_split_of_a_folder_is_packed(splits: Path, tmp_path: Path) -> None:
+    packed = run(PackSettings(str(splits), tmp_path / "out", shard_samples=7, workers=0))
+    assert {name: split.samples_per_class for name, split in packed.items()} == {"train": [4, 4, 4], "val": [0, 4, 0]}
+    assert [p.name for p in sorted((tmp_path / "out").glob("*.tar"))] == [
+        "train-000000.tar", "train-000001.tar", "val-000000.tar",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_crash_at_any_split_is_mended_by_the_same_command(
+    splits: Path, tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(plan: Plan, skip_bad: bool) -> Packed:
+        if plan.split == split:
+            raise KeyboardInterrupt
+        return publish(plan, skip_bad)
+
+    run(PackSettings(str(splits), tmp_path / "whole", workers=0))
+    settings = PackSettings(str(splits), tmp_path / "out", workers=0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "publish", crash)
+        run(settings)
+    capsys.readouterr()
+    run(settings)
+    assert ("train: packed before this command was interrupted\n" in capsys.readouterr().out) == (split == "val")
+    assert packed_files(tmp_path / "out") == packed_files(tmp_path / "whole")
+    with pytest.raises(UserError, match="already contains a split 'train'"):
+        run(settings)
+
+
+def test_a_split_of_another_command_is_not_taken_for_a_part_of_this(splits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(PackSettings(str(splits / "train"), out, workers=0))
+    with pytest.raises(UserError, match="already contains a split 'train'"):
+        run(PackSettings(str(splits), out, workers=0))
+    run(PackSettings(str(splits / "val"), out, split="val", workers=0, shard_range=(0, 0)))
+    with pytest.raises(UserError, match=r"unfinished pack that differs: splits was None, now \['train', 'val'\]"):
+        run(PackSettings(str(splits), out, workers=0))
+
+
+def test_jobs_of_an_array_share_each_split(splits: Path, tmp_path: Path) -> None:
+    run(PackSettings(str(splits), tmp_path / "whole", shard_samples=2, workers=0))
+    job = PackSettings(str(splits), tmp_path / "out", shard_samples=2, workers=0)
+    for first, last in ((0, 3), (3, 6)):
+        assert run(replace(job, shard_range=(first, last))) == {}
+    run(job)
+    assert packed_files(tmp_path / "out") == packed_files(tmp_path / "whole")
+
+
+def test_digits_have_their_own_splits_and_labels(tmp_path: Path) -> None:
+    for settings in (PackSettings("digits", tmp_path, split="x"), PackSettings("digits", tmp_path, labels="none")):
+        with pytest.raises(UserError, match="allowed: None for the source digits"):
+            run(settings)
+
+
+class FullOutput(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("output", [None, FullOutput()])
+def test_an_output_that_is_closed_or_full_ends_nothing(
+    splits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: io.StringIO | None
+) -> None:
+    monkeypatch.setattr(sys, "stdout", output)
+    assert list(run(PackSettings(str(splits), tmp_path / "out", workers=0))) == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("info", "message"), [('{"splits": [1]}', "must hold a mapping of splits"), ("[", "cannot be read as JSON")]
+)
+def test_a_damaged_info_file_is_refused(tree: Path, tmp_path: Path, info: str, message: str) -> None:
+    (tmp_path / "_info.json").write_text(info)
+    with pytest.raises(UserError, match=rf"_info\.json {message}"):
+        run(PackSettings(str(tree), tmp_path, workers=0))
+
+
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["x" * 300, "--out", str(tmp_path)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith("xxx: File name too long; correct that, then run the same command again\n")
 
 
 def test_images_are_mixed_unless_asked_not_to(tree: Path, tmp_path: Path) -> None:
@@ -92,6 +205,7 @@ def test_bad_images_are_told_of(tree: Path, tmp_path: Path, capsys: pytest.Captu
         ("--engine spark", "spark"),
         ("--split a/b", "split is 'a/b'"),
         ("--split .a", "split is '.a'"),
+        ("--labels none --classes x", "classes is x; allowed: None with --labels none"),
     ],
 )
 def test_k02_values_out_of_range_are_refused(

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from mae.data.packing.items import Item, Source
 from mae.data.packing.plan import shuffled
-from mae.data.packing.sources import Item, Source
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS: Mapping[str, int] = {"train": 1097, "val": 200, "test": 500}
@@ -23,7 +23,10 @@ _SHUFFLE_SEED = 0
 
 def digit_sources() -> dict[str, Source]:
     """Return each split as a source that is already shuffled."""
-    return {split: Source("digits", iter(items), list(CLASSES)) for split, items in digit_splits().items()}
+    return {
+        split: Source("digits", iter(items), list(CLASSES), splits=tuple(SPLITS))
+        for split, items in digit_splits().items()
+    }
 
 
 def digit_splits() -> dict[str, list[Item]]:

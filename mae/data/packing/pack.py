@@ -6,6 +6,7 @@ checks, and writes a record beside it. The bytes do not depend on the engine or 
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable
 from functools import partial
@@ -16,20 +17,21 @@ from webdataset import TarWriter
 
 from mae.data.images.decode import decode, is_gray, native_channels
 from mae.data.index import ShardEntry
+from mae.data.packing.convert import CONVERTED, RENAMED, to_png
 from mae.data.packing.engines import Advance, Engine
+from mae.data.packing.items import Item, shown
 from mae.data.packing.plan import PackRules, Plan, load_plan
 from mae.data.packing.record import ShardRecord, part_path, read_record, write_record
 from mae.data.packing.shrink import Outcome, shrink
-from mae.data.packing.sources import Item
 from mae.data.scan import LABEL_EXTENSION, NO_LABEL, scan
 from mae.data.store.lock import lock
 from mae.data.store.storage import Shard
 from mae.errors import BadImageError, UserError, first_of
 from mae.files import flush
 
-# timm finds only jpg, png and webp.
-_PACKED_EXTENSION = {"jpeg": "jpg"}
 _REPORT_EVERY = 32
+# Bytes of a .cls file: 18 digits and some white space.
+_MAX_LABEL = 20
 
 
 def pack_shards(plan: Plan, numbers: Iterable[int], engine: Engine, advance: Advance) -> None:
@@ -102,7 +104,8 @@ def _pack_shard(plan: Plan, number: int, part: Path, advance: Advance) -> None:
 def _write_tar(plan: Plan, number: int, file: BinaryIO, record: ShardRecord, advance: Advance) -> int:
     """Write the images of a shard one by one, and return how many were good."""
     images, size = 0, 0
-    with TarWriter(file, encoder=False, mtime=0) as tar:
+    # Without keep_meta, side files whose extension begins with "_" would be dropped.
+    with TarWriter(file, encoder=False, mtime=0, keep_meta=True) as tar:
         for position, item in plan.items(number):
             images, size = images + 1, size + item.size
             if images == _REPORT_EVERY:
@@ -111,8 +114,9 @@ def _write_tar(plan: Plan, number: int, file: BinaryIO, record: ShardRecord, adv
             try:
                 files = _read(item, plan.rules, record)
             except BadImageError as error:
-                record.bad.append(f"{item.name} ({error})")
+                record.bad.append(f"{shown(item.name)} ({error})")
             else:
+                _check_label(files.get(LABEL_EXTENSION, b"0"), item.name, len(plan.classes))
                 tar.write({"__key__": f"{position:09d}", **files})
     advance(images, size)
     return record.pixels.images
@@ -125,14 +129,20 @@ def _read(item: Item, rules: PackRules, record: ShardRecord) -> dict[str, bytes]
         BadImageError: if the image cannot be decoded.
     """
     data = item.image if isinstance(item.image, bytes) else item.image.read()
-    extension, outcome = _PACKED_EXTENSION.get(item.extension, item.extension), Outcome.SMALL
+    extension, outcome = RENAMED.get(item.extension, item.extension), Outcome.SMALL
+    if is_converted := extension in CONVERTED:
+        data, extension = to_png(data, extension), "png"
     if rules.short_side:
         data, outcome = shrink(data, rules.short_side, rules.quality)
         extension = "jpg" if outcome is Outcome.SHRUNK else extension
     record.pixels.add(decode(data, native_channels(data)), is_gray(data))
     record.shrunk += outcome is Outcome.SHRUNK
     record.unsuited += outcome is Outcome.UNSUITED
+    if is_converted:
+        record.converted[item.extension] = record.converted.get(item.extension, 0) + 1
     files = {ending: extent.read() for ending, extent in item.side_files} | {extension: data}
+    if "__key__" in files:
+        raise UserError(f"{shown(item.name)} has a file .__key__, a name that webdataset needs itself; rename it")
     if item.label != NO_LABEL:
         files[LABEL_EXTENSION] = str(item.label).encode()
     if rules.provenance:
@@ -140,3 +150,17 @@ def _read(item: Item, rules: PackRules, record: ShardRecord) -> dict[str, bytes]
             raise UserError(f"{item.name} already has a .json file; pack it without --provenance")
         files["json"] = json.dumps({"source": item.name}).encode()
     return files
+
+
+def _check_label(text: bytes, name: str, classes: int) -> None:
+    """Raise a `UserError` that names the image in the source if its label is no number, or not one of the classes."""
+    if len(text) > _MAX_LABEL or not re.fullmatch(rb"[0-9]{1,18}", text.strip()):
+        raise UserError(
+            f"{shown(name)}.{LABEL_EXTENSION} is {text[:_MAX_LABEL]!r}; allowed: an integer >= 0 of at most 18 digits; "
+            "correct it, or pack without labels: --labels none"
+        )
+    if classes and int(text) >= classes:
+        raise UserError(
+            f"{shown(name)} has label {int(text)}, but there are {classes} classes, whose labels begin at 0; correct "
+            "the class list, or pack without labels: --labels none"
+        )

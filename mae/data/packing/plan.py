@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from mae import keyed
 from mae.data.index import read_json, write_json
 from mae.data.indexing import FOLDER
-from mae.data.packing.sources import Item, Source, from_line, to_line
-from mae.data.statistics import read_info
+from mae.data.packing.convert import readers
+from mae.data.packing.items import Item, Source, from_line, to_line
+from mae.data.statistics import INFO_FILE, read_info
 from mae.data.store.lock import lock
 from mae.errors import UserError
 from mae.files import flush
@@ -71,6 +72,8 @@ class Plan:
     classes: tuple[str, ...]
     starts: tuple[int, ...]
     """[shards + 1] position of each shard's first image in the order; the last is the number of images."""
+    notices: tuple[str, ...] = ()
+    """Lines about the source to show to the user, such as files that are left out."""
 
     @property
     def parts(self) -> Path:
@@ -123,20 +126,36 @@ def plan_split(source: Source, out: Path, split: str, rules: PackRules, is_trust
         raise UserError(f"{out} cannot be written: {error.strerror}; fix that, or choose another --out") from None
 
 
+def plan_splits(sources: Mapping[str, Source], out: Path, rules: PackRules, is_trusted: bool = False) -> list[Plan]:
+    """Plan each split of one command; return the plans of those that are not packed yet.
+
+    All are planned before the first is published. After a crash, the plan of another split therefore shows that a
+    packed split is complete and was packed by the same command.
+
+    Raises:
+        UserError: for a reason of `plan_split`.
+    """
+    planned = [split for split in sources if (parts_folder(out, split) / "plan").exists()]
+    packed = [split for split in sources if planned and split not in planned and _is_packed(out, split)]
+    todo = {split: source for split, source in sources.items() if split not in packed}
+    return [plan_split(source, out, split, rules, is_trusted) for split, source in todo.items()]
+
+
 def load_plan(out: Path, split: str) -> Plan:
     """Return the plan of an unfinished split.
 
     Raises:
         UserError: if there is none.
     """
-    facts, rules, starts = _stored(parts_folder(out, split) / "plan")
+    stored = _stored(parts_folder(out, split) / "plan")
     return Plan(
         out=out,
         split=split,
-        rules=PackRules(**rules),
-        source=facts["source"],
-        classes=tuple(facts["classes"]),
-        starts=tuple(starts),
+        rules=PackRules(**stored["rules"]),
+        source=stored["facts"]["source"],
+        classes=tuple(stored["facts"]["classes"]),
+        starts=tuple(stored["starts"]),
+        notices=tuple(stored["notices"]),
     )
 
 
@@ -177,9 +196,18 @@ def shard_starts(sizes: NDArray[np.int64], shard_samples: int, shard_bytes: floa
     return starts
 
 
-def _refuse_packed(out: Path, split: str) -> None:
-    if split in read_info(out).get("splits", {}) or any(out.glob(f"{split}-[0-9]*.tar")):
+def _is_packed(out: Path, split: str) -> bool:
+    listed = read_info(out).get("splits", {})
+    if not isinstance(listed, dict):
+        raise UserError(f"{out / INFO_FILE} must hold a mapping of splits; pack the shards again or delete it")
+    is_there = split in listed or any(out.glob(f"{split}-[0-9]*.tar"))
+    if is_there:
         shutil.rmtree(remains_folder(out, split), ignore_errors=True)  # left if publish was killed at its end
+    return is_there
+
+
+def _refuse_packed(out: Path, split: str) -> None:
+    if _is_packed(out, split):
         raise UserError(f"{out} already contains a split {split!r}; choose another --split or another --out")
 
 
@@ -201,7 +229,8 @@ def _write_or_compare(
     part.mkdir()
     try:
         facts, starts = _list(source, items, part, rules)
-        write_json(part / _PLAN_FILE, {"facts": facts, "rules": asdict(rules), "starts": starts})
+        plan = {"facts": facts, "rules": asdict(rules), "starts": starts, "notices": source.notices()}
+        write_json(part / _PLAN_FILE, plan)
         if not place.exists():
             _refuse_packed(out, split)  # another process may have finished while the source was listed
             with suppress(OSError):  # another process was faster; its plan is compared below
@@ -214,7 +243,7 @@ def _write_or_compare(
 
 def _list(source: Source, items: Iterator[Item], folder: Path, rules: PackRules) -> tuple[dict[str, Any], list[int]]:
     """Write the items and their order of packing; return the facts and the start of each shard."""
-    offsets, sizes, found = array("q", [0]), array("q"), sha256()
+    offsets, sizes, found, extensions = array("q", [0]), array("q"), sha256(), set[str]()
     with (folder / _ITEMS_FILE).open("wb") as file:
         for item in items:
             line = to_line(item, source.name)
@@ -222,6 +251,7 @@ def _list(source: Source, items: Iterator[Item], folder: Path, rules: PackRules)
             found.update(line)
             offsets.append(offsets[-1] + len(line))
             sizes.append(item.size)
+            extensions.add(item.extension)
         flush(file)
     order = packing_order(len(sizes), rules.seed)
     with (folder / _ORDER_FILE).open("wb") as file:
@@ -229,20 +259,25 @@ def _list(source: Source, items: Iterator[Item], folder: Path, rules: PackRules)
         flush(file)
     ordered = np.frombuffer(sizes, np.int64)[order]
     listed = {"images": len(sizes), "bytes": int(ordered.sum()), "items": found.hexdigest(), "classes": source.classes}
-    return _facts(source, rules) | listed, shard_starts(ordered, rules.shard_samples, rules.shard_bytes)
+    facts = _facts(source, rules) | listed | readers(extensions)
+    return facts, shard_starts(ordered, rules.shard_samples, rules.shard_bytes)
 
 
 def _facts(source: Source, rules: PackRules) -> dict[str, Any]:
     facts = {"format": FORMAT, "source": source.name, **asdict(rules)}
+    if source.splits:
+        facts["splits"] = list(source.splits)
     # Another version of Pillow may write different bytes.
     return facts | ({"Pillow": PIL.__version__} if rules.short_side else {"quality": None})
 
 
-def _stored(place: Path) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
-    """Return the facts, the rules and the shard starts of a plan."""
+def _stored(place: Path) -> dict[str, Any]:
+    """Return the facts, rules, shard starts and notices of a plan."""
     try:
-        stored = read_json(place / _PLAN_FILE)
-        return stored["facts"], stored["rules"], stored["starts"]
+        stored = {"notices": []} | read_json(place / _PLAN_FILE)
+        if not isinstance(stored["facts"], dict):
+            raise ValueError("its facts are not a mapping")
+        return stored
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{place / _PLAN_FILE} cannot be read ({error}); delete {place.parent} to start again"
@@ -250,7 +285,7 @@ def _stored(place: Path) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
 
 
 def _refuse_different(place: Path, facts: dict[str, Any]) -> None:
-    stored, _, _ = _stored(place)
+    stored = _stored(place)["facts"]
     for name, value in facts.items():
         if stored.get(name) != value:
             what = "its images are different" if name in _LISTED else f"{name} was {stored.get(name)}, now {value}"

@@ -1,7 +1,8 @@
 """Publish a packed split: move its shards to their place, and write index, class list, counts and statistics."""
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 
 from mae.data.index import load, save, save_pixels, write_json
 from mae.data.indexing import FOLDER, beside
+from mae.data.packing.class_list import CLASSES_FILE, NAMES, known_classes, quoted
 from mae.data.packing.plan import Plan, remains_folder
 from mae.data.packing.record import ShardRecord, part_path, read_record, tar_path
-from mae.data.packing.sources import CLASSES_FILE, NAMES, known_classes
 from mae.data.scan import NO_LABEL, RECORD
 from mae.data.statistics import INFO_FILE, PixelStatistics, SetPixels, read_info
 from mae.data.store.lock import lock
@@ -21,6 +22,8 @@ from mae.errors import UserError, first_of
 from mae.files import write_atomically
 
 BAD_FILE = "bad-images.txt"
+# Larger labels cannot be places in a list of counts.
+_MAX_CLASSES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,13 @@ class Packed:
     filenames: list[str]
     shard_lengths: list[int]
     samples_per_class: list[int]
-    """Number of samples of each class; empty if an image has no label."""
+    """Number of samples of each class; empty if an image has no label, or one that is too large to count to."""
     bad: list[str]
     statistics: PixelStatistics | None
     shrunk: int
     unsuited: int
+    converted: Mapping[str, int]
+    """Number of images that were converted to PNG, by extension."""
 
     @property
     def samples(self) -> int:
@@ -73,7 +78,8 @@ def publish(plan: Plan, skip_bad: bool) -> Packed:
             return _publish(plan, records, bad)
     except OSError as error:
         raise UserError(
-            f"{plan.out} cannot be written: {error.strerror}; fix that, then run the same command again"
+            f"{error.filename or plan.out} cannot be written: {error.strerror}; fix that, then run the same command "
+            "again"
         ) from None
 
 
@@ -81,9 +87,12 @@ def describe(plan: Plan, packed: Packed) -> str:
     """Describe a published split in one line."""
     parts = [f"{plan.split}: {packed.samples:,} images in {len(packed.filenames)} shards at {plan.out}"]
     if plan.classes:
-        parts.append(f"{len(plan.classes)} classes")
+        parts.append(_describe_classes(plan.classes, packed.samples_per_class))
     if packed.statistics:
         parts.append(str(packed.statistics))
+    if packed.converted:
+        counts = ", ".join(f"{count:,} .{kind}" for kind, count in sorted(packed.converted.items()))
+        parts.append(f"converted to PNG: {counts}{' (first frame)' if 'gif' in packed.converted else ''}")
     if plan.rules.short_side:
         parts.append(f"{packed.shrunk:,} images made smaller (short side {plan.rules.short_side})")
     if packed.unsuited:
@@ -91,6 +100,12 @@ def describe(plan: Plan, packed: Packed) -> str:
     if packed.bad:
         parts.append(f"{len(packed.bad)} bad images left out, listed in {plan.split}-{BAD_FILE}")
     return ", ".join(parts)
+
+
+def _describe_classes(classes: Sequence[str], samples: Sequence[int]) -> str:
+    empty = [name for name, count in zip(classes, samples, strict=False) if not count]
+    without = f", {len(empty)} of them without images: {quoted(empty)}" if empty else ""
+    return f"{len(classes)} classes ({quoted(classes, 3)}{without})"
 
 
 def _publish(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Packed:
@@ -119,25 +134,28 @@ def _publish(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Pack
 
 
 def _packed(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Packed:
-    pixels, per_class = SetPixels(), np.zeros(len(plan.classes), np.int64)
-    filenames, lengths, unlabelled = [], [], 0
+    pixels, per_class, converted = SetPixels(), np.zeros(len(plan.classes), np.int64), Counter[str]()
+    filenames, lengths, uncounted = [], [], 0
     for number, record in enumerate(records):
         pixels.merge(record.pixels)
+        converted.update(record.converted)
         if record.entry:
             filenames.append(plan.filename(number))
             lengths.append(record.entry.samples)
             labels = np.fromfile(part_path(plan, number, ".bin"), RECORD)["label"]
-            unlabelled += int((labels == NO_LABEL).sum())
-            counts = np.bincount(labels[labels != NO_LABEL], minlength=len(per_class))
+            is_counted = (labels != NO_LABEL) & (labels < _MAX_CLASSES)
+            uncounted += int((~is_counted).sum())
+            counts = np.bincount(labels[is_counted], minlength=len(per_class))
             per_class = np.pad(per_class, (0, len(counts) - len(per_class))) + counts
     return Packed(
         filenames=filenames,
         shard_lengths=lengths,
-        samples_per_class=[] if unlabelled else per_class.tolist(),
+        samples_per_class=[] if uncounted else per_class.tolist(),
         bad=bad,
         statistics=pixels.statistics(),
         shrunk=sum(record.shrunk for record in records),
         unsuited=sum(record.unsuited for record in records),
+        converted=converted,
     )
 
 

@@ -22,11 +22,13 @@ class ShardRecord:
     """Number of images that were made smaller."""
     unsuited: int = 0
     """Number of large images whose kind is never made smaller."""
+    converted: dict[str, int] = field(default_factory=dict)
+    """Number of images that were converted to PNG, by extension."""
 
 
 def write_record(plan: Plan, number: int, record: ShardRecord) -> None:
     """Write the record of a shard."""
-    values = {name: getattr(record, name) for name in ("bad", "shrunk", "unsuited")}
+    values = {name: getattr(record, name) for name in ("bad", "shrunk", "unsuited", "converted")}
     values |= {"entry": record.entry and asdict(record.entry), "pixels": record.pixels.to_json()}
     write_json(part_path(plan, number, ".json"), values)
 

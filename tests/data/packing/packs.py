@@ -13,11 +13,14 @@ from PIL import Image
 from mae.data.images.decode import decode
 from mae.data.index import ShardIndex, load
 from mae.data.indexing import beside
+from mae.data.packing.class_list import ClassList, fixed_classes
 from mae.data.packing.engines import process_engine
+from mae.data.packing.items import Item, Source
 from mae.data.packing.pack import pack_shards
 from mae.data.packing.plan import PackRules, Plan, plan_split
 from mae.data.packing.publish import Packed, publish
-from mae.data.packing.sources import Source, find_images, known_classes
+from mae.data.packing.sources import find_images
+from mae.data.packing.trees import Labels
 from mae.data.reader import ImageReader
 from mae.data.statistics import PixelStatistics, PixelSums
 from mae.data.store.shards import expand
@@ -32,8 +35,16 @@ def jpeg(number: int) -> bytes:
     return buffer.getvalue()
 
 
+def listed(
+    source: Path | str, known: tuple[str, ...] = (), labels: Labels | None = None
+) -> tuple[Source, dict[str, Item]]:
+    """A source after its listing, and its images by name."""
+    found = find_images(str(source), NOWHERE, ClassList(known, "the packed classes.txt"), labels)
+    return found, {item.name: item for item in found.items}
+
+
 def planned(source: Path | Source, out: Path, split: str = "train", rules: PackRules = RULES, **other: Any) -> Plan:
-    found = source if isinstance(source, Source) else find_images(str(source), NOWHERE, known_classes(out))
+    found = source if isinstance(source, Source) else find_images(str(source), NOWHERE, fixed_classes(None, out))
     return plan_split(found, out, split, rules, **other)
 
 

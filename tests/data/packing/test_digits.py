@@ -6,8 +6,9 @@ from sklearn.datasets import load_digits
 
 from mae.data.images.decode import decode
 from mae.data.indexing import open_index
+from mae.data.packing.class_list import known_classes
 from mae.data.packing.digits import CLASSES, digit_splits
-from mae.data.packing.sources import Item, known_classes
+from mae.data.packing.items import Item
 from mae.data.reader import ImageReader
 from mae.data.statistics import read_info
 from mae.pipelines.pack import PackSettings, run

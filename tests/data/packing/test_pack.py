@@ -29,11 +29,12 @@ from data.packing.packs import (
 )
 from mae.data.packing import pack as module
 from mae.data.packing.engines import process_engine
+from mae.data.packing.items import Item
 from mae.data.packing.pack import pack_shard, pack_shards
 from mae.data.packing.plan import PackRules, plan_split
 from mae.data.packing.publish import publish
 from mae.data.packing.record import ShardRecord
-from mae.data.packing.sources import Item, find_images
+from mae.data.packing.sources import find_images
 from mae.data.scan import NO_LABEL
 from mae.data.store.lock import lock
 from mae.errors import UserError
@@ -239,6 +240,38 @@ def test_provenance_never_replaces_a_side_file(write_tar: Callable[..., Path], t
     with pytest.raises(UserError, match=r"in\.tar/a already has a \.json file"):
         pack(source, tmp_path / "out", rules=replace(RULES, provenance=True))
     assert not list((tmp_path / "out").glob("*.tar"))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (b"cat", r"in\.tar/a\.cls is b'cat'; allowed: an integer >= 0 of at most 18 digits; .*--labels none$"),
+        (b"-1", r"in\.tar/a\.cls is b'-1'; allowed"),
+        (b" " * 30 + b"1", r"in\.tar/a\.cls is b' +'; allowed"),
+        (b"2", r"in\.tar/a has label 2, but there are 2 classes, whose labels begin at 0; .*--labels none$"),
+    ],
+)
+def test_a_wrong_label_is_named_by_its_source(
+    write_tar: Callable[..., Path], tmp_path: Path, label: bytes, message: str
+) -> None:
+    source = write_tar("source/in.tar", {"a.png": png(0), "a.cls": label})
+    (tmp_path / "source" / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserError, match=message):
+        pack(source, tmp_path / "out")
+
+
+def test_a_huge_label_needs_no_huge_memory(write_tar: Callable[..., Path], tmp_path: Path) -> None:
+    source = write_tar("source/in.tar", {"a.png": png(0), "a.cls": b"999999999999"})
+    assert pack(source, tmp_path / "out").samples_per_class == []
+    assert index_of(tmp_path / "out").label.tolist() == [999999999999]
+
+
+def test_side_files_of_any_extension_are_kept(write_tar: Callable[..., Path], tmp_path: Path) -> None:
+    source = write_tar("source/in.tar", {"a.png": png(0), "a._meta": b"x"})
+    pack(source, tmp_path / "out")
+    assert contents(tmp_path / "out" / "train-000000.tar")["000000000._meta"] == b"x"
+    with pytest.raises(UserError, match=r"key\.tar/a has a file \.__key__, a name that webdataset needs itself"):
+        pack(write_tar("source/key.tar", {"a.png": png(0), "a.__key__": b"x"}), tmp_path / "other")
 
 
 def test_large_images_are_reduced_and_all_others_stay_as_they_are(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mae.data.packing.items import Item, Source
 from mae.data.packing.plan import PackRules, Plan, load_plan, packing_order, plan_split, shard_starts, shuffled
-from mae.data.packing.sources import Item, Source
 from mae.errors import UserError
 
 RULES = PackRules(shard_samples=4)
@@ -89,6 +90,20 @@ def test_another_plan_is_refused_until_the_first_is_deleted(
     assert names(first) == shuffled([f"item {n}" for n in range(10)], 0)
 
 
+def test_the_version_of_pillow_counts_only_where_it_writes_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one(extension: str) -> Source:
+        return Source("here", iter([Item("a", extension, b"")]))
+
+    for name in ("png", "gif"):
+        plan_split(one(name), tmp_path, name, RULES)
+    monkeypatch.setattr(PIL, "__version__", "0.1")
+    plan_split(one("png"), tmp_path, "png", RULES)
+    with pytest.raises(UserError, match=r"Pillow was .*, now 0\.1"):
+        plan_split(one("gif"), tmp_path, "gif", RULES)
+
+
 def test_quality_counts_only_where_images_are_reduced(tmp_path: Path) -> None:
     first = plan_split(source(), tmp_path, "train", RULES)
     assert plan_split(source(), tmp_path, "train", replace(RULES, quality=50)) == first
@@ -125,7 +140,10 @@ def test_a_listing_that_fails_in_the_middle_leaves_no_plan(tmp_path: Path) -> No
 
 def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
     plan = plan_split(source(), tmp_path, "train", RULES)
-    (plan.parts / "plan" / "plan.json").write_text("{")
+    for text in ("[]", "{}", '{"facts": [], "rules": {}, "starts": []}', "{"):
+        (plan.parts / "plan" / "plan.json").write_text(text)
+        with pytest.raises(UserError, match=r"plan\.json cannot be read "):
+            load_plan(tmp_path, "train")
     with pytest.raises(UserError, match=r"plan\.json cannot be read .*; delete .*\.train\.parts to start again"):
         load_plan(tmp_path, "train")
     with pytest.raises(UserError, match=r"delete .*\.train\.parts to start again"):
