@@ -1,12 +1,12 @@
 """Class names of shards: the file `classes.txt` beside them, with one name per line in the order of the labels."""
 
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mae.classes import require_same_classes
 from mae.data.store import storage
 from mae.data.store.errors import DeniedError
+from mae.data.store.regular import read_regular
 from mae.data.store.shards import Shard
 from mae.data.store.urls import is_remote, is_web, redacted
 from mae.errors import UserError
@@ -42,17 +42,18 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     """Return the names in a class list; empty if there is no file.
 
     Raises:
-        UserError: if it cannot be read, is larger than 16 MiB or no regular file, or names a class twice.
+        UserError: if it cannot be read, is larger than 16 MiB or no regular file, or a line is empty or occurs twice.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:  # to open a pipe would wait for a writer
-            raise UserError(f"class list {path} is not a regular file of at most 16 MiB; pack the shards again")
-        return _parse(path.read_bytes(), str(path))
+        return _parse(read_regular(path, _MAX_BYTES), str(path))
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except OSError as error:
-        raise UserError(f"class list {path} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"class list {path} cannot be read: {error.strerror}; it must have a class name per line"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"class list {error}; it must have one class name per line") from None
 
 
 def _list_beside(shard: Shard) -> str:
@@ -76,8 +77,12 @@ def _read(place: str) -> tuple[str, ...]:
 
 
 def _parse(text: bytes, place: str) -> tuple[str, ...]:
-    names = tuple(filter(None, text.decode(**NAMES).split("\n")))
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"class list {place} names {twice!r} twice; name each class once, in the order of the labels")
-    return names
+    lines = text.decode(**NAMES).removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n").split("\n")
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines if lines != [""] else [], 1):
+        if not line:
+            raise UserError(f"line {number} of {place} is empty; allowed: one class name per line")
+        if line in first:
+            raise UserError(f"lines {first[line]} and {number} of {place} are both {line!r}; list each class once")
+        first[line] = number
+    return tuple(first)

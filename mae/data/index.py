@@ -99,9 +99,8 @@ class ShardIndex:
             UserError: if samples have no label; it names the first. Also if a label has no name; or, without names, if
                 the greatest label plus one exceeds ten times the number of different labels plus 100.
         """
-        self._require_labels()
+        classes = self.label_count()
         different = np.unique(self.label)
-        classes = int(different[-1]) + 1
         if names is not None:
             if classes > len(names):
                 raise UserError(
@@ -119,7 +118,12 @@ class ShardIndex:
             )
         return classes
 
-    def _require_labels(self) -> None:
+    def label_count(self) -> int:
+        """Return the greatest label plus one.
+
+        Raises:
+            UserError: if samples have no label; it names the first.
+        """
         unlabelled = np.flatnonzero(self.label == NO_LABEL)
         if len(unlabelled):
             (shard,) = self.shard_of(unlabelled[:1])
@@ -131,6 +135,7 @@ class ShardIndex:
                 + (f"{bad.number} of these are {BAD_LABELS}, the first: {bad.first}; " if bad else "")
                 + "fine-tuning needs a label for each image"
             )
+        return int(self.label.max()) + 1
 
     def bad(self) -> list[str]:
         """Return the images whose first bytes show that they cannot be decoded: `shard: key.jpg (reason)`."""

@@ -132,7 +132,7 @@ def samples(
         if key in seen:
             raise UserError(
                 f"shard {shard}: key {key!r} occurs twice, or its files are not side by side; pack it again: unpack "
-                "it, then tar --sort=name -cf NEW.tar -C FOLDER ."
+                f"it, then tar --sort=name -cf NEW.tar -C FOLDER . (or mae pack {shard} --out NEW)"
             )
         seen.add(key)
         images = [extension for extension in files if extension in allowed]

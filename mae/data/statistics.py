@@ -164,12 +164,15 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = folder / INFO_FILE
     try:
         info = read_json(path)
-        for split in info.get("splits", {}).values():
+        splits = info.get("splits", {})
+        if not isinstance(splits, dict) or not all(isinstance(split, dict) for split in splits.values()):
+            raise ValueError("it must hold a mapping of splits")
+        for split in splits.values():
             require(isinstance(split.get("filenames", []), list), "filenames", split.get("filenames"))
             if "mean" in split:
                 parse_statistics(split["mean"], split["std"])
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; pack the shards again or delete it") from None
     return info

@@ -112,7 +112,7 @@ def read_description(path: Path) -> ModelDescription:
         if fields.get("classes") is not None:
             fields["classes"] = tuple(map(str, fields["classes"]))
         return ModelDescription(**fields)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"model file {path} describes its architecture in a way this version of mae does not know; "
             "install the version that wrote it, or give another file"

@@ -161,18 +161,11 @@ class Finetuning(Task):
         Raises:
             UserError: if samples have no label, or a label is beyond the class list, or only in the evaluation shards.
         """
-        classes = self.source.index.class_count()
-        if self.names is not None:
-            if classes > len(self.names):
-                raise UserError(
-                    f"data.shards have labels up to {classes - 1}, but {CLASSES_FILE} lists {len(self.names)} classes; "
-                    "pack the shards again"
-                )
-            classes = len(self.names)
-        if self.held_out is not None and self.held_out.class_count() > classes:
+        classes = self.source.index.class_count(self.names)
+        if self.held_out is not None and (count := self.held_out.label_count()) > classes:
             raise UserError(
-                f"eval_shards have labels up to {self.held_out.class_count() - 1}, data.shards only up to "
-                f"{classes - 1}; pack both with the same class list"
+                f"eval_shards have labels up to {count - 1}, data.shards only up to {classes - 1}; pack both with the "
+                "same class list"
             )
         return classes
 

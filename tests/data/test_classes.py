@@ -101,5 +101,7 @@ def test_a_list_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
             file.truncate((16 << 20) + 1)
     else:
         path.write_text("cat\ndog\ncat\n")
-    with pytest.raises(UserError, match=rf"class list {path} (is not a regular file|cannot be read|names 'cat' twice)"):
+    with pytest.raises(
+        UserError, match=rf"class list {path} (is not a reg|cannot be|has 16,7)|lines 1 and 3 of {path} are"
+    ):
         read_class_list(path)

@@ -99,7 +99,7 @@ def test_a_class_without_samples_stays_a_class_and_a_label_without_a_class_is_re
     assert made.classes == 5
     assert made.subset is not None
     assert len(made.subset) == 4
-    with pytest.raises(UserError, match=r"data.shards have labels up to 3, but classes.txt lists 3 classes"):
+    with pytest.raises(UserError, match=r"label 3 has no name: there are 3 class names"):
         open_task(named("three", "cat dog emu"))
 
 

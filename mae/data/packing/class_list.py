@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from mae.data.classes import CLASSES_FILE, NAMES, read_class_list
 from mae.errors import UserError, first_of
-
-CLASSES_FILE = "classes.txt"
-# Class lists of earlier versions may hold any bytes; this round-trips them.
-NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
-_MAX_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -29,32 +25,15 @@ NO_CLASSES = ClassList()
 
 def known_classes(folder: Path) -> tuple[str, ...]:
     """Return the class list of a folder of shards; empty if there is none."""
-    path = folder / CLASSES_FILE
-    return read_classes(path) if path.exists() else ()
+    return read_class_list(folder / CLASSES_FILE)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read one class name per line.
-
-    Raises:
-        UserError: if the file cannot be read, or a line before the last name is empty or occurs twice.
-    """
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path} is no file of at most {_MAX_BYTES} bytes with one class name per line")
-        lines = path.read_text(**NAMES).removeprefix("\ufeff").rstrip("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; it must list one class name per line") from None
-    if lines == [""]:
-        return ()
-    first: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line:
-            raise UserError(f"line {number} of {path} is empty; allowed: one class name per line")
-        if line in first:
-            raise UserError(f"lines {first[line]} and {number} of {path} are both {line!r}; list each class once")
-        first[line] = number
-    return tuple(lines)
+    """Read a user's class list; raises the errors of `read_class_list`, also if there is no file or no name in it."""
+    names = read_class_list(path)
+    if not names:
+        raise UserError(f"{path} lists no class, or does not exist; allowed: a file with one class name per line")
+    return names
 
 
 def fixed_classes(file: Path | None, out: Path) -> ClassList:
@@ -67,8 +46,6 @@ def fixed_classes(file: Path | None, out: Path) -> ClassList:
     if file is None:
         return packed
     wanted = ClassList(read_classes(file), str(file))
-    if not wanted.names:
-        raise UserError(f"{file} lists no class; allowed: one class name per line")
     for name in wanted.names:
         _require_writable(name, f"class {name!r} in {file}")
     if packed.names:

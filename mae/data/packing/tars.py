@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mae.data.packing.class_list import CLASSES_FILE, NO_CLASSES, ClassList, known_classes, require_equal
+from mae.data.classes import CLASSES_FILE
+from mae.data.packing.class_list import NO_CLASSES, ClassList, known_classes, require_equal
 from mae.data.packing.convert import is_image
 from mae.data.packing.items import Extent, Item, Source, no_image
 from mae.data.scan import LABEL_EXTENSION, Sample, samples, split_name
@@ -56,7 +57,7 @@ def _stored_classes(shards: Sequence[Shard], known: ClassList) -> ClassList:
 
 
 def _list_tar(source: Source, shard: Shard, tar: Path) -> Iterator[Item]:
-    listing = members(tar, str(shard))
+    listing = members(tar, str(shard), lambda kind, name: source.left_out.add(name, kind))
     packed = set[str]()
     for sample in samples(_side_by_side(listing, str(shard)), str(shard)):
         image = sample.image or _other_image(sample, str(shard))
