@@ -7,14 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mae.report.pictures import figure_png
-from mae.tasks.baselines import logged_baselines
+from mae.tasks.baselines import Baselines
 
 
-def draw_training(records: list[dict[str, Any]]) -> bytes:
-    """Plot loss, learning rate and speed over epochs, and return a PNG file.
-
-    The baselines of a pretraining are lines beside its loss.
-    """
+def draw_training(records: Sequence[Mapping[str, Any]], baselines: Baselines | None = None) -> bytes:
+    """Plot loss, learning rate and speed over epochs, and return a PNG file; baselines are lines beside the loss."""
     train = [r for r in records if r["kind"] == "train"]
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     plots = figure.subplots(1, 3)
@@ -28,7 +25,6 @@ def draw_training(records: list[dict[str, Any]]) -> bytes:
         axes.set_xlabel("epoch", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
-    baselines = logged_baselines(records)
     if baselines is not None:
         plots[0].axhline(baselines.patch_mean, color="#57606a", linestyle="--", label="mean of each patch")
         plots[0].axhline(baselines.place_mean, color="#57606a", linestyle=":", label="mean of each place")

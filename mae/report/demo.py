@@ -10,6 +10,7 @@ from mae.evaluation.seeds import Cell, table_of
 from mae.report import page
 from mae.report.curves import draw_training
 from mae.settings import flatten, load_yaml
+from mae.tasks.baselines import logged_baselines
 from mae.training.progress import duration
 from mae.training.run_folder.folder import SETTINGS_FILE, RunFolder
 
@@ -32,6 +33,7 @@ def demo_page(
         features: Shape of the features of one image, from the exported encoder.
     """
     header, rows = table_of(cells)
+    records = pretrained.metrics()
     seeds = len(cells[0].accuracies)
     every = [(cell.labels, cell.encoder, *(f"{accuracy:.1%}" for accuracy in cell.accuracies)) for cell in cells]
     sections = [
@@ -57,7 +59,7 @@ def demo_page(
             "Reconstructions",
             page.picture(_last_picture(pretrained), "Fixed images with fixed masks, end of pretraining"),
         ),
-        ("Pretraining", page.picture(draw_training(pretrained.metrics()), "Training curves")),
+        ("Pretraining", page.picture(draw_training(records, logged_baselines(records)), "Training curves")),
         ("Time", page.table(("stage", "time"), [(stage, duration(passed)) for stage, passed in seconds.items()])),
         ("Pretraining settings", page.settings_table(_settings_of(pretrained.path))),
         ("Fine-tuning settings, first run", page.settings_table(_settings_of(finetuned.path))),

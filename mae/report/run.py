@@ -10,7 +10,7 @@ from mae.files import read_bounded, write_atomically
 from mae.report import page
 from mae.report.curves import draw_accuracy, draw_training
 from mae.settings import flatten, to_dict
-from mae.tasks.baselines import KIND, Baselines, describe, logged_baselines
+from mae.tasks.baselines import Baselines, describe, logged_baselines
 from mae.training.progress import duration
 from mae.training.run_folder.folder import RunFolder
 from mae.training.run_folder.records import figures
@@ -23,13 +23,13 @@ _MOST_BYTES_OF_PICTURE = 1 << 26
 def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device) -> None:
     """Write the report of a pretraining: losses, reconstructions, timings, settings and environment."""
     records = folder.metrics()
-    train, baselines = figures(records, "train", *_TRAIN), figures(records, KIND, *Baselines._fields)
+    train, baselines = figures(records, "train", *_TRAIN), logged_baselines(records)
     sections = [
         (
             "Training",
             _training(train)
-            + _baselines(baselines, settings.model.norm_pix_loss)
-            + page.picture(draw_training([*train, *baselines]), "Training curves"),
+            + _described(baselines, settings.model.norm_pix_loss)
+            + page.picture(draw_training(train, baselines), "Training curves"),
         ),
         (
             "Reconstructions",
@@ -54,9 +54,8 @@ def write_finetune_report(folder: RunFolder, settings: Any, device: torch.device
     _write(folder, f"Fine-tuning {folder.path.name}", sections)
 
 
-def _baselines(records: list[dict[str, Any]], norm_pix_loss: bool) -> str:
-    found = logged_baselines(records)
-    return "" if found is None else page.paragraph(describe(found, norm_pix_loss).capitalize() + ".")
+def _described(baselines: Baselines | None, norm_pix_loss: bool) -> str:
+    return "" if baselines is None else page.paragraph(describe(baselines, norm_pix_loss).capitalize() + ".")
 
 
 def _first_and_last_picture(folder: RunFolder) -> list[tuple[str, bytes]]:

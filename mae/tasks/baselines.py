@@ -40,8 +40,9 @@ class Baselines(NamedTuple):
 
 
 def log_baselines(job: Job, task: Pretraining) -> None:
-    """Measure the baselines on the main process, and write them to the log and to `metrics.jsonl`, once in a run."""
-    if not job.accelerator.is_main_process or logged_baselines(job.folder.metrics()) is not None:
+    """Measure the baselines on the main process and log them: once in a run, and only if steps are left."""
+    is_due = job.accelerator.is_main_process and job.start.step < job.total
+    if not is_due or logged_baselines(job.folder.metrics()) is not None:
         return
     found = measure_baselines(task)
     if found is not None:
