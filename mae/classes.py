@@ -11,8 +11,7 @@ def require_same_classes(first: Sequence[str], where: str, second: Sequence[str]
 
     With different lists one label means two classes.
     """
-    pairs = zip_longest(first, second)
-    found = next(((label, *pair) for label, pair in enumerate(pairs) if pair[0] != pair[1]), None)
+    found = first_difference(first, second)
     if found is None:
         return
     label, one, other = found
@@ -21,6 +20,12 @@ def require_same_classes(first: Sequence[str], where: str, second: Sequence[str]
         f"is {_quoted(one)} in the first and {_quoted(other)} in the second; pack both with one list: "
         "mae pack ... --classes FILE, or into the same --out"
     )
+
+
+def first_difference(first: Sequence[str], second: Sequence[str]) -> tuple[int, str | None, str | None] | None:
+    """Return the first label whose class differs between two lists, and both names; None for a label beyond a list."""
+    pairs = enumerate(zip_longest(first, second))
+    return next(((label, one, other) for label, (one, other) in pairs if one != other), None)
 
 
 def _quoted(name: str | None) -> str:

@@ -50,10 +50,10 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         return ()
     except OSError as error:
         raise UserError(
-            f"class list {path} cannot be read: {error.strerror}; it must have a class name per line"
+            f"class list {path} cannot be read: {error.strerror}; it needs one class name per line"
         ) from None
     except ValueError as error:
-        raise UserError(f"class list {error}; it must have one class name per line") from None
+        raise UserError(f"class list {error}; it needs one class name per line") from None
 
 
 def _list_beside(shard: Shard) -> str:

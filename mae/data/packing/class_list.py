@@ -4,9 +4,9 @@ import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
+from mae.classes import first_difference
 from mae.data.classes import CLASSES_FILE, NAMES, read_class_list
 from mae.errors import UserError, first_of
 
@@ -55,13 +55,14 @@ def fixed_classes(file: Path | None, out: Path) -> ClassList:
 
 def require_equal(found: ClassList, known: ClassList) -> None:
     """Raise a `UserError` that names the first difference of two class lists, if there is one."""
-    for label, (one, other) in enumerate(zip_longest(found.names, known.names)):
-        if one != other:
-            raise UserError(
-                f"{found.origin} and {known.origin} list different classes: label {label} is "
-                f"{_called(one)} in the first, {_called(other)} in the second; pack into another --out, or pack all "
-                "splits again with one --classes FILE"
-            )
+    difference = first_difference(found.names, known.names)
+    if difference is not None:
+        label, one, other = difference
+        raise UserError(
+            f"{found.origin} and {known.origin} list different classes: label {label} is "
+            f"{_called(one)} in the first, {_called(other)} in the second; pack into another --out, or pack all "
+            "splits again with one --classes FILE"
+        )
 
 
 def class_name(folder: str, root: str) -> str:

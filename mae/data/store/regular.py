@@ -2,9 +2,10 @@
 
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any
+
+from mae.files import open_regular
 
 _MAX_JSON_BYTES = 1 << 30
 _MAX_COUNT = 1 << 62
@@ -14,20 +15,14 @@ def read_regular(path: Path, most: int) -> bytes:
     """Return the contents of a regular file of at most `most` bytes.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is something else, such as a pipe or a folder, or larger.
+        OSError: if it cannot be read, or is something else, such as a pipe or a folder.
+        ValueError: if it is larger.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for a writer
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{path} is not a regular file")
-        if found.st_size > most:
-            raise ValueError(f"{path} has {found.st_size:,} bytes; allowed: at most {most:,}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(found.st_size)
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"{path} has {size:,} bytes; allowed: at most {most:,}")
+        return file.read(size)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,17 +1,15 @@
 """Lock of a run folder, so that no two runs ever write into one."""
 
-import errno
 import fcntl
 import os
 import socket
 from pathlib import Path
 from typing import BinaryIO
 
+from mae.data.store.lock import LOCKS_UNSUPPORTED
 from mae.errors import MACHINE_REMEDIES, UserError
 
 LOCK_FILE = ".lock"
-# What a file system answers that has no locks.
-_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _MOST_BYTES = 1 << 10
 
 
@@ -34,7 +32,7 @@ def lock_folder(path: Path) -> BinaryIO:
         # A record lock is not inherited by workers, which may outlive a killed trainer for a moment.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in _LOCKS_UNSUPPORTED:
+        if error.errno not in LOCKS_UNSUPPORTED:
             file.seek(0)
             holder = file.read(_MOST_BYTES).decode(errors="replace").strip() or "another process"
             file.close()
