@@ -268,8 +268,15 @@ def label_of(sample: Sample, view: memoryview, leave_out: LeaveOut = leave_out) 
     member = sample.files.get(LABEL_EXTENSION)
     if member is None:
         return NO_LABEL
-    text = bytes(view[member.offset : member.offset + min(member.size, _MAX_LABEL)]).strip()
-    if member.size > _MAX_LABEL or not re.fullmatch(rb"[0-9]{1,18}", text):
-        leave_out(BAD_LABELS, f"{member.name} is {text!r}")
+    text = bytes(view[member.offset : member.offset + min(member.size, _MAX_LABEL + 1)])
+    label = parse_label(text)
+    if label is None:
+        leave_out(BAD_LABELS, f"{member.name} is {text[:_MAX_LABEL].strip()!r}")
         return NO_LABEL
-    return int(text)
+    return label
+
+
+def parse_label(text: bytes) -> int | None:
+    """Return the label in a .cls file; None if it is no integer >= 0 of at most 18 digits."""
+    digits = text.strip()
+    return int(digits) if len(text) <= _MAX_LABEL and re.fullmatch(rb"[0-9]{1,18}", digits) else None

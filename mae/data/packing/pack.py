@@ -6,7 +6,6 @@ checks, and writes a record beside it. The bytes do not depend on the engine or 
 
 import json
 import os
-import re
 import socket
 from collections.abc import Iterable
 from functools import partial
@@ -23,15 +22,15 @@ from mae.data.packing.items import Item, shown
 from mae.data.packing.plan import PackRules, Plan, load_plan
 from mae.data.packing.record import ShardRecord, part_path, read_record, write_record
 from mae.data.packing.shrink import Outcome, shrink
-from mae.data.scan import LABEL_EXTENSION, NO_LABEL, scan
+from mae.data.scan import LABEL_EXTENSION, NO_LABEL, parse_label, scan
 from mae.data.store.lock import lock
 from mae.data.store.storage import Shard
 from mae.errors import BadImageError, UserError, first_of
 from mae.files import flush
 
 _REPORT_EVERY = 32
-# Bytes of a .cls file: 18 digits and some white space.
-_MAX_LABEL = 20
+# Bytes of a bad label in a message.
+_MAX_SHOWN = 20
 
 
 def pack_shards(plan: Plan, numbers: Iterable[int], engine: Engine, advance: Advance) -> None:
@@ -154,13 +153,14 @@ def _read(item: Item, rules: PackRules, record: ShardRecord) -> dict[str, bytes]
 
 def _check_label(text: bytes, name: str, classes: int) -> None:
     """Raise a `UserError` that names the image in the source if its label is no number, or not one of the classes."""
-    if len(text) > _MAX_LABEL or not re.fullmatch(rb"[0-9]{1,18}", text.strip()):
+    label = parse_label(text)
+    if label is None:
         raise UserError(
-            f"{shown(name)}.{LABEL_EXTENSION} is {text[:_MAX_LABEL]!r}; allowed: an integer >= 0 of at most 18 digits; "
+            f"{shown(name)}.{LABEL_EXTENSION} is {text[:_MAX_SHOWN]!r}; allowed: an integer >= 0 of at most 18 digits; "
             "correct it, or pack without labels: --labels none"
         )
-    if classes and int(text) >= classes:
+    if classes and label >= classes:
         raise UserError(
-            f"{shown(name)} has label {int(text)}, but there are {classes} classes, whose labels begin at 0; correct "
+            f"{shown(name)} has label {label}, but there are {classes} classes, whose labels begin at 0; correct "
             "the class list, or pack without labels: --labels none"
         )

@@ -27,7 +27,7 @@ from mae.data.index import read_json, write_json
 from mae.data.indexing import FOLDER
 from mae.data.packing.convert import readers
 from mae.data.packing.items import Item, Source, from_line, to_line
-from mae.data.statistics import INFO_FILE, read_info
+from mae.data.statistics import read_info
 from mae.data.store.lock import lock
 from mae.errors import UserError
 from mae.files import flush
@@ -197,10 +197,7 @@ def shard_starts(sizes: NDArray[np.int64], shard_samples: int, shard_bytes: floa
 
 
 def _is_packed(out: Path, split: str) -> bool:
-    listed = read_info(out).get("splits", {})
-    if not isinstance(listed, dict):
-        raise UserError(f"{out / INFO_FILE} must hold a mapping of splits; pack the shards again or delete it")
-    is_there = split in listed or any(out.glob(f"{split}-[0-9]*.tar"))
+    is_there = split in read_info(out).get("splits", {}) or any(out.glob(f"{split}-[0-9]*.tar"))
     if is_there:
         shutil.rmtree(remains_folder(out, split), ignore_errors=True)  # left if publish was killed at its end
     return is_there
