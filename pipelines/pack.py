@@ -20,7 +20,7 @@ from mae.data.packing.plan import PackRules, plan_splits
 from mae.data.packing.publish import Packed, describe, publish
 from mae.data.packing.sources import find_splits
 from mae.data.packing.trees import Labels
-from mae.data.store.shards import default_cache_dir
+from mae.data.store.unpacked import default_cache_dir
 from mae.errors import UserError, one_line_errors
 from mae.processes import default_workers
 from mae.progress import progress_bar

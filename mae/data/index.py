@@ -18,29 +18,20 @@ from numpy.typing import NDArray
 
 from mae.data.left_out import LeftOut, joined
 from mae.data.manifest import (
-    FORMAT,
     Manifest,
     ShardEntry,
     StaleIndexError,
     fingerprint,
-    parse_entry,
     read_manifest,
-    write_json,
     write_manifest,
 )
 from mae.data.scan import BAD_LABELS, LABEL_EXTENSION, NO_LABEL, RECORD, Records
 from mae.data.statistics import PixelStatistics
-from mae.data.store.regular import read_json
 from mae.data.store.storage import Shard
 from mae.data.store.unpacked import is_gzipped
 from mae.data.tar import BLOCK
 from mae.errors import UserError
 from mae.files import flush
-
-__all__ = [
-    "FORMAT", "ShardEntry", "ShardIndex", "StaleIndexError", "fingerprint", "load", "parse_entry", "read_json",
-    "save", "save_pixels", "write_json",
-]  # fmt: skip
 
 _RECORDS = "samples.bin"
 _BLOCK_BYTES = 1 << 24

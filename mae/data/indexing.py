@@ -13,25 +13,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-from mae.data.index import (
-    ShardEntry,
-    ShardIndex,
-    StaleIndexError,
-    load,
-    parse_entry,
-    read_json,
-    save,
-    save_pixels,
-    write_json,
-)
+from mae.data.index import ShardIndex, load, save, save_pixels
 from mae.data.left_out import described, joined
+from mae.data.manifest import ShardEntry, StaleIndexError, parse_entry, write_json
 from mae.data.measuring import measure
 from mae.data.read_rules import USUAL, ReadRules
 from mae.data.scan import IMAGE_EXTENSIONS, RECORD, scan
 from mae.data.store.download import download
 from mae.data.store.errors import remedy_for
 from mae.data.store.lock import lock
-from mae.data.store.regular import read_regular
+from mae.data.store.regular import read_json, read_regular
 from mae.data.store.shards import Shard, expand
 from mae.data.store.unpacked import is_gzipped, plain_tar
 from mae.data.tar import SYMBOLIC_LINKS

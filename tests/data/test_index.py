@@ -17,7 +17,8 @@ import pytest
 from conftest import png
 
 from mae.data import manifest
-from mae.data.index import FORMAT, ShardEntry, ShardIndex, StaleIndexError, fingerprint, load, save, save_pixels
+from mae.data.index import ShardIndex, load, save, save_pixels
+from mae.data.manifest import FORMAT, ShardEntry, StaleIndexError, fingerprint
 from mae.data.scan import NO_LABEL, RECORD, ShardScan, scan
 from mae.data.statistics import PixelStatistics
 from mae.data.store import regular

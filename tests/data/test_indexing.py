@@ -16,8 +16,9 @@ from conftest import png
 
 from mae.data import indexing
 from mae.data.images.decode import decode
-from mae.data.index import StaleIndexError, load
+from mae.data.index import load
 from mae.data.indexing import beside, index_of, open_index
+from mae.data.manifest import StaleIndexError
 from mae.data.measuring import check_images, measure
 from mae.data.read_rules import ReadRules
 from mae.data.reader import ImageReader

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from webdataset import TarWriter
 
 from mae.data.images.decode import decode, is_gray, native_channels
-from mae.data.index import ShardEntry
+from mae.data.manifest import ShardEntry
 from mae.data.packing.convert import CONVERTED, RENAMED, to_png
 from mae.data.packing.engines import Advance, Engine
 from mae.data.packing.items import Item, shown

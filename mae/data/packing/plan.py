@@ -23,12 +23,13 @@ import PIL
 from numpy.typing import NDArray
 
 from mae import keyed
-from mae.data.index import read_json, write_json
 from mae.data.indexing import FOLDER
+from mae.data.manifest import write_json
 from mae.data.packing.convert import readers
 from mae.data.packing.items import Item, Source, from_line, to_line
 from mae.data.statistics import read_info
 from mae.data.store.lock import lock
+from mae.data.store.regular import read_json
 from mae.errors import UserError
 from mae.files import flush
 from mae.keyed import Purpose

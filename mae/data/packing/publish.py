@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from mae.data.classes import CLASSES_FILE, NAMES
-from mae.data.index import load, save, save_pixels, write_json
+from mae.data.index import load, save, save_pixels
 from mae.data.indexing import FOLDER, beside
+from mae.data.manifest import write_json
 from mae.data.packing.class_list import known_classes, quoted
 from mae.data.packing.plan import Plan, remains_folder
 from mae.data.packing.record import ShardRecord, part_path, read_record, tar_path

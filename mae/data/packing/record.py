@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mae.data.index import ShardEntry, parse_entry, read_json, write_json
+from mae.data.manifest import ShardEntry, parse_entry, write_json
 from mae.data.packing.plan import Plan
 from mae.data.scan import RECORD
 from mae.data.statistics import SetPixels
+from mae.data.store.regular import read_json
 
 
 @dataclass

@@ -8,7 +8,8 @@ from mae.data.packing.class_list import NO_CLASSES, ClassList, known_classes, re
 from mae.data.packing.convert import is_image
 from mae.data.packing.items import Extent, Item, Source, no_image
 from mae.data.scan import LABEL_EXTENSION, Sample, samples, split_name
-from mae.data.store.shards import Shard, plain_tar
+from mae.data.store.shards import Shard
+from mae.data.store.unpacked import plain_tar
 from mae.data.tar import Member, members
 from mae.errors import UserError, first_of
 

@@ -12,11 +12,10 @@ from braceexpand import braceexpand
 
 from mae.data.store import storage
 from mae.data.store.storage import Shard
-from mae.data.store.unpacked import default_cache_dir, is_gzipped, plain_tar
 from mae.data.store.urls import PACKAGES, is_remote, is_web, redacted, scheme_of
 from mae.errors import UserError, first_of
 
-__all__ = ["SUFFIXES", "Shard", "default_cache_dir", "expand", "is_gzipped", "plain_tar"]
+__all__ = ["SUFFIXES", "Shard", "expand"]
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 """Endings of the names of shards."""

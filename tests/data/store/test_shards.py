@@ -12,8 +12,8 @@ import pytest
 from data import servers
 from data.servers import WebServer
 from mae.data.store import unpacked
-from mae.data.store.shards import Shard, default_cache_dir, expand, plain_tar
-from mae.data.store.unpacked import unpacked_bytes
+from mae.data.store.shards import Shard, expand
+from mae.data.store.unpacked import default_cache_dir, plain_tar, unpacked_bytes
 from mae.errors import UserError
 
 web, s3, impatient = servers.web, servers.s3, servers.impatient
