@@ -33,6 +33,14 @@ def make_output_safe() -> None:
             setattr(sys, f"__{name}__", getattr(sys, name))
 
 
+def say(text: str) -> None:
+    """Print a line, of which the locale may not know all characters; an output that is full or closed ends nothing."""
+    if sys.stdout:
+        encoding = sys.stdout.encoding or "utf-8"
+        with suppress(OSError):
+            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
+
+
 def newly_lost() -> Iterator[str]:
     """Yield, once for each stream of which something was lost, its name and the reason."""
     for number in sorted(_lost.keys() - _told):

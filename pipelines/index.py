@@ -23,6 +23,7 @@ from mae.data.scan import NO_LABEL
 from mae.data.store.shards import Shard, expand
 from mae.data.store.unpacked import CACHE_BYTES, default_cache_dir
 from mae.errors import UserError, first_of, one_line_errors
+from mae.output import say
 from mae.processes import default_workers
 from mae.progress import progress_bar
 from mae.settings import check, parse
@@ -71,14 +72,14 @@ def run(settings: IndexSettings) -> ShardIndex:
     with progress_bar("indexing", sum(shard.size for shard in shards), is_bytes=True) as advance:
         rules = ReadRules(settings.image_extension, settings.cache_bytes)
         place = settings.out or _writable(beside(shards, rules.image_extension))
-        index = index_of(shards, cache_dir, place, workers, _say, advance, rules)
+        index = index_of(shards, cache_dir, place, workers, say, advance, rules)
     bad = index.bad()
     if settings.check:
         with progress_bar("decoding", len(index)) as advance:
             pixels, bad = check_images(index, cache_dir, workers, advance)
         with _writing(index.folder):
             index = save_pixels(index, pixels.statistics(), pixels.images)
-    _say(describe(index, shards))
+    say(describe(index, shards))
     if bad:
         listed = index.folder / BAD_FILE
         with _writing(index.folder):
@@ -133,12 +134,6 @@ def _classes(index: ShardIndex) -> str:
 def _writable(folder: Path | None) -> Path | None:
     """Return the folder beside the shards if it can be created, else None."""
     return folder if folder and os.access(folder.parent.parent, os.W_OK) else None
-
-
-def _say(text: str) -> None:
-    # Names may hold characters that the output has not, most of all in the C locale.
-    encoding = sys.stdout.encoding
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

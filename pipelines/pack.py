@@ -5,7 +5,6 @@ mae pack images/train --out shards
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -22,6 +21,7 @@ from mae.data.packing.sources import find_splits
 from mae.data.packing.trees import Labels
 from mae.data.store.unpacked import default_cache_dir
 from mae.errors import UserError, one_line_errors
+from mae.output import say
 from mae.processes import default_workers
 from mae.progress import progress_bar
 from mae.settings import check, parse
@@ -108,19 +108,19 @@ def run(settings: PackSettings) -> dict[str, Packed]:
     plans, published = plan_splits(sources, settings.out, rules, is_trusted=is_part), {}
     for split in sources:
         if split not in {plan.split for plan in plans}:
-            _say(f"{split}: packed before this command was interrupted")
+            say(f"{split}: packed before this command was interrupted")
     for plan in plans:
         for notice in plan.notices:
-            _say(f"{plan.split}: {notice}")
+            say(f"{plan.split}: {notice}")
         shards = range(*(min(number, plan.shards) for number in settings.shard_range or (0, plan.shards)))
         with progress_bar(f"packing {plan.split}", plan.starts[shards.stop] - plan.starts[shards.start]) as advance:
             engine = ray_engine(workers) if settings.engine == "ray" else process_engine(workers)
             pack_shards(plan, shards, engine, advance)
         if is_part:
-            _say(describe_part(plan, shards))
+            say(describe_part(plan, shards))
         else:
             published[plan.split] = publish(plan, settings.skip_bad)
-            _say(describe(plan, published[plan.split]))
+            say(describe(plan, published[plan.split]))
     return published
 
 
@@ -134,14 +134,6 @@ def _sources(settings: PackSettings) -> Mapping[str, Source]:
         return digit_sources()
     known = fixed_classes(settings.classes, settings.out)
     return find_splits(settings.source, settings.split, default_cache_dir(), known, settings.labels)
-
-
-def _say(text: str) -> None:
-    """Print a line, of which the locale may not know all characters; an output that is full or closed ends nothing."""
-    if sys.stdout:
-        encoding = sys.stdout.encoding or "utf-8"
-        with suppress(OSError):
-            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
 
 
 def main(argv: Sequence[str] | None = None) -> None:
