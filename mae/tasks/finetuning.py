@@ -203,7 +203,7 @@ class Finetuning(Task):
         """Number of random numbers per image in `Batch.noise`: none."""
         return 0
 
-    @cached_property
+    @property
     def flops_per_image(self) -> int:
         """Floating-point operations of training on one image."""
         settings, data = self.settings, self.settings.data

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -78,7 +77,7 @@ class Pretraining(Task):
         """Number of random numbers per image: one per patch, and their order decides the mask."""
         return math.prod(self.settings.model.grid(self.settings.data.size))
 
-    @cached_property
+    @property
     def flops_per_image(self) -> int:
         """Floating-point operations of training on one image."""
         return autoencoder_flops(self.settings.model, self.settings.data.size, self.settings.data.channels).training

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mae.data.packing.left_out import LeftOut
+from mae.data.packing.not_packed import NotPacked
 from mae.data.scan import IMAGE_EXTENSIONS, NO_LABEL
 from mae.errors import UserError
 
@@ -69,7 +69,7 @@ class Source:
     """Images; after one pass over them, the following attributes are complete."""
     classes: list[str] = field(default_factory=list)
     """Class names in the order of labels; empty if there are no labels or names."""
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: NotPacked = field(default_factory=NotPacked)
     """Files that belong to no image."""
     remarks: list[str] = field(default_factory=list)
     """Facts that the user should know, besides the files left out."""

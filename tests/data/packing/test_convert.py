@@ -12,7 +12,7 @@ from mae.data.images import decode as decoding
 from mae.data.images.decode import CHANNELS, decode_pixels
 from mae.data.packing import convert as module
 from mae.data.packing.convert import missing_reader, to_png
-from mae.data.packing.left_out import LeftOut
+from mae.data.packing.not_packed import NotPacked
 from mae.errors import BadImageError, UserError
 
 ORIENTATION = 0x112
@@ -80,7 +80,7 @@ def test_a_format_without_its_reader_is_left_out_with_the_remedy(monkeypatch: py
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     missing_reader.cache_clear()
     try:
-        left_out = LeftOut()
+        left_out = NotPacked()
         for name in ("a.HEIC", "b.heic", "c.txt"):
             left_out.add(name)
         assert str(left_out).endswith("2 .heic, 1 c.txt; pip install 'mae-pretraining[heic]' to pack .heic")

@@ -16,19 +16,14 @@ CLASSES = ("ant", "bee", "cat")
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """ant/ 0 3 6 9, bee/ 1 4 7 10 and cat/ 2 5 8 11, with hidden and foreign files about."""
-    root = tmp_path / "tree"
-    for number in range(12):
-        path = root / CLASSES[number % 3] / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number))
+def tree(tree: Path) -> Path:
+    """The shared tree, with hidden and foreign files about."""
     for hidden in (".DS_Store", "ant/._00.png", ".git/00.png", ".hidden.png"):
-        (root / hidden).parent.mkdir(exist_ok=True)
-        (root / hidden).write_bytes(b"x")
-    (root / "README.txt").write_text("text")
-    (root / "cat" / "Thumbs.db").write_text("text")
-    return root
+        (tree / hidden).parent.mkdir(exist_ok=True)
+        (tree / hidden).write_bytes(b"x")
+    (tree / "README.txt").write_text("text")
+    (tree / "cat" / "Thumbs.db").write_text("text")
+    return tree
 
 
 def test_a_tree_is_listed_in_order_with_labels_and_sizes(tree: Path) -> None:
@@ -39,7 +34,7 @@ def test_a_tree_is_listed_in_order_with_labels_and_sizes(tree: Path) -> None:
     assert [item.size for item in items.values()] == [(tree / name).stat().st_size for name in items]
     item = items["bee/04.png"]
     assert isinstance(item.image, Extent)
-    assert item.image.read() == png(4)
+    assert item.image.read() == png(4, mode="RGB")
 
 
 @pytest.mark.parametrize("name", ["x.JPG", "x.jpeg", "x.PNG", "x.webp", "x.bmp", "x.tif", "x.TIFF", "x.v2.000.png"])

@@ -9,7 +9,7 @@ _MAX_LETTERS = 8
 _NO_EXTENSION = "without extension"
 
 
-class LeftOut:
+class NotPacked:
     """Files that are not packed, counted by extension."""
 
     def __init__(self) -> None:

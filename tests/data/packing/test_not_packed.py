@@ -1,8 +1,8 @@
-from mae.data.packing.left_out import LeftOut
+from mae.data.packing.not_packed import NotPacked
 
 
 def test_files_are_counted_by_kind_the_most_frequent_first() -> None:
-    found = LeftOut()
+    found = NotPacked()
     assert not found
     for name in ("b.psd", "x/a.TXT", "x/b.txt", "Thumbs.db", "x/c.PSD", "d.psd", "noext", "2024.0001", "x.a b"):
         found.add(name)
@@ -10,7 +10,7 @@ def test_files_are_counted_by_kind_the_most_frequent_first() -> None:
 
 
 def test_eight_kinds_are_named_and_the_others_counted() -> None:
-    found = LeftOut()
+    found = NotPacked()
     for number in range(20):
         found.add(f"x.a{number:02}")
         found.add(f"y.a{number:02}")
