@@ -1,10 +1,13 @@
 """What the whole suite shares: shape checks at every border, an empty cache, and shards made on the fly."""
 
+import functools
 import io
 import multiprocessing
 import platform
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,36 @@ def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         return pool.submit(work, *arguments).result()
+
+
+def in_fork(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a forked process, with which all that it does to the state of the process ends.
+
+    After a fake GPU, for one, torch refuses to train in processes that are forked later, as other tests do.
+    """
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe(duplex=False)
+
+        def work() -> None:
+            try:
+                test(*arguments, **named)
+            except BaseException:
+                there.send(traceback.format_exc())
+                raise
+
+        process = context.Process(target=work)
+        process.start()
+        there.close()
+        failure = ""
+        with suppress(EOFError):  # it has ended without one
+            failure = here.recv()
+        process.join()
+        assert process.exitcode == 0, failure or f"exit code {process.exitcode}"
+
+    return run
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 import torch
+from conftest import in_fork
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
@@ -67,6 +68,7 @@ def require_gpu(dtype: torch.dtype, *tensors: Tensor) -> None:
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize("mask", get_args(MaskKind))
 @pytest.mark.parametrize("decoder", DECODERS)
+@in_fork
 def test_an_autoencoder_computes_on_the_gpu_and_its_loss_in_float32(
     tiny_autoencoder: Callable[..., MaskedAutoencoder],
     decoder: str,
@@ -89,6 +91,7 @@ def test_an_autoencoder_computes_on_the_gpu_and_its_loss_in_float32(
 
 @pytest.mark.parametrize("checkpointing", ["none", "gelu", "blocks"])
 @pytest.mark.parametrize("head", ["mlp", "linear"])
+@in_fork
 def test_a_classifier_computes_on_the_gpu_and_its_loss_in_float32(head: HeadKind, checkpointing: Checkpointing) -> None:
     settings = EncoderSettings(width=16, depth=2, heads=2, patch_size=(4,))
     model = build_classifier(settings, (16, 16), 3, CLASSES, head, drop_path=0.3)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import in_own_process
+from conftest import in_fork
 from models.test_devices import fake_gpu, require_gpu, to_gpu
 
 from mae.data.batch import empty_batch
@@ -175,12 +175,9 @@ def test_an_odd_number_of_images_cannot_be_mixed(task: Callable[..., Finetuning]
     assert made.loss_of(4)(made.build_model(), batch).isfinite()
 
 
+@in_fork
 def test_its_loss_on_a_gpu_is_float32_and_needs_no_value_on_the_host(make_shards: Callable[..., Path]) -> None:
-    # A process that has used a device, a fake one too, cannot fork processes that train: other tests do.
-    in_own_process(losses_on_a_fake_gpu, make_shards([13, 12]))
-
-
-def losses_on_a_fake_gpu(shards: Path) -> None:
+    shards = make_shards([13, 12])
     mixing = RegularizationSettings(drop_path=0.3)
     for head, regularization in product(("mlp", "linear"), (UNMIXED, mixing)):
         made = open_task(shards, head=head, regularization=regularization)
