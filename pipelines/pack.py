@@ -94,11 +94,10 @@ class PackSettings:
 def run(settings: PackSettings) -> dict[str, Packed]:
     """Pack every split of the source; return the published splits by name."""
     sources = _sources(settings)
-    is_shuffled = settings.shuffle and settings.source != DIGITS  # digits are shuffled before they are split
     rules = PackRules(
         shard_samples=settings.shard_samples,
         shard_bytes=settings.shard_bytes,
-        seed=0 if is_shuffled else None,
+        seed=0 if settings.shuffle and settings.source != DIGITS else None,  # digits are shuffled before they are split
         provenance=settings.provenance,
         short_side=settings.short_side,
         quality=settings.quality,

@@ -33,7 +33,6 @@ def demo_page(
         features: Shape of the features of one image, from the exported encoder.
     """
     header, rows = table_of(cells)
-    records = pretrained.metrics()
     seeds = len(cells[0].accuracies)
     every = [(cell.labels, cell.encoder, *(f"{accuracy:.1%}" for accuracy in cell.accuracies)) for cell in cells]
     sections = [
@@ -59,13 +58,18 @@ def demo_page(
             "Reconstructions",
             page.picture(_last_picture(pretrained), "Fixed images with fixed masks, end of pretraining"),
         ),
-        ("Pretraining", page.picture(draw_training(records, logged_baselines(records)), "Training curves")),
+        ("Pretraining", page.picture(_curves(pretrained), "Training curves")),
         ("Time", page.table(("stage", "time"), [(stage, duration(passed)) for stage, passed in seconds.items()])),
         ("Pretraining settings", page.settings_table(_settings_of(pretrained.path))),
         ("Fine-tuning settings, first run", page.settings_table(_settings_of(finetuned.path))),
         ("Environment", page.environment_table(torch.device("cpu"))),
     ]
     return page.page("mae demo: scanned digits", sections)
+
+
+def _curves(run: RunFolder) -> bytes:
+    records = run.metrics()
+    return draw_training(records, logged_baselines(records))
 
 
 def _last_picture(run: RunFolder) -> bytes:

@@ -67,10 +67,7 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         model, state = _prepare(task, settings, accelerator, found)
         _say_where(folder, found, total, progress)
         if accelerator.is_main_process:
-            folder.create(settings)
-            if damage := folder.forget_after(start.step):
-                progress.say(f"warning: {damage}")
-            _warn_of_little_room(folder, state, settings.keep_checkpoints, progress)
+            _make_ready(folder, settings, start.step, state, progress)
         writer = _writer(folder, settings, accelerator, sharded=is_sharded(accelerator.unwrap_model(model)))
         accelerator.wait_for_everyone()
     job = Job(
@@ -89,9 +86,7 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         total=total,
         notes=dict(start.notes.get("pipeline", {})),
     )
-    if start.step < total:
-        for line in overview(job):
-            progress.say(line)
+    _say_overview(job)
     return job
 
 
@@ -201,6 +196,22 @@ def _say_where(folder: RunFolder, found: Checkpoint | None, total: int, progress
         progress.say(f"starting {folder.path} at step 0 of {total:,}")
     else:
         progress.say(f"resuming {folder.path} from {found.path.name}: {found.step:,} of {total:,} steps are done")
+
+
+def _say_overview(job: Job) -> None:
+    """Print what the run begins with; nothing if it has no steps left."""
+    for line in overview(job) if job.start.step < job.total else ():
+        job.progress.say(line)
+
+
+def _make_ready(
+    folder: RunFolder, settings: TrainSettings, step: int, state: TrainingState, progress: TrainingProgress
+) -> None:
+    """Make the folder, remove from its log what a resume at `step` will do again, and look for room."""
+    folder.create(settings)
+    if damage := folder.forget_after(step):
+        progress.say(f"warning: {damage}")
+    _warn_of_little_room(folder, state, settings.keep_checkpoints, progress)
 
 
 def _writer(
