@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import NoReturn
 
 from torch import distributed
@@ -282,14 +283,19 @@ def _require_store() -> None:
 
 
 def _meet() -> Store:
-    """Open a connection to this start's part of the store, apart from other jobs and earlier starts.
+    """Return this start's part of the store, apart from other jobs and earlier starts.
 
     Raises:
         OSError, DistError: if the store has ended.
     """
     _require_store()
-    timeout = timedelta(seconds=_SECONDS_TO_CONNECT)
-    store = TCPStore(*_address(), is_master=False, wait_for_workers=False, timeout=timeout)
     # Before the processes have met, only the launcher's count of restarts is known, which differs between machines.
     start = start_word() or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"mae/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{start}", store)
+    return PrefixStore(f"mae/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{start}", _connection(os.getpid(), _address()))
+
+
+@cache
+def _connection(process: int, address: tuple[str, int]) -> Store:
+    """Return the connection of this process to the store; all that is asked of it is answered at once."""
+    timeout = timedelta(seconds=_SECONDS_TO_CONNECT)
+    return TCPStore(*address, is_master=False, wait_for_workers=False, timeout=timeout)
