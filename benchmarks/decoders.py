@@ -31,7 +31,7 @@ from mae.data.loader import normalize
 from mae.data.prepare import open_shards
 from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics
-from mae.evaluation.encoder import trained_encoder
+from mae.inference.model import load
 from mae.models.description import ModelDescription, read_description
 from mae.models.encoder import build_encoder
 
@@ -118,7 +118,8 @@ def nearest_neighbours(path: Path, train_shards: str, test_shards: str) -> float
     kept = path.parent.parent.parent / f"{path.parent.name}.knn"
     if kept.exists():
         return float(kept.read_text())
-    accuracy = voted(*trained_encoder(path), train_shards, test_shards)
+    model = load(path, "cpu")
+    accuracy = voted(model.encoder, model.description, train_shards, test_shards)
     kept.write_text(str(accuracy))
     return accuracy
 

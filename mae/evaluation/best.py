@@ -9,13 +9,12 @@ from mae.data.source import statistics_of
 from mae.errors import CheckpointError
 from mae.evaluation.classification import evaluate
 from mae.files import unused_name
+from mae.models.description import BEST_FILE, Selection
 from mae.models.weights import file_tensors
 from mae.training.checkpoints.manifest import step_folder
 from mae.training.checkpoints.reader import verify_checkpoint
 from mae.training.job import Job
 from mae.training.state import final_weights
-
-BEST_FILE = "best.safetensors"
 
 
 def evaluation_due(job: Job, step: int, every: float) -> bool:
@@ -36,11 +35,11 @@ def evaluate_and_keep_best(job: Job, held_out: ShardIndex, step: int) -> None:
         result = evaluate(accelerator, model, batches, statistics_of(data), data.workers)
         is_best = result.accuracy > job.notes.get("best", {}).get("accuracy", -1.0)
         if is_best:
-            job.notes["best"] = {"step": step, "accuracy": result.accuracy}
+            job.notes["best"] = {"step": step, "accuracy": result.accuracy, "fingerprint": held_out.fingerprint}
         if accelerator.is_main_process:
             job.folder.log({"kind": "eval", "step": step, "epoch": epoch, **result._asdict()})
             if is_best:
-                sha256 = job.folder.publish(file_tensors(model), job.task.description.metadata(), BEST_FILE)
+                sha256 = job.folder.publish(file_tensors(model), _metadata(job), BEST_FILE)
                 job.notes["best"]["sha256"] = sha256
     job.progress.say(
         f"epoch {epoch:.1f}: accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {result.samples:,} samples"
@@ -65,5 +64,13 @@ def verify_best(job: Job) -> None:
         kept = f"; it is kept as {path.rename(unused_name(path, '.damaged')).name}" if os.path.lexists(path) else ""
         job.progress.say(f"warning: {path} {damage}, and there is no checkpoint of step {best['step']:,}{kept}")
     else:
-        job.folder.publish(weights, job.task.description.metadata(), BEST_FILE)
+        job.folder.publish(weights, _metadata(job), BEST_FILE)
         job.progress.say(f"warning: {path} {damage}; it is written again from step {best['step']:,}")
+
+
+def _metadata(job: Job) -> dict[str, str]:
+    """Return the metadata of the best model; runs of earlier versions did not note on which samples it was chosen."""
+    best, described = job.notes["best"], job.task.description.metadata()
+    if "fingerprint" not in best:
+        return described
+    return described | Selection(best["fingerprint"], best["step"], best["accuracy"]).metadata()

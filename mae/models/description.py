@@ -14,7 +14,9 @@ from mae.models.patches import grid_size
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 
 ModelKind = Literal["masked autoencoder", "classifier"]
-_FIELD = "mae"
+MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
+"""Names in a run folder of the last model, and of the best classifier on the evaluation shards."""
+_FIELD, _SELECTION = "mae", "mae_selection"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,40 @@ class ModelDescription:
         """Return settings that build this encoder."""
         return EncoderSettings(width=self.width, depth=self.depth, heads=self.heads, patch_size=self.patch_size)
 
+    def autoencoder(self) -> MaskedAutoencoderSettings | None:
+        """Return settings that build encoder and decoder; None if the decoder is not described."""
+        if self.decoder is None:
+            return None
+        return MaskedAutoencoderSettings(
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            patch_size=self.patch_size,
+            mask=self.decoder.mask,
+            mask_ratio=self.decoder.mask_ratio,
+            decoder=self.decoder.kind,
+            decoder_width=self.decoder.width,
+            decoder_depth=self.decoder.depth,
+            decoder_heads=self.decoder.heads,
+            norm_pix_loss=self.decoder.norm_pix_loss,
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Reason why a model was kept as the best of its run."""
+
+    fingerprint: str
+    """Fingerprint of the evaluation samples; a result on the same samples is too good, because they chose the model."""
+    step: int
+    """Number of steps after which the model was measured."""
+    accuracy: float
+    """Accuracy on these samples, from 0 to 1."""
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata for the header of a safetensors file, beside those of `ModelDescription`."""
+        return {_SELECTION: json.dumps(asdict(self))}
+
 
 def describe_model(
     kind: ModelKind,
@@ -94,13 +130,7 @@ def read_description(path: Path) -> ModelDescription:
     Raises:
         UserError: if the file is missing or damaged, or another program wrote it.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_FIELD)
-    except FileNotFoundError:
-        raise UserError(f"model file {path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"model file {path} is not an intact safetensors file: {error}") from None
+    text = _read_metadata(path).get(_FIELD)
     if text is None:
         raise UserError(f"model file {path} does not describe its architecture; it was not written by mae")
     try:
@@ -117,6 +147,34 @@ def read_description(path: Path) -> ModelDescription:
             f"model file {path} describes its architecture in a way this version of mae does not know; "
             "install the version that wrote it, or give another file"
         ) from None
+
+
+def read_selection(path: Path) -> Selection | None:
+    """Read why a model was kept as the best of its run; None if it was not, or the file does not say.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    text = _read_metadata(path).get(_SELECTION)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+        return Selection(str(found["fingerprint"]), int(found["step"]), float(found["accuracy"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(
+            f"model file {path} describes its selection in a way this version of mae does not know"
+        ) from None
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise UserError(f"model file {path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model file {path} is not an intact safetensors file: {error}") from None
 
 
 def require_same_model(trained: ModelDescription, asked: ModelDescription, source: Path) -> None:
@@ -146,6 +204,16 @@ def require_same_model(trained: ModelDescription, asked: ModelDescription, sourc
         require_same_classes(trained.classes, str(source), asked.classes, "the shards")
 
 
+def find_best_model(source: Path) -> Path:
+    """Return the best model of a fine-tuning run that measured its accuracy; for any other source, `find_model`.
+
+    Raises:
+        UserError: if there is no model.
+    """
+    best = source / BEST_FILE
+    return best if best.is_file() else find_model(source)
+
+
 def find_model(source: Path) -> Path:
     """Return the model file of a finished run or of a checkpoint folder, or `source` itself if it is a file.
 
@@ -154,7 +222,7 @@ def find_model(source: Path) -> Path:
     """
     if source.name.startswith("."):
         raise UserError(f"{source} is a checkpoint being written or removed; give one whose name begins with step-")
-    path = source / "model.safetensors" if source.is_dir() else source
+    path = source / MODEL_FILE if source.is_dir() else source
     if path.is_file():
         return path
     if not source.exists():

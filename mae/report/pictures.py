@@ -5,38 +5,13 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.data.statistics import PixelStatistics
-from mae.models.autoencoder import MaskedAutoencoder
-from mae.models.patches import patchify, unpatchify
-
 COLUMNS = ("original", "masked", "reconstruction", "with visible patches")
-_HIDDEN_GRAY = 0.5
 _INCHES = 1.5
-
-
-def reconstruction_panels(
-    model: MaskedAutoencoder,
-    images: Float[Tensor, "batch channels height width"],
-    noise: Float[Tensor, "batch patches"],
-    statistics: PixelStatistics,
-) -> list[Float[Tensor, "batch channels height width"]]:
-    """Return the four columns of the picture, as pixels from 0 to 1, for normalised `images` masked by `noise`."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        rebuilt = _pixels(model.to_images(model.predict_all(images, noise), images), statistics)
-    model.train(was_training)
-    original = _pixels(images, statistics)
-    hidden = _as_image(model, model.mask(noise).hidden(), original)
-    masked = torch.where(hidden, torch.full_like(original, _HIDDEN_GRAY), original)
-    pasted = torch.where(hidden, rebuilt, original)
-    return [panel.cpu() for panel in (original, masked, rebuilt, pasted)]
 
 
 def draw_reconstructions(
@@ -64,21 +39,6 @@ def figure_png(figure: Figure) -> bytes:
     with mpl.rc_context({"savefig.dpi": 130}):
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _pixels(
-    images: Float[Tensor, "batch channels height width"], statistics: PixelStatistics
-) -> Float[Tensor, "batch channels height width"]:
-    mean = torch.tensor(statistics.mean, device=images.device).view(1, -1, 1, 1)
-    std = torch.tensor(statistics.std, device=images.device).view(1, -1, 1, 1)
-    return (images.float() * std + mean).clamp(0, 1)
-
-
-def _as_image(
-    model: MaskedAutoencoder, hidden: Bool[Tensor, "batch patches"], like: Float[Tensor, "batch channels height width"]
-) -> Bool[Tensor, "batch channels height width"]:
-    spread = hidden[:, :, None].expand(-1, -1, patchify(like, model.patch_size).shape[2])
-    return unpatchify(spread.float(), model.grid, model.patch_size).bool()
 
 
 def _displayable(image: Float[Tensor, "channels height width"]) -> NDArray[np.float32]:

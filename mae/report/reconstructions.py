@@ -9,9 +9,10 @@ from mae import keyed
 from mae.data.loader import normalize
 from mae.data.source import statistics_of
 from mae.files import write_atomically
+from mae.inference.reconstruction import reconstructed
 from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder
-from mae.report.pictures import draw_reconstructions, reconstruction_panels
+from mae.report.pictures import draw_reconstructions
 from mae.tasks.pretraining import Pretraining
 from mae.training.job import Job
 
@@ -34,7 +35,7 @@ def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
     def draw(step: int) -> None:
         with job.state.evaluation_weights() as model, job.accelerator.autocast():
             assert isinstance(model, MaskedAutoencoder)
-            panels = reconstruction_panels(model, images, noise, statistics)
+            panels = reconstructed(model, images, noise, statistics).panels
         title = f"step {step:,} of {job.total:,}, {settings.model.mask_ratio:.0%} of the patches hidden"
         picture = draw_reconstructions(panels, title, settings.model.norm_pix_loss)
         write_atomically(job.folder.pictures / f"step-{step:09d}.png", picture)

@@ -1,8 +1,8 @@
 """Finish of a run: its model is published, and what an earlier start has published is verified."""
 
 from mae.errors import CheckpointError
+from mae.models.description import MODEL_FILE
 from mae.safetensors_file import sha256
-from mae.training.checkpoints.manifest import MODEL_FILE
 from mae.training.checkpoints.reader import newest_checkpoint
 from mae.training.job import Job
 from mae.training.state import final_weights

@@ -9,12 +9,13 @@ from PIL import Image
 
 from mae.data.loader import normalize
 from mae.data.statistics import PixelStatistics
+from mae.inference.reconstruction import reconstructed
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.patches import patchify
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.report import page
 from mae.report.curves import draw_accuracy, draw_training
-from mae.report.pictures import draw_reconstructions, reconstruction_panels
+from mae.report.pictures import draw_reconstructions
 
 STATISTICS = {c: PixelStatistics((0.4,) * c, (0.2,) * c) for c in (1, 3, 5)}
 
@@ -35,7 +36,7 @@ def test_panels(channels: int, norm_pix_loss: bool) -> None:
     pixels = torch.randint(0, 256, (3, channels, 8, 16), dtype=torch.uint8)
     noise = torch.rand(3, model.patches)
     images = normalize(pixels, STATISTICS[channels])
-    original, masked, rebuilt, pasted = reconstruction_panels(model, images, noise, STATISTICS[channels])
+    original, masked, rebuilt, pasted = reconstructed(model, images, noise, STATISTICS[channels]).panels
     torch.testing.assert_close(original, pixels / 255)
     hidden = (masked == 0.5).all(1)
     assert hidden.float().mean() == pytest.approx(0.75, abs=0.02)

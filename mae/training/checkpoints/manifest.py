@@ -15,7 +15,7 @@ from mae.files import open_regular
 
 FORMAT_VERSION = 3
 _OLDER_FORMAT = 2
-MODEL_FILE, MANIFEST_FILE = "model.safetensors", "manifest.json"
+MANIFEST_FILE = "manifest.json"
 SET_ASIDE = ".old"
 """Suffix of a checkpoint's name while another of the same step replaces it."""
 MALFORMED = (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)

@@ -17,9 +17,10 @@ from mae.data.settings import DataSettings
 from mae.data.store.shards import Shard
 from mae.errors import UserError, first_of
 from mae.files import read_bounded, write_atomically
+from mae.models.description import MODEL_FILE
 from mae.models.weights import write_weights
 from mae.settings import check, check_name, dump, flatten, load_yaml
-from mae.training.checkpoints.manifest import MALFORMED, MODEL_FILE, FileIdentity, require_types
+from mae.training.checkpoints.manifest import MALFORMED, FileIdentity, require_types
 from mae.training.run_folder.compare import differences
 from mae.training.run_folder.lock import cannot_be_written, lock_folder
 from mae.training.run_folder.records import keep_up_to, read_records

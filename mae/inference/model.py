@@ -1,0 +1,302 @@
+"""Trained model, ready to use: features, predictions, reconstructions, attention."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, UInt8
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from mae import keyed
+from mae.data.images.augment import eval_view
+from mae.data.images.decode import decode
+from mae.data.loader import normalize
+from mae.data.statistics import PixelStatistics
+from mae.errors import BadImageError, UserError
+from mae.inference.inputs import Picture, Pictures, each_of, encoded
+from mae.inference.reconstruction import Reconstructed, reconstructed
+from mae.keyed import Purpose
+from mae.models.attention import attention_weights
+from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.classifier import HeadKind, build_classifier
+from mae.models.description import (
+    ModelDescription,
+    Selection,
+    find_best_model,
+    read_description,
+    read_selection,
+)
+from mae.models.encoder import build_encoder
+from mae.models.masking import Mask, kept_patches, make_mask, mask_of
+from mae.models.readout import NormKind, TokenKind, read_features, select
+from mae.models.weights import encoder_part, has_decoder, load_all, load_encoder, read_weights
+
+BATCH = 64
+"""Number of images that go through the model at once. It is fixed, because other numbers change the last bits."""
+
+
+class Prediction(NamedTuple):
+    """Most probable classes of one image, the best first."""
+
+    labels: tuple[int, ...]
+    names: tuple[str, ...]
+    """Names of these classes; their numbers where the model knows no names."""
+    probabilities: tuple[float, ...]
+
+
+def load(source: str | PathLike[str], device: str | torch.device | None = None) -> "Model":
+    """Load a trained model for use: `mae.load("runs/first")`.
+
+    Args:
+        source: The folder of a run, of a checkpoint or of an export for timm, or a `.safetensors` file of this program.
+            Of a fine-tuning run that measured its accuracy, the best model is taken.
+        device: Where the model computes; None: on a GPU if there is one, else on the CPU.
+
+    Raises:
+        UserError: if there is no model, it is damaged, or another program wrote it.
+    """
+    path = find_best_model(Path(source))
+    description, weights = read_description(path), read_weights(path)
+    network = _network(description, weights, path)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Model(path, description, read_selection(path), network.eval().to(chosen), chosen)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Trained model. Its methods take one or many images, of any kind that `mae.inference.inputs.Picture` names.
+
+    Images are decoded, resized and cropped at the centre as in evaluation, and normalised as in training.
+    """
+
+    path: Path
+    """File that the weights are from."""
+    description: ModelDescription
+    selection: Selection | None
+    """Evaluation samples on which the model was chosen as the best of its run; None if it was not, or is unknown."""
+    network: VisionTransformer | MaskedAutoencoder
+    device: torch.device
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        """Encoder: a timm ViT, with a head if the model is a classifier."""
+        network = self.network
+        return network.encoder if isinstance(network, MaskedAutoencoder) else network
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model predicts classes."""
+        return isinstance(self.network, VisionTransformer) and self.network.num_classes > 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by label; their numbers where the model knows no names, and () without a head."""
+        count: int = self.network.num_classes if isinstance(self.network, VisionTransformer) else 0
+        names = self.description.classes
+        return names if names is not None and len(names) == count else tuple(map(str, range(count)))
+
+    def view(self, image: Picture) -> UInt8[Tensor, "channels height width"]:
+        """Return an image as the model sees it, before it is normalised: resized, and cropped at the centre.
+
+        Raises:
+            UserError: if the image cannot be read.
+            BadImageError: if it is damaged or of a format that is not allowed.
+        """
+        description = self.description
+        return eval_view(decode(encoded(image), description.channels), description.image_size, description.crop_pct)
+
+    def embed(
+        self, images: Pictures, tokens: TokenKind = "cls", norm: NormKind = "normed"
+    ) -> Float32[Tensor, "images feature"]:
+        """Return one feature per image: width values, or twice as many for `cls+avg`.
+
+        Args:
+            images: One or many images.
+            tokens: `cls`, the mean of the patch tokens (`avg`), or both, one after the other (`cls+avg`).
+            norm: Tokens before (`raw`) or after (`normed`) the encoder's last norm. `cls` and `normed` is what a timm
+                model gives, and what fine-tuning builds on; k-NN is often better with `raw`.
+
+        Raises:
+            UserError: if an image cannot be used.
+        """
+        return torch.cat([select(features, tokens, norm) for features in self._run(self.features_of, images)])
+
+    def logits(self, images: Pictures) -> Float32[Tensor, "images classes"]:
+        """Return the logits of a fine-tuned model.
+
+        Raises:
+            UserError: if the model has no head, or an image cannot be used.
+        """
+        self.require_head()
+        return torch.cat(list(self._run(self.logits_of, images)))
+
+    def predict(self, images: Pictures, top: int = 5) -> list[Prediction]:
+        """Return the `top` most probable classes of each image.
+
+        Raises:
+            UserError: if the model has no head, or an image cannot be used.
+        """
+        return most_probable(self.logits(images), self.classes, top)
+
+    def reconstruct(
+        self,
+        images: Pictures,
+        mask_ratio: float | None = None,
+        seed: int = 0,
+        hidden: Bool[Tensor, "images rows columns"] | None = None,
+    ) -> Reconstructed:
+        """Hide patches of each image, and reconstruct it from the others.
+
+        Args:
+            images: One or many images.
+            mask_ratio: Share of the patches to hide; None: as in training.
+            seed: Key of the random masks; the n-th image has the same mask in each call.
+            hidden: Masks of your own, True for each patch to hide, with the same number for each image.
+
+        Raises:
+            UserError: if the model has no decoder, an image cannot be used, or a mask hides no patch or all.
+        """
+        network = self.network
+        if not isinstance(network, MaskedAutoencoder):
+            raise UserError(f"{self.path} has no decoder, so it cannot reconstruct images; give a pretraining run")
+        parts, done = [], 0
+        for views in self._batches(images):
+            ids = np.arange(done, done + len(views))
+            noise = keyed.uniform_float32(keyed.key(Purpose.PICTURE, seed), ids, network.patches)
+            own = None if hidden is None else hidden[done : done + len(views)]
+            mask = self._mask(network, torch.from_numpy(noise), mask_ratio, own)
+            parts.append(reconstructed(network, self._normalized(views), mask, self._statistics))
+            done += len(views)
+        return Reconstructed(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def attention(self, images: Pictures, block: int = -1) -> Float32[Tensor, "images heads rows columns"]:
+        """Return how much the cls token attends to each patch in one block, per head.
+
+        The weights of one head sum to 1 with the weight of the cls token itself, which is left out.
+
+        Raises:
+            UserError: if an image cannot be used, or there is no such block.
+        """
+        depth = self.description.depth
+        if not -depth <= block < depth:
+            raise UserError(f"there is no block {block}; allowed: {-depth} to {depth - 1}")
+
+        def weights(views: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch ..."]:
+            found = attention_weights(self.encoder, self._normalized(views), block)
+            return found[:, :, 0, 1:].reshape(*found.shape[:2], *self.description.grid).cpu()
+
+        return torch.cat(list(self._run(weights, images)))
+
+    def require_head(self) -> None:
+        """Raise a `UserError` if the model has no head."""
+        if not self.has_head:
+            raise UserError(
+                f"{self.path} is an encoder, which knows no classes: get its features (mae embed), or fine-tune it "
+                "first (mae finetune)"
+            )
+
+    def features_of(self, views: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch norms both"]:
+        """Return all features of a batch of views; see `mae.models.readout.read_features`."""
+        with torch.no_grad():
+            return read_features(self.encoder, self._normalized(views)).float().cpu()
+
+    def logits_of(self, views: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch classes"]:
+        """Return the logits of a batch of views."""
+        with torch.no_grad():
+            logits: Tensor = self.encoder(self._normalized(views))
+            return logits.float().cpu()
+
+    @property
+    def _statistics(self) -> PixelStatistics:
+        return PixelStatistics(self.description.mean, self.description.std)
+
+    def _normalized(
+        self, views: UInt8[Tensor, "batch channels height width"]
+    ) -> Float32[Tensor, "batch channels height width"]:
+        return normalize(views.to(self.device), self._statistics)
+
+    def _run(self, function: Callable[[Tensor], Tensor], images: Pictures) -> Iterator[Tensor]:
+        for views in self._batches(images):
+            with torch.no_grad():
+                yield function(views)
+
+    def _batches(self, images: Pictures) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
+        views: list[Tensor] = []
+        number = -1
+        for number, image in enumerate(each_of(images)):
+            try:
+                views.append(self.view(image))
+            except BadImageError as error:
+                name = image if isinstance(image, str | PathLike) else f"image {number}"
+                raise UserError(f"{name} is not usable: {error}") from None
+            if len(views) == BATCH:
+                yield torch.stack(views)
+                views.clear()
+        if number < 0:
+            raise UserError("there are no images; give at least one")
+        if views:
+            yield torch.stack(views)
+
+    def _mask(
+        self,
+        network: MaskedAutoencoder,
+        noise: Float32[Tensor, "batch patches"],
+        mask_ratio: float | None,
+        hidden: Bool[Tensor, "images rows columns"] | None,
+    ) -> Mask:
+        noise = noise.to(self.device)
+        if hidden is not None:
+            wanted = (len(noise), *network.grid)
+            if hidden.shape != wanted:
+                raise UserError(f"the masks are {list(hidden.shape)}; allowed: one for each image, {list(wanted)}")
+            return mask_of(hidden.flatten(1).to(self.device), noise)
+        if mask_ratio is None:
+            return network.mask(noise)
+        kept = kept_patches(network.grid, network.mask_kind, mask_ratio) if 0 < mask_ratio < 1 else 0
+        if not 0 < kept < network.patches:
+            raise UserError(
+                f"mask_ratio {mask_ratio} would hide all or none of {network.patches} patches; allowed: between 0 and 1"
+            )
+        return make_mask(noise, network.grid, network.mask_kind, kept, network.mask_version)
+
+
+def most_probable(logits: Float[Tensor, "images classes"], classes: tuple[str, ...], top: int) -> list[Prediction]:
+    """Return the `top` most probable classes of each row (all if there are fewer); equal ones by label."""
+    probabilities = logits.double().softmax(dim=1)
+    order = probabilities.argsort(dim=1, descending=True, stable=True)[:, :top]
+    return [
+        Prediction(tuple(labels), tuple(classes[label] for label in labels), tuple(values))
+        for labels, values in zip(order.tolist(), probabilities.gather(1, order).tolist(), strict=True)
+    ]
+
+
+def _network(
+    description: ModelDescription, weights: dict[str, Tensor], path: Path
+) -> VisionTransformer | MaskedAutoencoder:
+    """Build what the tensors of a file are: an autoencoder, a classifier, or an encoder alone."""
+    encoder, size, channels = description.encoder(), description.image_size, description.channels
+    settings = description.autoencoder()
+    if settings is not None and has_decoder(weights):
+        autoencoder = MaskedAutoencoder(settings, size, channels)
+        load_all(autoencoder, weights, path)
+        return autoencoder
+    head = _head(weights)
+    if head is not None:
+        classifier = build_classifier(encoder, size, channels, head[1], head[0])
+        load_all(classifier, weights, path)
+        return classifier
+    vit = build_encoder(encoder, size, channels)
+    load_encoder(vit, encoder_part(weights), path)
+    return vit
+
+
+def _head(weights: dict[str, Tensor]) -> tuple[HeadKind, int] | None:
+    """Return the kind of a classifier's head and its number of classes; None without a head."""
+    kinds: dict[HeadKind, str] = {"mlp": "head.fc2.weight", "linear": "head.weight"}
+    found = [(kind, len(weights[name])) for kind, name in kinds.items() if name in weights]
+    return found[0] if found else None
