@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
 from socket import gethostname
+from typing import TypeVar
 from weakref import WeakSet
 
 import torch
@@ -23,7 +24,6 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mae.data.batch import Batch
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError, first_of
 from mae.processes import end_with_parent
@@ -46,13 +46,14 @@ _TIMED_OUT = "DataLoader timed out"
 # torch 2.11 reports a full /dev/shm by the second text.
 _NO_SPACE = (os.strerror(errno.ENOSPC), "unable to allocate shared memory")
 
+AnyBatch = TypeVar("AnyBatch")
 _workers: WeakSet[BaseProcess] = WeakSet()
 os.register_at_fork(after_in_child=_workers.clear)
 
 
 def load(
-    batches: Dataset[Batch], numbers: Sequence[int], workers: int, pin_memory: bool = False, timeout: float = 600.0
-) -> Iterator[Batch]:
+    batches: Dataset[AnyBatch], numbers: Sequence[int], workers: int, pin_memory: bool = False, timeout: float = 600.0
+) -> Iterator[AnyBatch]:
     """Return an iterator over the batches with the given numbers, in order, prepared ahead by `workers` processes.
 
     An iterable data set ignores `numbers`. The iterator raises `UserError` if a worker is killed, needs more than
@@ -69,7 +70,7 @@ def load(
                 sampler=None if isinstance(batches, IterableDataset) else numbers,
                 num_workers=workers,
                 pin_memory=pin_memory,
-                collate_fn=_unchanged,  # type: ignore[arg-type]  # without batch_size it gets one item
+                collate_fn=_unchanged,  # without batch_size it gets one item
                 worker_init_fn=_prepare_worker,
                 timeout=timeout if workers else 0,
             )
@@ -108,7 +109,7 @@ def normalize(
     return (images.float() - mean) / std
 
 
-def _explain_failures(made: Iterator[Batch], workers: Sequence[BaseProcess], timeout: float) -> Iterator[Batch]:
+def _explain_failures(made: Iterator[AnyBatch], workers: Sequence[BaseProcess], timeout: float) -> Iterator[AnyBatch]:
     try:
         for done in count():
             try:
@@ -191,7 +192,7 @@ def _without_traceback(error: UserError) -> UserError:
     return type(error)(str(error).rstrip().rpartition(f"{type(error).__qualname__}: ")[2])
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: AnyBatch) -> AnyBatch:
     return batch
 
 

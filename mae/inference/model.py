@@ -107,8 +107,7 @@ class Model:
             UserError: if the image cannot be read.
             BadImageError: if it is damaged or of a format that is not allowed.
         """
-        description = self.description
-        return eval_view(decode(encoded(image), description.channels), description.image_size, description.crop_pct)
+        return view_of(encoded(image), self.description)
 
     def embed(
         self, images: Pictures, tokens: TokenKind = "cls", norm: NormKind = "normed"
@@ -263,6 +262,15 @@ class Model:
                 f"mask_ratio {mask_ratio} would hide all or none of {network.patches} patches; allowed: between 0 and 1"
             )
         return make_mask(noise, network.grid, network.mask_kind, kept, network.mask_version)
+
+
+def view_of(data: bytes, description: ModelDescription) -> UInt8[Tensor, "channels height width"]:
+    """Decode the bytes of an image file, resize them and crop them at the centre, as the model of a description needs.
+
+    Raises:
+        BadImageError: if the image is damaged or of a format that is not allowed.
+    """
+    return eval_view(decode(data, description.channels), description.image_size, description.crop_pct)
 
 
 def most_probable(logits: Float[Tensor, "images classes"], classes: tuple[str, ...], top: int) -> list[Prediction]:
