@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -14,18 +13,16 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from mae.classes import require_same_classes
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches
-from mae.data.classes import CLASSES_FILE, class_names
 from mae.data.eval_batches import labelled_subset
 from mae.data.images.augment import AugmentSettings
 from mae.data.index import ShardIndex
+from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
 from mae.data.loader import normalize
-from mae.data.overlap import shared_samples
 from mae.data.plan import BatchPlan
 from mae.data.prepare import open_shards
 from mae.data.source import IndexedSource, statistics_of
-from mae.errors import UserError, first_of
+from mae.errors import UserError
 from mae.models.classifier import build_classifier
 from mae.models.description import ModelDescription, describe_model
 from mae.models.flops import classifier_flops
@@ -149,9 +146,10 @@ class Finetuning(Task):
             UserError: if shards are missing or damaged, labels do not fit, or too many samples are in both.
         """
         held_out = open_held_out(settings, say)
-        task = cls(settings, source, held_out, _agreed_names(source.index, held_out, say))
+        task = cls(settings, source, held_out, agreed_names(source.index, held_out, say))
         _ = task.classes  # labels that do not fit are refused before pixels are measured
-        task._limit_overlap(say)
+        if held_out is not None:
+            limit_overlap(source.index, held_out, settings.eval_overlap, settings.data, say, task.subset)
         return task
 
     @cached_property
@@ -161,37 +159,13 @@ class Finetuning(Task):
         Raises:
             UserError: if samples have no label, or a label is beyond the class list, or only in the evaluation shards.
         """
-        classes = self.source.index.class_count(self.names)
-        if self.held_out is not None and (count := self.held_out.label_count()) > classes:
-            raise UserError(
-                f"eval_shards have labels up to {count - 1}, data.shards only up to {classes - 1}; pack both with the "
-                "same class list"
-            )
-        return classes
+        return count_classes(self.source.index, self.held_out, self.names)
 
     @cached_property
     def subset(self) -> NDArray[np.int64] | None:
         """Ids of the samples to train on; None for all."""
         per_class = self.settings.labels_per_class
         return None if per_class is None else labelled_subset(self.source.index, per_class, self.settings.seed)
-
-    def _limit_overlap(self, say: Callable[[str], None]) -> None:
-        """Report evaluation samples that are also training samples, or raise a `UserError` for too many."""
-        if self.held_out is None:
-            return
-        most = int(self.settings.eval_overlap * len(self.held_out))
-        shared = shared_samples(self.source.index, self.held_out, self.settings.data, self.subset)
-        found = list(islice(shared, most + 1))
-        if not found:
-            return
-        count = f"{len(found)}{' or more' if len(found) > most else ''} of {len(self.held_out):,} evaluation samples"
-        pairs = first_of([f"{sample.second} is {sample.first}" for sample in found], most=2)
-        if len(found) > most:
-            raise UserError(
-                f"{count} are also training samples: {pairs}; allowed: {self.settings.eval_overlap:.1%} "
-                "(eval_overlap). Give separate shards as eval_shards: accuracy on training samples tells nothing"
-            )
-        say(f"warning: {count} are also training samples: {pairs}")
 
     @property
     def unit(self) -> int:
@@ -273,19 +247,3 @@ def open_held_out(settings: FinetuneSettings, say: Callable[[str], None]) -> Sha
         return None
     # data.index names the index of the training shards.
     return open_shards(settings.eval_shards, replace(settings.data, index=None), say)
-
-
-def _agreed_names(
-    trained: ShardIndex, held_out: ShardIndex | None, say: Callable[[str], None]
-) -> tuple[str, ...] | None:
-    """Return the class names of the training shards, after comparing those of the evaluation shards with them."""
-    names = class_names([entry.shard for entry in trained.entries], say)
-    if held_out is None:
-        return names
-    held_out_names = class_names([entry.shard for entry in held_out.entries], say)
-    if names is not None and held_out_names is not None:
-        require_same_classes(names, "data.shards", held_out_names, "eval_shards")
-    elif (names is None) != (held_out_names is None):
-        without = "data.shards" if names is None else "eval_shards"
-        say(f"{without} have no {CLASSES_FILE}: their labels are taken by number")
-    return names
