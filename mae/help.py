@@ -63,6 +63,8 @@ def _word(annotation: Any) -> str:
     if get_origin(annotation) is not tuple:
         return _WORDS[annotation]
     kind, *others = get_args(annotation)
+    if get_origin(kind) is typing.Literal:
+        return f"one or more of {_word(kind)}"
     count = "" if others == [...] else f"{_COUNTS[len(others) + 1]} "
     return f"{count}{_WORDS[kind]}s"
 

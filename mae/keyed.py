@@ -28,6 +28,8 @@ class Purpose(IntEnum):
     PICTURE = 8
     STREAM = 9
     BASELINE = 10
+    HELD_OUT = 11
+    FEW_SHOT = 12
 
 
 def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

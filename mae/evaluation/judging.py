@@ -1,0 +1,153 @@
+"""What is judged (encoders, their heads, untrained encoders, pixels) and by which protocols."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+
+from mae.data.index import ShardIndex
+from mae.errors import UserError
+from mae.evaluation.feature_set import PIXELS, FeatureSet
+from mae.evaluation.features import Extraction, encoder_features, head_logits, pixels, untrained_features
+from mae.evaluation.protocols import few_shot, knn, linear, svm
+from mae.evaluation.protocols.outcome import Outcome
+from mae.evaluation.results import Row, row_of
+from mae.files import open_regular
+from mae.inference.model import Model, load
+from mae.models.description import ModelDescription
+
+Protocol = Literal["knn", "linear", "few_shot", "pixels", "untrained"]
+"""Ways to judge features; `pixels` and `untrained` show what the others give without pretraining."""
+HEAD, SVM = "head", "svm"
+
+
+class LabelledSets(NamedTuple):
+    """Shards to fit on and shards to measure on, with the classes that they agree on."""
+
+    train: ShardIndex
+    test: ShardIndex
+    classes: int
+    names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class JudgingRules:
+    """Rules of all protocols."""
+
+    protocols: tuple[Protocol, ...]
+    kinds: tuple[str, ...]
+    """Kinds of features of an encoder to choose from."""
+    seeds: int
+    """Number of times that each protocol is repeated, with other held-out samples and other random weights."""
+    shots: int
+    """Samples of each class for few_shot."""
+    splits: int
+    """Number of choices of these samples for each seed."""
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to judge."""
+
+    name: str
+    extractions: tuple[Extraction, ...]
+    """Its features: one for all seeds, or one per seed."""
+    protocols: tuple[str, ...]
+    about: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+
+
+def subjects(sources: Sequence[Path], sets: LabelledSets, rules: JudgingRules) -> list[Subject]:
+    """Return all that is to be judged: each encoder and its head, and what stands for no pretraining.
+
+    Raises:
+        UserError: if a model cannot be loaded, or is named twice.
+    """
+    asked = tuple(name for name in ("knn", "linear", "few_shot") if name in rules.protocols)
+    models = {str(source): load(source, "cpu") for source in sources}
+    if len({model.path.resolve() for model in models.values()}) < len(sources):
+        raise UserError(f"a model is named twice: {' '.join(map(str, sources))}; name each once")
+    found = [subject for name, model in models.items() for subject in _of_model(name, model, sets, asked, rules)]
+    for description in _prepared_alike(model.description for model in models.values()):
+        if "untrained" in rules.protocols:
+            random = tuple(untrained_features(description, seed, rules.device) for seed in range(rules.seeds))
+            found.append(Subject(f"untrained {_shape(description)}", random, asked, {}))
+        if "pixels" in rules.protocols:
+            plain = pixels(description)
+            rows, columns = plain.identity["pixels"]
+            found.append(Subject(f"pixels {rows}x{columns}", (plain,), (*asked, SVM), {}))
+    return found
+
+
+def judge(
+    subject: Subject,
+    read: Callable[[Extraction, ShardIndex], NDArray[Any]],
+    sets: LabelledSets,
+    rules: JudgingRules,
+) -> Iterator[Row]:
+    """Yield the result of a subject under each of its protocols; `read` returns what an extraction has computed."""
+    outcomes: dict[str, list[tuple[int, Outcome]]] = {protocol: [] for protocol in subject.protocols}
+    for seed in range(rules.seeds):
+        if seed < len(subject.extractions):
+            values = [read(subject.extractions[seed], index) for index in (sets.train, sets.test)]
+        train, test = FeatureSet(values[0], sets.train.label), FeatureSet(values[1], sets.test.label)
+        for protocol, found in outcomes.items():
+            if protocol != HEAD or seed == 0:  # nothing in it depends on the seed
+                found += [(seed, outcome) for outcome in _judge_once(protocol, train, test, sets.classes, seed, rules)]
+    for protocol, found in outcomes.items():
+        yield row_of(subject.name, protocol, found, sets.test.label, subject.remarks, subject.about)
+
+
+def _judge_once(
+    protocol: str, train: FeatureSet, test: FeatureSet, classes: int, seed: int, rules: JudgingRules
+) -> list[Outcome]:
+    kinds = (PIXELS,) if train.is_pixels else rules.kinds
+    if protocol == "knn":
+        return [knn.judge(train, test, classes, seed, kinds, rules.device)]
+    if protocol == "linear":
+        return [linear.judge(train, test, classes, seed, kinds, rules.device)]
+    if protocol == "few_shot":
+        return few_shot.judge(train, test, classes, seed, kinds, rules.device, rules.shots, rules.splits)
+    if protocol == SVM:
+        return [svm.judge(train, test, classes, seed)]
+    scores = torch.from_numpy(test.values).double().softmax(dim=1).numpy()
+    return [Outcome(scores, True, 0, {})]
+
+
+def _of_model(
+    name: str, model: Model, sets: LabelledSets, asked: tuple[str, ...], rules: JudgingRules
+) -> Iterator[Subject]:
+    with open_regular(model.path) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    about = {"model": str(model.path), "sha256": sha256}
+    remarks: tuple[str, ...] = ()
+    if model.selection is not None and model.selection.fingerprint == sets.test.fingerprint:
+        remarks = ("selected on this set",)
+    loaded = partial(load, model.path, rules.device)
+    yield Subject(name, (encoder_features(model.description, sha256, loaded),), asked, about, remarks)
+    if model.has_head and _knows(model, sets):
+        yield Subject(name, (head_logits(model.description, sha256, loaded),), (HEAD,), about, remarks)
+
+
+def _knows(model: Model, sets: LabelledSets) -> bool:
+    """Return whether the classes of a fine-tuned model are those of the sets."""
+    named = model.description.classes is not None and sets.names is not None
+    return model.classes == sets.names if named else len(model.classes) == sets.classes
+
+
+def _shape(description: ModelDescription) -> str:
+    """Return the shape of an encoder in short: width x depth / patch size."""
+    patch = "x".join(map(str, dict.fromkeys(description.patch_size)))
+    return f"{description.width}x{description.depth}/{patch}"
+
+
+def _prepared_alike(descriptions: Iterable[ModelDescription]) -> list[ModelDescription]:
+    """Return each encoder once, with the preparation of its images, whatever its decoder or head."""
+    plain = [replace(each, kind="classifier", decoder=None, classes=None) for each in descriptions]
+    return list(dict.fromkeys(plain))

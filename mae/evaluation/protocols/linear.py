@@ -1,0 +1,38 @@
+"""Linear probe: logistic regression on frozen features."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mae.evaluation.feature_set import FeatureSet, shuffled, split_off
+from mae.evaluation.protocols.logistic import probabilities
+from mae.evaluation.protocols.outcome import Outcome, accuracy
+from mae.keyed import Purpose
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Values of C to choose from; small ones keep the weights small."""
+_MOST_TO_CHOOSE_BY = 10_000
+
+
+def judge(
+    train: FeatureSet, test: FeatureSet, classes: int, seed: int, kinds: Sequence[str], device: torch.device
+) -> Outcome:
+    """Choose the kind of feature and C on held-out training samples, and fit all training samples.
+
+    To choose, at most 10,000 samples are fitted.
+    """
+    fit_ids, held_out_ids = split_off(train, seed)
+    fit = train.take(np.sort(shuffled(fit_ids, Purpose.HELD_OUT, seed, 1)[:_MOST_TO_CHOOSE_BY]))
+    held_out = train.take(held_out_ids)
+    measured = [
+        (accuracy(scores, held_out.labels), kind, strength)
+        for kind in kinds
+        for strength, scores in probabilities(
+            fit.of(kind), fit.labels, held_out.of(kind), STRENGTHS, classes, device
+        ).items()
+    ]
+    best, kind, strength = max(measured, key=lambda found: found[0])
+    found = probabilities(train.of(kind), train.labels, test.of(kind), (strength,), classes, device)
+    chosen = {"feature": kind, "C": strength, "held_out_top1": best}
+    return Outcome(found[strength], True, len(train), chosen)

@@ -1,0 +1,32 @@
+"""Outcome of a protocol: scores of the test samples, and what was chosen to get them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.errors import UserError
+
+
+class Outcome(NamedTuple):
+    """Scores of the test samples by one classifier."""
+
+    scores: NDArray[np.float64]
+    """One score per sample and class; the greatest decides."""
+    are_probabilities: bool
+    """Whether the scores of a sample are probabilities, which sum to 1."""
+    fitted_on: int
+    """Number of training samples that the classifier was fitted on."""
+    chosen: dict[str, Any]
+    """What was chosen on the held-out samples, and what is fixed."""
+
+
+def accuracy(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Return the share of samples whose label has the greatest score, from 0 to 1."""
+    return float((scores.argmax(axis=1) == labels).mean())
+
+
+def require_two_classes(labels: NDArray[np.int64], where: str) -> None:
+    """Raise a `UserError` if samples have fewer than two classes, between which nothing can be decided."""
+    if len(np.unique(labels)) < 2:
+        raise UserError(f"{where} have samples of one class only, the label {labels[0]}; give samples of two or more")

@@ -1,0 +1,43 @@
+"""Support vector machine with an RBF kernel: what can be had from pixels without any encoder."""
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.svm import SVC
+
+from mae.evaluation.feature_set import PIXELS, FeatureSet, shuffled, split_off
+from mae.evaluation.protocols.outcome import Outcome, accuracy
+from mae.keyed import Purpose
+
+STRENGTHS = (1.0, 10.0)
+"""Values of scikit-learn's C to choose from."""
+_MOST_FITTED = 10_000
+
+
+def judge(train: FeatureSet, test: FeatureSet, classes: int, seed: int) -> Outcome:
+    """Choose C on held-out training samples, and fit at most 10,000 samples, because time grows with their square.
+
+    The width of the kernel is scikit-learn's `scale`.
+    """
+    fit_ids, held_out_ids = split_off(train, seed)
+    held_out, quarter = train.take(held_out_ids), _some(train, fit_ids, seed, _MOST_FITTED // 4)
+    queries = held_out.of(PIXELS)
+    measured = [(accuracy(scores_of(quarter, queries, c, classes), held_out.labels), c) for c in STRENGTHS]
+    best, strength = max(measured, key=lambda found: found[0])
+    fitted = _some(train, np.arange(len(train)), seed, _MOST_FITTED)
+    scores = scores_of(fitted, test.of(PIXELS), strength, classes)
+    return Outcome(scores, False, len(fitted), {"feature": PIXELS, "C": strength, "held_out_top1": best})
+
+
+def scores_of(known: FeatureSet, queries: NDArray[np.float32], strength: float, classes: int) -> NDArray[np.float64]:
+    """Fit a machine, and return how far each query is on the side of each class: float64 [queries, classes]."""
+    model = SVC(C=strength, break_ties=True, decision_function_shape="ovr").fit(known.of(PIXELS), known.labels)
+    decision = model.decision_function(queries)
+    if decision.ndim == 1:
+        decision = np.stack([-decision, decision], axis=1)
+    everywhere = np.full((len(queries), classes), -np.inf)  # a class without samples is never chosen
+    everywhere[:, model.classes_] = decision
+    return everywhere
+
+
+def _some(train: FeatureSet, ids: NDArray[np.int64], seed: int, most: int) -> FeatureSet:
+    return train.take(np.sort(shuffled(ids, Purpose.HELD_OUT, seed, 2)[:most]))

@@ -1,0 +1,116 @@
+"""Settings of an evaluation of frozen features, and the labelled sets that they name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from tyro.conf import Positional
+
+from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
+from mae.data.prepare import open_shards
+from mae.data.settings import DataSettings
+from mae.data.store.unpacked import CACHE_BYTES
+from mae.evaluation.feature_set import KINDS
+from mae.evaluation.judging import LabelledSets, Protocol
+from mae.evaluation.protocols.outcome import require_two_classes
+from mae.models.description import ModelDescription
+from mae.models.readout import NormKind, TokenKind
+from mae.settings import check
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Labelled samples to fit on, and how they are read. Size and normalisation are those of each model."""
+
+    shards: tuple[str, ...] = ()
+    """Labelled tar shards to fit on: paths, globs, braces, folders or URLs."""
+    workers: int = 2
+    """Processes that decode images, for each rank; 0: the rank itself decodes."""
+    image_extension: str | None = None
+    """Extension, after the first dot, of the images, such as `image.jpg`; None: the usual extensions of images."""
+    cache_dir: Path | None = None
+    """Folder for features and for copies of shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+    cache_bytes: float = CACHE_BYTES
+    """Greatest total size of the copies of shards [bytes]."""
+
+    def as_seen_by(self, model: ModelDescription) -> DataSettings:
+        """Return the settings with which these samples are read for a model."""
+        return DataSettings(
+            shards=self.shards,
+            workers=self.workers,
+            image_extension=self.image_extension,
+            cache_dir=self.cache_dir,
+            cache_bytes=self.cache_bytes,
+            image_size=model.image_size,
+            channels=model.channels,
+            mean=model.mean,
+            std=model.std,
+            crop_pct=model.crop_pct,
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Judge frozen encoders by labelled samples. Features are computed once, and kept in the cache.
+
+    Whatever can be chosen (tokens, norm, k, C) is chosen on a tenth of the training samples; the test samples are used
+    once. Of a fine-tuning run, the best model is judged, with its head too.
+    """
+
+    EXAMPLE: ClassVar = "mae evaluate runs/first --data.shards 'train-*.tar' --eval_shards 'test-*.tar'"
+    FIRST: ClassVar = ("data.shards", "eval_shards", "protocols", "seeds", "out")
+
+    source: Positional[tuple[Path, ...]]
+    """Folders of finished runs, checkpoint folders, exports for timm, or model files."""
+    data: SampleSettings = field(default_factory=SampleSettings)
+    eval_shards: tuple[str, ...] = ()
+    """Labelled tar shards to measure on."""
+    protocols: tuple[Protocol, ...] = ("knn", "linear", "pixels", "untrained")
+    """knn: nearest neighbours; linear: logistic regression; few_shot: logistic regression on a few samples of each
+    class. With pixels, the same and an RBF SVM on the pixels; with untrained, the same on an encoder of the same shape
+    with random weights."""
+    seeds: int = 1
+    """Number of times that each protocol is repeated, with other held-out samples, few samples and random weights."""
+    tokens: TokenKind | Literal["choose"] = "choose"
+    """Tokens to read: cls, the mean of the patches (avg), or both; choose: the best on held-out training samples."""
+    norm: NormKind | Literal["choose"] = "choose"
+    """Tokens before (raw) or after (normed) the encoder's last norm; choose: the best on held-out training samples."""
+    shots: int = 10
+    """Samples of each class for few_shot."""
+    splits: int = 5
+    """Number of choices of these samples for each seed."""
+    eval_overlap: float = 0.01
+    """Largest share of the test samples that may also be training samples; such samples are counted and named."""
+    out: Path | None = None
+    """Folder for results.json, results.md and results.html; None: `evaluation` beside the first model."""
+
+    def __post_init__(self) -> None:
+        check(len(self.source) > 0, "source", "none given", "at least one run or model file")
+        for name, value in (("data.shards", self.data.shards), ("eval_shards", self.eval_shards)):
+            check(len(value) > 0, name, "none given", "labelled shards")
+        check(len(self.protocols) > 0, "protocols", "none given", "at least one")
+        for name in ("seeds", "shots", "splits"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check(0 <= self.eval_overlap <= 1, "eval_overlap", self.eval_overlap, "from 0 to 1")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of features to choose from."""
+        wanted = [kind for kind in KINDS if self.tokens in ("choose", kind.split()[0])]
+        return tuple(kind for kind in wanted if self.norm in ("choose", kind.split()[1]))
+
+
+def open_sets(settings: EvaluateSettings, model: ModelDescription, say: Callable[[str], None]) -> LabelledSets:
+    """Open the training and the test samples, and compare them with each other.
+
+    Raises:
+        UserError: if shards are missing or damaged, labels do not fit, or too many samples are in both sets.
+    """
+    data = settings.data.as_seen_by(model)
+    train, test = open_shards(settings.data.shards, data, say), open_shards(settings.eval_shards, data, say)
+    names = agreed_names(train, test, say)
+    classes = count_classes(train, test, names)
+    require_two_classes(train.label, "data.shards")
+    limit_overlap(train, test, settings.eval_overlap, data, say)
+    return LabelledSets(train, test, classes, names)

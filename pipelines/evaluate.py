@@ -1,0 +1,75 @@
+"""Judge encoders by labelled samples, without training them: nearest neighbours, linear probes, and what pixels give.
+
+mae evaluate runs/first --data.shards 'shards/train-*.tar' --eval_shards 'shards/test-*.tar'
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from mae.data.index import ShardIndex
+from mae.evaluation.features import compute, read
+from mae.evaluation.judging import JudgingRules, judge, subjects
+from mae.evaluation.results import Row, markdown
+from mae.evaluation.settings import EvaluateSettings, open_sets
+from mae.models.description import find_best_model, read_description
+from mae.output import say as print_line
+from mae.report.evaluation import write_evaluation
+from mae.settings import check_name, parse
+from mae.training.processes.accelerator import start_accelerator
+from mae.training.processes.first_error import errors_said_once
+from mae.versions import library_versions
+
+
+def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
+    """Compute features, judge them, and write the results; return the rows, on the first process only."""
+    accelerator = start_accelerator("fp32")
+    say = print_line if accelerator.is_main_process else lambda text: None
+    models = [find_best_model(source) for source in settings.source]
+    out = settings.out or models[0].parent / "evaluation"
+    check_name("out", out)
+    first = read_description(models[0])
+    sets = open_sets(settings, first, say)
+    rules = JudgingRules(
+        settings.protocols, settings.kinds, settings.seeds, settings.shots, settings.splits, accelerator.device
+    )
+    judged = subjects(settings.source, sets, rules)
+    for subject in judged:
+        for extraction in subject.extractions:
+            data = settings.data.as_seen_by(extraction.description)
+            for index in (sets.train, sets.test):
+                compute(extraction, index, data, accelerator, subject.name)
+    if not accelerator.is_main_process:
+        return []
+    rows = []
+    for subject in judged:
+        for row in judge(subject, partial(read, cache=settings.data.as_seen_by(first).cache), sets, rules):
+            say(f"{row.encoder}, {row.protocol}: top-1 {row.mean('top1'):.1%}")
+            rows.append(row)
+    about = {
+        "command": command,
+        "versions": library_versions(),
+        "train": _described(sets.train, settings.data.shards),
+        "test": _described(sets.test, settings.eval_shards),
+        "classes": sets.names or list(map(str, range(sets.classes))),
+    }
+    write_evaluation(out, rows, about)
+    say(f"\n{markdown(rows)}\nresults in {out}")
+    return rows
+
+
+def _described(index: ShardIndex, shards: Sequence[str]) -> dict[str, Any]:
+    return {"shards": list(shards), "samples": len(index), "fingerprint": index.fingerprint}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `mae evaluate`."""
+    words = sys.argv[1:] if argv is None else argv
+    with errors_said_once():
+        run(parse(EvaluateSettings, words, prog="mae evaluate"), shlex.join(["mae", "evaluate", *words]))
+
+
+if __name__ == "__main__":
+    main()
