@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from mae.data.index import ShardIndex
-from mae.evaluation.features import compute, read
+from mae.evaluation.features import compute, read, speed
 from mae.evaluation.judging import JudgingRules, judge, subjects
-from mae.evaluation.results import Row, markdown
+from mae.evaluation.results import Row, chosen, plain
 from mae.evaluation.settings import EvaluateSettings, open_sets
 from mae.models.description import find_best_model, read_description
 from mae.output import say as print_line
@@ -43,20 +43,22 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
                 compute(extraction, index, data, accelerator, subject.name)
     if not accelerator.is_main_process:
         return []
+    cache = settings.data.as_seen_by(first).cache
     rows = []
     for subject in judged:
-        for row in judge(subject, partial(read, cache=settings.data.as_seen_by(first).cache), sets, rules):
-            say(f"{row.encoder}, {row.protocol}: top-1 {row.mean('top1'):.1%}")
+        for row in judge(subject, partial(read, cache=cache), sets, rules):
+            say(f"{row.encoder}, {row.protocol}: top-1 {row.mean('top1'):.1%}, {chosen(row)}")
             rows.append(row)
     about = {
         "command": command,
         "versions": library_versions(),
         "train": _described(sets.train, settings.data.shards),
         "test": _described(sets.test, settings.eval_shards),
+        "speed": {subject.name: speed(subject.extractions[-1], sets.test, cache) for subject in judged},
         "classes": sets.names or list(map(str, range(sets.classes))),
     }
     write_evaluation(out, rows, about)
-    say(f"\n{markdown(rows)}\nresults in {out}")
+    say(f"{plain(rows)}\nresults with all that was chosen: {out / 'results.md'}")
     return rows
 
 

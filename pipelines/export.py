@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from mae.errors import one_line_errors
 from mae.export.timm import export_timm
-from mae.models.description import find_model, read_description
+from mae.models.description import find_best_model, read_description
 from mae.models.weights import read_weights
 from mae.settings import check_name, parse
 from mae.training.foreign_file import refuse_foreign_file
@@ -26,7 +26,8 @@ class ExportSettings:
     EXAMPLE: ClassVar = "mae export runs/first --out encoders/first"
 
     source: Positional[Path]
-    """Folder of a finished run, a checkpoint folder, or a model file."""
+    """Folder of a finished run, a checkpoint folder, or a model file; of a fine-tuning run that measured its accuracy,
+    the best model is taken."""
     to: Literal["timm"] = "timm"
     """Library that is to load the encoder."""
     out: Path | None = None
@@ -36,13 +37,13 @@ class ExportSettings:
 def run(settings: ExportSettings) -> Path:
     """Export, load back and compare; return the new folder."""
     check_name("source", settings.source)
-    model = find_model(settings.source)
+    model = find_best_model(settings.source)
     refuse_foreign_file(model)
     out = settings.out or model.parent / f"export-{settings.to}"
     check_name("out", out)
     difference = export_timm(read_weights(model), read_description(model), out, model)
     sys.stdout.write(
-        f"exported to {out}; loaded back, features differ by at most {difference:.1e}\n"
+        f"exported {model} to {out}; loaded back, features differ by at most {difference:.1e}\n"
         f'  timm.create_model("local-dir:{out}", pretrained=True)  # timm 1.0.26 or newer\n'
     )
     return out

@@ -9,6 +9,7 @@ import pytest
 from mae import cli
 from mae.demo import DemoSettings
 from mae.doctor.stages import FinetuneDoctorSettings, PretrainDoctorSettings
+from mae.evaluation.settings import EvaluateSettings
 from mae.help import describe_type, help_of
 from mae.pipelines.export import ExportSettings
 from mae.pipelines.index import IndexSettings
@@ -25,10 +26,11 @@ COMMANDS: dict[str, Any] = {
     "doctor finetune": FinetuneDoctorSettings,
     "pretrain": PretrainSettings,
     "finetune": FinetuneSettings,
+    "evaluate": EvaluateSettings,
     "export": ExportSettings,
     "demo": DemoSettings,
 }
-POSITIONAL = {"pack": ["SOURCE"], "index": ["SHARDS"], "export": ["SOURCE"]}
+POSITIONAL = {"pack": ["SOURCE"], "index": ["SHARDS"], "export": ["SOURCE"], "evaluate": ["SOURCE"]}
 
 
 def test_every_command_has_its_help() -> None:

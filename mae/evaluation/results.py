@@ -98,7 +98,7 @@ def row_of(
 
 def cells(row: Row) -> list[str]:
     """Return a row of the table: encoder, protocol, what was chosen, and each measure as mean ± deviation."""
-    return [row.encoder, row.protocol, _chosen(row), *(_figure(row, name) for name in MEASURES), "; ".join(row.remarks)]
+    return [row.encoder, row.protocol, chosen(row), *(_figure(row, name) for name in MEASURES), "; ".join(row.remarks)]
 
 
 HEADER = ("encoder", "protocol", "chosen on held-out training samples", *MEASURES.values(), "remarks")
@@ -111,6 +111,15 @@ def markdown(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
 
 
+def plain(rows: Sequence[Row]) -> str:
+    """Return the figures of all rows as a table in columns, for a terminal."""
+    short = ("encoder", "protocol", *MEASURES, "remarks")
+    lines = [short, *((each[0], each[1], *each[3:]) for each in map(cells, rows))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join(padded)
+
+
 def _figure(row: Row, measure: str) -> str:
     mean, deviation = row.mean(measure), row.deviation(measure)
     if mean is None:
@@ -118,7 +127,7 @@ def _figure(row: Row, measure: str) -> str:
     return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
-def _chosen(row: Row) -> str:
+def chosen(row: Row) -> str:
     """Return what was chosen; of several trials, each choice once."""
     names = ("feature", "k", "C", "shots")
     each = [", ".join(_word(name, t.chosen[name]) for name in names if name in t.chosen) for t in row.trials]

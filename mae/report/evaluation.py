@@ -38,6 +38,10 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("command", about["command"]),
         ("training samples", _samples(about["train"])),
         ("test samples", _samples(about["test"])),
+        (
+            "images per second",
+            ", ".join(f"{name}: {found['images_per_second']:,.0f}" for name, found in about["speed"].items()),
+        ),
         ("versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
     ]
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import png
 from PIL import Image
 from timm.utils import AttentionExtract
 
 import mae
+from inference.conftest import ENCODER, NAMES, SIZE
 from mae.data.images.augment import eval_view
 from mae.data.images.decode import decode
 from mae.data.loader import normalize
@@ -24,8 +26,6 @@ from mae.models.classifier import build_classifier
 from mae.models.description import Selection, describe_model, read_description
 from mae.models.patches import patchify
 from mae.models.weights import file_tensors, read_weights, write_weights
-from tests.conftest import png
-from tests.inference.conftest import ENCODER, NAMES, SIZE
 
 
 def pixels(number: int, height: int = 9, width: int = 13) -> np.ndarray:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import png
 
 import mae
 from mae.errors import UserError
 from mae.inference.image_set import ImageSet
 from mae.inference.model import BATCH
 from mae.inference.parts import compute_parts, part_ranges
-from tests.conftest import png
 
 
 class Pictures(ImageSet):

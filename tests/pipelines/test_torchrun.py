@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import write_shards
 
-from mae.pipelines import finetune, pretrain
+from mae.evaluation.settings import EvaluateSettings
+from mae.pipelines import evaluate, finetune, pretrain
+from mae.settings import parse
 from mae.training.run_folder.folder import RunFolder
 from pipelines import test_finetune, test_pretrain
 from pipelines.test_pretrain import ROOT, TORCHRUN, consumed, damage_first_image, launch, losses
@@ -32,6 +34,12 @@ class Launched:
         return [int((self.folder / f"{command}-{rank}.code").read_text()) for rank in range(2)]
 
 
+def judged(run: Path, shards: Path, held_out: Path) -> list[str]:
+    """Arguments of `mae evaluate`; the test images are also among the training images."""
+    sets = ["--data.shards", str(shards), "--eval_shards", str(held_out), "--eval_overlap", "1"]
+    return [str(run), *sets, "--protocols", "knn", "linear", "few_shot", "pixels", "untrained", "--shots", "2"]
+
+
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     folder = tmp_path_factory.mktemp("launched")
@@ -49,6 +57,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
         command(
             "finetune", shards, "tuned", "--eval_shards", str(held_out / "*.tar"), "--eval_overlap", "1", *UNTRAINED
         ),
+        [str(ROOT / "pipelines" / "evaluate.py"), *judged(folder / "pretrained", shards, held_out), "--out", "judged"],
         command("pretrain", shards, "mistaken", "--batch_size", "7"),
         command("pretrain", damaged, "stopped", "--data.mean", "0.5", "--data.std", "0.2"),
     ]
@@ -76,6 +85,14 @@ def test_two_processes_run_the_same_global_batches_o09(
     assert losses(two) == pytest.approx(losses(one.path), rel=1e-5)
 
 
+def test_two_processes_judge_features_as_one_does(launched: Launched, tmp_path: Path) -> None:
+    assert launched.exit_codes_of(2) == [0, 0], launched.errors_of(2)
+    words = judged(*(launched.folder / name for name in ("pretrained", "shards", "held-out")))
+    one = evaluate.run(parse(EvaluateSettings, [*words, "--out", str(tmp_path / "out")], prog="mae evaluate"))
+    two = json.loads((launched.folder / "judged" / "results.json").read_text())["rows"]
+    assert two == json.loads(json.dumps([row.to_json() for row in one]))
+
+
 def test_two_processes_evaluate_every_sample_once(
     launched: Launched, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -91,8 +108,8 @@ def test_two_processes_evaluate_every_sample_once(
 
 
 def test_with_two_processes_a_mistake_is_one_message(launched: Launched) -> None:
-    assert 0 not in launched.exit_codes_of(2)
-    said = launched.errors_of(2).splitlines()
+    assert 0 not in launched.exit_codes_of(3)
+    said = launched.errors_of(3).splitlines()
     errors = [line for line in said if line.startswith("error: ")]
     assert errors == ["error: batch_size 7 cannot be divided among 2 processes; nearest that can: 6 or 8"]
     assert not (launched.folder / "mistaken").exists()

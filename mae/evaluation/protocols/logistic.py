@@ -1,8 +1,8 @@
 """Logistic regression by L-BFGS, on any device: the objective of scikit-learn's `LogisticRegression`.
 
-It is written here because scikit-learn needs 40 s for 60,000 features of 256 values on a CPU core, and this a tenth. The
-difference is the basis: along the principal axes of the features, scaled by the curvature that the objective has there
-at its start, all directions are about equally steep, so a few dozen steps are enough.
+It is written here because scikit-learn needs 40 s for 60,000 features of 256 values on a CPU core, and this a tenth.
+The difference is the basis: along the principal axes of the features, scaled by the curvature that the objective has
+there at its start, all directions are about equally steep, so a few dozen steps are enough.
 """
 
 from collections.abc import Sequence
