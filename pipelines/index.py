@@ -79,6 +79,8 @@ def run(settings: IndexSettings) -> ShardIndex:
             pixels, bad = check_images(index, cache_dir, workers, advance)
         with _writing(index.folder):
             index = save_pixels(index, pixels.statistics(), pixels.images)
+        if pixels.wide.images:
+            say(pixels.wide.advice)
     say(describe(index, shards))
     if bad:
         listed = index.folder / BAD_FILE
@@ -108,7 +110,7 @@ def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
         "files": ", ".join(f"{count:,} .{name}" for name, count in extensions.items()),
         "no image": f"{len(index.without_image()):,} keys",
         "left out": described(index.left_out()) or "nothing",
-        "pixels": f"{index.pixels or 'of mixed channels'}, from {index.pixels_of:,} images",
+        "pixels": f"{index.pixels or 'of mixed channels, or of more than 8 bits'}, from {index.pixels_of:,} images",
         "fingerprint": index.fingerprint[:16],
         "index": str(index.folder),
     }

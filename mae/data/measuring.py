@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from mae.data.images.decode import decode, is_gray, native_channels
+from mae.data.images.decode import decode
+from mae.data.images.levels import ValueRange
 from mae.data.index import ShardIndex
 from mae.data.reader import ImageReader
 from mae.data.statistics import PixelStatistics, SetPixels
@@ -18,7 +19,9 @@ _MAX_MEASURED = 2000
 _BLOCK_IMAGES = 256
 
 
-def measure(index: ShardIndex, cache_dir: Path, channels: int | None = None) -> tuple[PixelStatistics | None, int]:
+def measure(
+    index: ShardIndex, cache_dir: Path, channels: int | None = None, value_range: ValueRange = None
+) -> tuple[PixelStatistics | None, int]:
     """Measure mean and standard deviation on at most 2,000 evenly spaced images; also return their number.
 
     Decode into `channels` planes or, if that is None, into the native number. Skip bad images; a later read reports
@@ -26,7 +29,7 @@ def measure(index: ShardIndex, cache_dir: Path, channels: int | None = None) -> 
     """
     some = np.unique(np.linspace(0, len(index) - 1, _MAX_MEASURED).astype(np.int64))
     # With chunks of one sample, only these images of a remote shard are fetched, not their neighbours.
-    pixels, _ = _decode_images(ImageReader(index, cache_dir, chunk_samples=1), some, channels)
+    pixels, _ = _decode_images(ImageReader(index, cache_dir, chunk_samples=1), some, channels, value_range)
     return pixels.statistics(), pixels.images
 
 
@@ -70,7 +73,11 @@ def _unchanged(item: tuple[SetPixels, list[str]]) -> tuple[SetPixels, list[str]]
 
 
 def _decode_images(
-    reader: ImageReader, ids: NDArray[np.int64], channels: int | None = None, tolerated: type[Exception] = BadImageError
+    reader: ImageReader,
+    ids: NDArray[np.int64],
+    channels: int | None = None,
+    value_range: ValueRange = None,
+    tolerated: type[Exception] = BadImageError,
 ) -> tuple[SetPixels, list[str]]:
     """Return the pixel sums of the good images, and the bad ones, which raise `BadImageError` or `tolerated`."""
     pixels, bad = SetPixels(), list[str]()
@@ -78,9 +85,10 @@ def _decode_images(
     for place in reader.locate(ids):
         try:
             data = reader.read(place)
-            image = decode(data, channels or native_channels(data))
+            if channels is None:
+                pixels.add_native(data)
+            else:
+                pixels.add(decode(data, channels, value_range), is_gray=False)
         except (BadImageError, tolerated) as error:
             bad.append(f"{reader.name(place.sample_id)} ({error})")
-        else:
-            pixels.add(image, is_gray=channels is None and is_gray(data))
     return pixels, bad

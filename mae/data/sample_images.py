@@ -35,7 +35,7 @@ class SampleImages:
             return self._kept[place.sample_id]
         data = self.reader.read(place)
         if self._data.keep_decoded:
-            pixels = pixels_to_keep(data, self._data.channels, self._data.size)
+            pixels = pixels_to_keep(data, self._data.channels, self._data.size, self._data.value_range)
             if pixels is not None:
                 self._kept[place.sample_id] = pixels
                 return pixels
@@ -44,7 +44,9 @@ class SampleImages:
     def pixels(self, place: Location) -> NDArray[np.uint8]:
         """Return the whole decoded image [height width channels]; raises as `get` does."""
         image = self.get(place)
-        return decode_pixels(image, self._data.channels) if isinstance(image, bytes) else image
+        if isinstance(image, bytes):
+            return decode_pixels(image, self._data.channels, self._data.value_range)
+        return image
 
     def named(self, place: Location, error: Exception) -> str:
         """Return `shard: key.jpg (reason)`, for messages."""

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from mae.data.images.levels import SIXTEEN_BITS, check_value_range
 from mae.data.read_rules import ReadRules, check_image_extension
 from mae.data.store.unpacked import CACHE_BYTES, default_cache_dir
-from mae.schema import MayChange
+from mae.schema import Before, MayChange
 from mae.settings import check
 
 
@@ -30,6 +31,10 @@ class DataSettings:
     """Standard deviation of each channel on a scale of 0 to 1; None: as for data.mean."""
     crop_pct: float = 0.875
     """Side of the central crop in evaluation, as a share of the resized image's side (timm's crop_pct)."""
+    value_range: Annotated[tuple[float, ...] | None, Before(SIXTEEN_BITS)] = None
+    """LOW HIGH, or a pair for each channel: values from LOW (black) to HIGH (white, exclusive) are divided into 256
+    levels, in images of more than 8 bits; others stay as they are. `0 4096` for 12 bits, `0 1` for numbers from 0 to 1.
+    None: of 16 bits the upper eight are kept, if most are in use; other images need a range."""
     decode_on: Literal["cpu", "device"] = "cpu"
     """Where JPEGs are decoded, cropped and resized. device: by nvJPEG on a GPU, for machines with few processors; the
     pixels then differ by about one level of 255."""
@@ -92,6 +97,7 @@ class DataSettings:
         check_image_extension("data.image_extension", self.image_extension)
         check(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more")
         check(0 < self.crop_pct <= 1, "data.crop_pct", self.crop_pct, "above 0, at most 1")
+        check_value_range("data.value_range", self.value_range, self.channels)
         check((self.mean is None) == (self.std is None), "data.mean", self.mean, "mean and std set together")
         for name, values in (("data.mean", self.mean), ("data.std", self.std)):
             if values is not None:

@@ -97,11 +97,13 @@ class IndexedSource(Source):
         if data.mean is not None:
             return data
         index = self.index
-        found, images = stored_statistics(self.shards, data.channels), len(index)
-        if found is None and index.pixels is not None:
-            found, images = for_channels(index.pixels, data.channels), index.pixels_of
+        found, images = None, len(index)
+        if data.value_range is None:  # stored statistics do not count images of more than 8 bits
+            found = stored_statistics(self.shards, data.channels)
+            if found is None and index.pixels is not None:
+                found, images = for_channels(index.pixels, data.channels), index.pixels_of
         if found is None:
-            found, images = measure(index, data.cache, data.channels)
+            found, images = measure(index, data.cache, data.channels, data.value_range)
         if found is None:
             raise UserError(
                 f"no image could be decoded into {data.channels} channels (data.channels) to measure mean and std; "
@@ -154,7 +156,7 @@ class StreamedSource(Source):
         reason = ""
         for sample in self._first_samples(data):
             try:
-                found.append(eval_view(decode(sample.image, data.channels), data.size, data.crop_pct))
+                found.append(eval_view(decode(sample.image, data.channels, data.value_range), data.size, data.crop_pct))
             except BadImageError as error:
                 reason = f"; the last: {sample.name} ({error})"
             if len(found) == most:

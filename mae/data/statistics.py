@@ -1,7 +1,7 @@
 """Mean and standard deviation of the pixels of a data set, from exact sums; `mae pack` stores them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mae.data.images.decode import decode, is_gray, is_npy, native_channels, wide_values
+from mae.data.images.levels import WideValues
 from mae.data.store.regular import read_json, require
 from mae.data.store.shards import Shard
 from mae.errors import UserError
@@ -74,8 +76,22 @@ class SetPixels:
 
     def __init__(self) -> None:
         self.images = 0
+        self.wide = WideValues()
         self._sums: dict[int, PixelSums] = {}
         self._all_gray = True
+
+    def add_native(self, data: bytes) -> None:
+        """Count one image file with the number of channels that it has; of more than 8 bits, count its values.
+
+        Raises:
+            BadImageError: if it cannot be decoded.
+        """
+        values = wide_values(data)
+        if values is None:
+            self.add(decode(data, native_channels(data)), is_gray(data))
+        else:
+            self.images += 1
+            self.wide.add(values, is_array=is_npy(data))
 
     def add(self, image: UInt8[Tensor, "channels height width"], is_gray: bool) -> None:
         """Count one image; `is_gray` if its file stores a single plane."""
@@ -86,6 +102,7 @@ class SetPixels:
     def merge(self, other: "SetPixels") -> None:
         """Add the sums of `other`."""
         self.images += other.images
+        self.wide.merge(other.wide)
         for channels, sums in other._sums.items():
             self._sums.setdefault(channels, PixelSums(channels)).merge(sums)
         self._all_gray = self._all_gray and other._all_gray
@@ -96,13 +113,16 @@ class SetPixels:
             channels: {"pixels": found.pixels, "total": found.total.tolist(), "squares": found.squares.tolist()}
             for channels, found in self._sums.items()
         }
-        return {"images": self.images, "all_gray": self._all_gray, "sums": sums}
+        wide = asdict(self.wide) if self.wide.images else None
+        return {"images": self.images, "all_gray": self._all_gray, "sums": sums, "wide": wide}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "SetPixels":
         """Restore the sums from the mapping of `to_json`."""
         pixels = SetPixels()
         pixels.images, pixels._all_gray = value["images"], value["all_gray"]
+        if value.get("wide") is not None:
+            pixels.wide = WideValues(**value["wide"])
         for channels, found in value["sums"].items():
             sums = pixels._sums[int(channels)] = PixelSums(int(channels))
             sums.pixels = found["pixels"]
@@ -110,8 +130,11 @@ class SetPixels:
         return pixels
 
     def statistics(self) -> PixelStatistics | None:
-        """Return mean and standard deviation: one value each if all images are gray, None if their channels differ."""
-        if len(self._sums) != 1:
+        """Return mean and standard deviation: one value each if all images are gray.
+
+        Return None if their channels differ, or some have more than 8 bits: those depend on the range of their values.
+        """
+        if len(self._sums) != 1 or self.wide.images:
             return None
         ((channels, sums),) = self._sums.items()
         found = sums.statistics()

@@ -179,7 +179,7 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
 
     def _fill(self, batch: Batch, draws: _Draws, images: Sequence[_Image]) -> list[str]:
         """Decode and crop some images, and return the names of the bad ones."""
-        views = TrainViews(batch.images, draws.numbers, self.augment, draws.words)
+        views = TrainViews(batch.images, draws.numbers, self.augment, draws.words, self.data.value_range)
         bad: list[str] = []
         for image in images:
             rows = self._rows(image)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mae.data.images.levels import ValueRange, WideValues
 from mae.data.prepare import not_used
 from mae.data.source import IndexedSource, StreamedSource
 from mae.data.statistics import PixelStatistics
@@ -74,7 +75,21 @@ def images(examination: Examination) -> Finding:
             f"{first_of(sample.bad, most=2)}; set data.channels to what the images have, pack the shards without bad "
             "images (mae pack SHARDS --out DIR --skip_bad True), or allow them with --data.max_bad_samples"
         )
-    return Finding(found, tuple(problems), (*_channels(sample.planes, data.channels), *_sizes(sample.sizes, data.size)))
+    warnings = (
+        *_channels(sample.planes, data.channels),
+        *_sizes(sample.sizes, data.size),
+        *_values(sample.wide, data.value_range),
+    )
+    return Finding(found, tuple(problems), warnings)
+
+
+def _values(wide: WideValues, value_range: ValueRange) -> Iterable[str]:
+    """Compare the values of wide images with the range that is set; without one, the start refuses what is unclear."""
+    if not wide.images or value_range is None:
+        return
+    if wide.least < min(value_range) or wide.greatest >= max(value_range):
+        shown = " ".join(f"{value:g}" for value in value_range)
+        yield f"{wide}, beyond data.value_range {shown}: they become black or white; {wide.proposal} holds all"
 
 
 def _channels(planes: Counter[int], asked: int) -> Iterable[str]:

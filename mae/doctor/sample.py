@@ -3,7 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mae.data.images.decode import decode, is_gray, native_channels
+from mae.data.images.decode import decode, is_gray, is_npy, native_channels, wide_values
+from mae.data.images.levels import WideValues
 from mae.data.settings import DataSettings
 from mae.data.source import Source
 from mae.data.statistics import PixelStatistics, PixelSums
@@ -23,6 +24,8 @@ class ImageSample:
     """(height, width) of each good image [pixels]."""
     planes: Counter[int] = field(default_factory=Counter)
     """Number of good images by the number of colour planes in the file."""
+    wide: WideValues = field(default_factory=WideValues)
+    """Values of the images of more than 8 bits."""
     bad: list[str] = field(default_factory=list)
     """`shard: key.jpg (reason)` of each bad image."""
 
@@ -39,11 +42,14 @@ def inspect_images(source: Source, data: DataSettings) -> ImageSample:
         UserError: if a shard is damaged, or the source has no image.
     """
     sums, sizes, planes, bad = PixelSums(data.channels), list[tuple[int, int]](), Counter[int](), list[str]()
+    wide = WideValues()
     for name, image in source.some_images(IMAGES, data):
         try:
             if isinstance(image, UserError):
                 raise image
-            pixels = decode(image, data.channels)
+            if (values := wide_values(image)) is not None:
+                wide.add(values, is_npy(image))
+            pixels = decode(image, data.channels, data.value_range)
         except (BadImageError, UserError) as error:
             bad.append(f"{name} ({error})")
             continue
@@ -52,4 +58,4 @@ def inspect_images(source: Source, data: DataSettings) -> ImageSample:
         planes[1 if is_gray(image) else native_channels(image)] += 1
     if not sizes and not bad:
         raise UserError(f"shard {source.shards[0]} holds no image")
-    return ImageSample(sums.statistics() if sizes else None, sizes, planes, bad)
+    return ImageSample(sums.statistics() if sizes else None, sizes, planes, wide, bad)

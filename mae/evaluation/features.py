@@ -62,6 +62,7 @@ class Extraction:
             "image_size": description.image_size,
             "channels": description.channels,
             "crop_pct": description.crop_pct,
+            "value_range": description.value_range,
         }
 
     def folder(self, index: ShardIndex, cache: Path) -> Path:

@@ -47,6 +47,7 @@ class SampleSettings:
             mean=model.mean,
             std=model.std,
             crop_pct=model.crop_pct,
+            value_range=model.value_range,
         )
 
 

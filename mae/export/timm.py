@@ -57,7 +57,9 @@ def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: 
 def timm_config(description: ModelDescription) -> dict[str, Any]:
     """Return the content of `config.json` in a timm model folder."""
     height, width = description.image_size
-    return {
+    # timm has no such entry: whoever prepares images of more than 8 bits has to read it.
+    value_range = {} if description.value_range is None else {"value_range": list(description.value_range)}
+    return value_range | {
         "architecture": _ARCHITECTURES.get(description.width, "vit_base_patch16_224"),
         "num_classes": 0,
         "num_features": description.width,

@@ -29,11 +29,12 @@ def each_of(images: Pictures) -> Iterable[Picture]:
     return [images] if isinstance(images, str | PathLike | bytes | Image.Image) else images
 
 
-def encoded(image: Picture) -> bytes:
+def encoded(image: Picture, has_range: bool = False) -> bytes:
     """Return an image as the bytes of an image file, so that all images are decoded by the same rules.
 
     A PIL image is turned upright by its EXIF orientation. An array or tensor of one, three or four channels becomes an
-    image that can be decoded into any of these numbers; any other becomes a `.npy` array.
+    image that can be decoded into any of these numbers; any other becomes a `.npy` array. Floating-point pixels are
+    from 0 to 1; but if the model `has_range`, they are in its units, as its images of more than 8 bits are.
 
     Raises:
         UserError: if a file cannot be read, or an array has other axes or values.
@@ -44,7 +45,7 @@ def encoded(image: Picture) -> bytes:
         return _read(Path(image))
     if isinstance(image, Image.Image):
         return _saved(ImageOps.exif_transpose(image))
-    return _encoded_array(image)
+    return _encoded_array(image, has_range)
 
 
 def _read(path: Path) -> bytes:
@@ -54,7 +55,7 @@ def _read(path: Path) -> bytes:
         raise UserError(f"image {path} cannot be read: {error.strerror}; give the path of an image file") from None
 
 
-def _encoded_array(image: NDArray[np.generic] | Tensor) -> bytes:
+def _encoded_array(image: NDArray[np.generic] | Tensor, has_range: bool) -> bytes:
     if isinstance(image, Tensor):
         array = image.detach().cpu().numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
@@ -65,7 +66,7 @@ def _encoded_array(image: NDArray[np.generic] | Tensor) -> bytes:
             f"an image has the shape {list(image.shape)}; allowed: arrays [height width channels], tensors "
             "[channels height width], and both [height width]"
         )
-    if array.dtype.kind == "f":
+    if array.dtype.kind == "f" and not has_range:
         array = _to_bytes(array)
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype == np.uint8 and channels in CHANNELS:

@@ -107,7 +107,7 @@ class Model:
             UserError: if the image cannot be read.
             BadImageError: if it is damaged or of a format that is not allowed.
         """
-        return view_of(encoded(image), self.description)
+        return view_of(encoded(image, self.description.value_range is not None), self.description)
 
     def embed(
         self, images: Pictures, tokens: TokenKind = "cls", norm: NormKind = "normed"
@@ -270,7 +270,8 @@ def view_of(data: bytes, description: ModelDescription) -> UInt8[Tensor, "channe
     Raises:
         BadImageError: if the image is damaged or of a format that is not allowed.
     """
-    return eval_view(decode(data, description.channels), description.image_size, description.crop_pct)
+    image = decode(data, description.channels, description.value_range)
+    return eval_view(image, description.image_size, description.crop_pct)
 
 
 def most_probable(logits: Float[Tensor, "images classes"], classes: tuple[str, ...], top: int) -> list[Prediction]:

@@ -50,6 +50,8 @@ class ModelDescription:
     """Decoder; None for a classifier, for an encoder alone, and in files of versions that did not describe decoders."""
     classes: tuple[str, ...] | None = None
     """Names of the classes by label; None if the model has no classes, or they have no names."""
+    value_range: tuple[float, ...] | None = None
+    """Range of the values of images of more than 8 bits, as in `DataSettings.value_range`."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -107,13 +109,25 @@ def describe_model(
     std: tuple[float, ...],
     crop_pct: float,
     classes: tuple[str, ...] | None = None,
+    value_range: tuple[float, ...] | None = None,
 ) -> ModelDescription:
     """Describe a model that is built from these settings; `classes` are names by label, if they are known."""
     width, depth, heads = encoder.shape
     decoder = _describe_decoder(encoder) if isinstance(encoder, MaskedAutoencoderSettings) else None
-    channels = len(mean)
     return ModelDescription(
-        kind, width, depth, heads, encoder.patch, image_size, channels, mean, std, crop_pct, decoder, classes
+        kind=kind,
+        width=width,
+        depth=depth,
+        heads=heads,
+        patch_size=encoder.patch,
+        image_size=image_size,
+        channels=len(mean),
+        mean=mean,
+        std=std,
+        crop_pct=crop_pct,
+        decoder=decoder,
+        classes=classes,
+        value_range=value_range,
     )
 
 
@@ -139,6 +153,8 @@ def read_description(path: Path) -> ModelDescription:
             fields[name] = tuple(fields[name])
         if fields.get("decoder") is not None:
             fields["decoder"] = DecoderDescription(**fields["decoder"])
+        if fields.get("value_range") is not None:
+            fields["value_range"] = tuple(map(float, fields["value_range"]))
         if fields.get("classes") is not None:
             fields["classes"] = tuple(map(str, fields["classes"]))
         return ModelDescription(**fields)

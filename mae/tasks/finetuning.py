@@ -189,7 +189,14 @@ class Finetuning(Task):
         data = self.settings.data
         statistics = statistics_of(data)
         return describe_model(
-            "classifier", self.settings.model, data.size, statistics.mean, statistics.std, data.crop_pct, self.names
+            "classifier",
+            self.settings.model,
+            data.size,
+            statistics.mean,
+            statistics.std,
+            data.crop_pct,
+            self.names,
+            data.value_range,
         )
 
     def build_model(self) -> nn.Module:

@@ -88,7 +88,13 @@ class Pretraining(Task):
         data = self.settings.data
         statistics = statistics_of(data)
         return describe_model(
-            "masked autoencoder", self.settings.model, data.size, statistics.mean, statistics.std, data.crop_pct
+            "masked autoencoder",
+            self.settings.model,
+            data.size,
+            statistics.mean,
+            statistics.std,
+            data.crop_pct,
+            value_range=data.value_range,
         )
 
     def build_model(self) -> MaskedAutoencoder:

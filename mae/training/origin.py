@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mae.data.settings import DataSettings
 from mae.data.source import Source
+from mae.data.wide import require_value_range
 from mae.errors import UserError
 from mae.models.description import ModelDescription, find_model, read_description
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
@@ -64,13 +65,14 @@ def with_statistics(settings: TrainSettings, source: Source, say: Callable[[str]
     origin = find_origin(settings.init, folder)
     if origin is not None:
         data = inherit_normalization(origin, settings.model, data, say)
+    require_value_range(source, data)
     return source.with_statistics(data, say)
 
 
 def inherit_normalization(
     origin: Origin, settings: EncoderSettings, data: DataSettings, say: Callable[[str], None]
 ) -> DataSettings:
-    """Return `data` with mean and std as set, or else as `origin` was trained with; report other differences.
+    """Return `data` with mean, std and range as set, or else as `origin` was trained with; report other differences.
 
     Raises:
         UserError: if the settings describe another encoder, other channels or another decoder than `origin` holds.
@@ -93,7 +95,10 @@ def inherit_normalization(
         say(
             f"data.mean and data.std differ from {trained.mean} and {trained.std}, which {origin.path} was trained with"
         )
-    return replace(data, mean=mean, std=std)
+    value_range = data.value_range or trained.value_range
+    if value_range != trained.value_range:
+        say(f"data.value_range differs from {trained.value_range}, with which {origin.path} was trained")
+    return replace(data, mean=mean, std=std, value_range=value_range)
 
 
 def _compare_decoders(origin: Origin, settings: MaskedAutoencoderSettings, say: Callable[[str], None]) -> None:

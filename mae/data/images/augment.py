@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as vision
 from mae.data.images import jpeg
 from mae.data.images.decode import decode_pixels, jpeg_header
 from mae.data.images.jpeg import Box, cut
+from mae.data.images.levels import ValueRange
 from mae.data.images.rand_augment import rand_augment
 from mae.settings import check
 
@@ -112,9 +113,11 @@ class TrainViews:
         numbers: NDArray[np.float64],
         settings: AugmentSettings,
         words: Sequence[int] = (),
+        value_range: ValueRange = None,
     ) -> None:
         """Fill `out` by `numbers`, float64 [rows, `NUMBERS_PER_SAMPLE`]; the word of each row keys RandAugment."""
         self.out, self.numbers, self.settings, self.words = out, numbers, settings, words
+        self.value_range = value_range
         self.size = (out.shape[2], out.shape[3])
         self._flips = settings.flip & (numbers[:, FLIP] < 0.5)
         self._pixels = out.permute(0, 2, 3, 1).numpy()
@@ -140,7 +143,7 @@ class TrainViews:
         if header is not None and _by_region(header, channels, self.size):
             crops = _jpeg_crops(image, header, channels, self.numbers[rows].tolist(), self.settings, self.size)
         if crops is None:
-            self._add_pixels(decode_pixels(image, channels, header), rows)
+            self._add_pixels(decode_pixels(image, channels, self.value_range, header), rows)
         else:
             self._make(rows, crops)
 
@@ -178,7 +181,9 @@ class TrainViews:
             view.copy_(rand_augment(view, self.settings.rand_augment, self.words[row]))
 
 
-def pixels_to_keep(data: bytes, channels: int, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+def pixels_to_keep(
+    data: bytes, channels: int, size: tuple[int, int], value_range: ValueRange = None
+) -> NDArray[np.uint8] | None:
     """Decode an image once for many views of `size` = (height, width): pixels [height width channels].
 
     Return None for a JPEG of at least three times that size: `TrainViews` may reduce it while it is decoded, so it
@@ -188,7 +193,7 @@ def pixels_to_keep(data: bytes, channels: int, size: tuple[int, int]) -> NDArray
         BadImageError: as in `mae.data.images.decode.decode_pixels`.
     """
     header = jpeg_header(data, channels)
-    return None if header is not None and _is_reducible(header, size) else decode_pixels(data, channels)
+    return None if header is not None and _is_reducible(header, size) else decode_pixels(data, channels, value_range)
 
 
 def eval_view(

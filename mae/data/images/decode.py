@@ -7,6 +7,8 @@ formats. Both give the same pixels and differ only in speed.
 import io
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mae.data.images import jpeg
+from mae.data.images.levels import SIXTEEN_BITS, ValueRange, to_levels
 from mae.errors import BadImageError
 
 # Without this list Pillow would also try its EPS, FITS and other parsers on the files of a shard.
@@ -25,22 +28,30 @@ CHANNELS = tuple(_MODES)
 """Numbers of channels that any image except a `.npy` array can be decoded into."""
 # An array may have many channels; its bytes are bounded as those of an image with this many.
 _MAX_NPY_PLANES = 4
-_BLOCK_VALUES = 1 << 18
-_NPY_MAGIC = b"\x93NUMPY"
+_NPY_MAGIC, _PNG_MAGIC, _TIFF_MAGICS = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG_BIT_DEPTH = 24  # place of the byte in the file
+_BITS_PER_SAMPLE = 258  # tag of TIFF
+_WIDE_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}
 _PILLOW_MODULES = re.compile(r"PIL\.")
 
 
-def decode(data: bytes, channels: int) -> UInt8[Tensor, "channels height width"]:
+def decode(data: bytes, channels: int, value_range: ValueRange = None) -> UInt8[Tensor, "channels height width"]:
     """Decode an image into `channels` planes, turned upright by its EXIF orientation; see `decode_pixels`."""
-    return torch.from_numpy(np.ascontiguousarray(decode_pixels(data, channels))).permute(2, 0, 1)
+    pixels = decode_pixels(data, channels, value_range)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
-def decode_pixels(data: bytes, channels: int, header: jpeg.Header | None = None) -> NDArray[np.uint8]:
+def decode_pixels(
+    data: bytes, channels: int, value_range: ValueRange = None, header: jpeg.Header | None = None
+) -> NDArray[np.uint8]:
     """Decode an image into pixels [height width channels], turned upright by its EXIF orientation.
 
     As in Pillow, gray becomes equal planes and colour becomes luma (ITU-R 601-2). Alpha is dropped unless `channels`
-    is 4. A palette becomes its colours, and CMYK becomes RGB. Of 16 bits the upper eight are kept. A `.npy` array
-    must be uint8 [height width] or [height width channels]. `header` is the result of `jpeg_header`, if known.
+    is 4. A palette becomes its colours, and CMYK becomes RGB. A `.npy` array is [height width] or [height width
+    channels]. `header` is the result of `jpeg_header`, if known.
+
+    Values of more than 8 bits are divided into 256 levels by `value_range` (see `levels.to_levels`). Without it, the
+    upper eight of 16 bits are kept, and other wide images are bad.
 
     Raises:
         BadImageError: for a format that is not in `FORMATS`, a damaged or truncated file, more than
@@ -48,13 +59,17 @@ def decode_pixels(data: bytes, channels: int, header: jpeg.Header | None = None)
             channels. So decoding takes at most 24 bytes for each of these pixels: 2.1 GB.
     """
     if data.startswith(_NPY_MAGIC):
-        pixels = _load_npy(data)
-        if pixels.shape[2] != channels:
-            raise BadImageError(f"it has {pixels.shape[2]} channels, but data.channels is {channels}")
-        return pixels
+        array = _load_npy(data)
+        if array.shape[2] != channels:
+            raise BadImageError(f"it has {array.shape[2]} channels, but data.channels is {channels}")
+        if array.dtype == np.uint8:
+            return array
+        if value_range is None:
+            raise BadImageError(f"it is a .npy array of {array.dtype}, whose range is not known; set data.value_range")
+        return to_levels(array, value_range)
     header = header or jpeg_header(data, channels)
     found = None if header is None else jpeg.decode_region(data, header, channels)
-    return _load_with_pillow(data, channels) if found is None else found
+    return _load_with_pillow(data, channels, value_range) if found is None else found
 
 
 def jpeg_header(data: bytes, channels: int) -> jpeg.Header | None:
@@ -70,6 +85,11 @@ def jpeg_header(data: bytes, channels: int) -> jpeg.Header | None:
     return header
 
 
+def is_npy(data: bytes) -> bool:
+    """Return whether this is a `.npy` array."""
+    return data.startswith(_NPY_MAGIC)
+
+
 def is_gray(data: bytes) -> bool:
     """Return whether the file stores a single gray plane."""
     if data.startswith(_NPY_MAGIC):
@@ -77,7 +97,7 @@ def is_gray(data: bytes) -> bool:
     _silence_pillow()
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         mode: str = image.mode
-    return mode in ("1", "L") or mode.startswith("I")
+    return mode in ("1", "L") or mode.startswith(("I", "F"))
 
 
 def native_channels(data: bytes) -> int:
@@ -90,8 +110,77 @@ def possible_channels(data: bytes) -> tuple[int, ...]:
     return (native_channels(data),) if data.startswith(_NPY_MAGIC) else CHANNELS
 
 
-def _load_with_pillow(data: bytes, channels: int) -> NDArray[np.uint8]:
+def wide_values(data: bytes) -> NDArray[Any] | None:
+    """Return the values [height width planes] of an array or a gray image of more than 8 bits; None for any other.
+
+    Raises:
+        BadImageError: as `decode_pixels`.
+    """
+    if data.startswith(_NPY_MAGIC):
+        array = _load_npy(data)
+        return None if array.dtype == np.uint8 else array
+    return _open_with_pillow(data, _wide_plane) if _is_wide_png(data) or data.startswith(_TIFF_MAGICS) else None
+
+
+def is_wide_colour(data: bytes) -> bool:
+    """Return whether this is a colour image of 16 bits, of which Pillow reads the upper eight only.
+
+    Raises:
+        BadImageError: as `decode_pixels`.
+    """
+    if data.startswith(_TIFF_MAGICS):
+        return _open_with_pillow(data, lambda image: _wide_plane(image) is None and _tiff_bits(image) > 8)
+    return _is_wide_png(data) and data[_PNG_BIT_DEPTH + 1 : _PNG_BIT_DEPTH + 2] != b"\0"
+
+
+def _load_with_pillow(data: bytes, channels: int, value_range: ValueRange) -> NDArray[np.uint8]:
     _check_channels(channels)
+    if value_range not in (None, SIXTEEN_BITS) and is_wide_colour(data):
+        raise BadImageError("it is a colour image of 16 bits, which data.value_range cannot divide; convert it to .npy")
+
+    def pixels(image: Image.Image) -> NDArray[np.uint8]:
+        wide = _wide_plane(image)
+        if wide is not None:
+            what = f"a {image.format} of {_WIDE_MODES.get(image.mode, '16 bits')}"
+            image = Image.fromarray(_levels(wide, value_range, what)[:, :, 0])
+        plain = np.array(image if image.mode == _MODES[channels] else image.convert(_MODES[channels]))
+        return plain if plain.ndim == 3 else plain[:, :, None]
+
+    return _open_with_pillow(data, pixels)
+
+
+def _tiff_bits(image: Image.Image) -> int:
+    of_tiff: Any = image
+    bits: int = max(of_tiff.tag_v2.get(_BITS_PER_SAMPLE, (8,)))
+    return bits
+
+
+def _wide_plane(image: Image.Image) -> NDArray[Any] | None:
+    """Return the values of a gray image of more than 8 bits: [height width 1]; None for any other image."""
+    return np.asarray(image)[:, :, None] if image.mode.startswith(("I", "F")) else None
+
+
+def _is_wide_png(data: bytes) -> bool:
+    return data.startswith(_PNG_MAGIC) and data[_PNG_BIT_DEPTH : _PNG_BIT_DEPTH + 1] == b"\x10"
+
+
+def _levels(values: NDArray[Any], value_range: ValueRange, what: str) -> NDArray[np.uint8]:
+    if value_range is None:
+        if values.dtype.kind + str(values.dtype.itemsize) != "u2":
+            raise BadImageError(f"it is {what}, whose range is not known; set data.value_range")
+        value_range = SIXTEEN_BITS
+    return to_levels(values, value_range)
+
+
+Result = TypeVar("Result")
+
+
+def _open_with_pillow(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
+    """Return what `read` makes of the upright image.
+
+    Raises:
+        BadImageError: if the image is too large or damaged, or of a format that is not allowed.
+    """
     _silence_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -99,17 +188,13 @@ def _load_with_pillow(data: bytes, channels: int) -> NDArray[np.uint8]:
             image.load()
             if image.info or image.format == "TIFF":  # others have no EXIF block, and the search is slow
                 ImageOps.exif_transpose(image, in_place=True)
-            if image.mode == "F":
-                raise BadImageError("floating-point pixels have no defined range")
-            plain = _upper_byte(image) if image.mode.startswith("I") else image
-            pixels = np.array(plain if plain.mode == _MODES[channels] else plain.convert(_MODES[channels]))
+            return read(image)
     except BadImageError:
         raise
     except UnidentifiedImageError:
         raise BadImageError(f"it is not a valid image; allowed formats: {', '.join(FORMATS)}") from None
     except Exception as error:  # hostile bytes can raise any error in a decoder; the image is bad
         raise BadImageError(f"{type(error).__name__}: {error}") from None
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def _check_channels(channels: int) -> None:
@@ -135,27 +220,18 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
 
 
-def _upper_byte(image: Image.Image) -> Image.Image:
-    """Convert 16-bit gray to 8-bit gray; Pillow's own conversion would clip values above 255 to white."""
-    wide = np.asarray(image)
-    values, upper = wide.reshape(-1), np.empty(wide.size, dtype=np.uint8)
-    for start in range(0, len(values), _BLOCK_VALUES):  # a copy of all as wide numbers would be large
-        part = slice(start, start + _BLOCK_VALUES)
-        upper[part] = values[part].clip(0, 65535) >> 8
-    return Image.fromarray(upper.reshape(wide.shape))
-
-
-def _load_npy(data: bytes) -> NDArray[np.uint8]:
+def _load_npy(data: bytes) -> NDArray[Any]:
     if len(data) > _MAX_NPY_PLANES * (Image.MAX_IMAGE_PIXELS or len(data)):
         raise BadImageError(
             f"its .npy array has {len(data)} bytes; allowed: {_MAX_NPY_PLANES} times PIL.Image.MAX_IMAGE_PIXELS"
         )
     try:
-        array: NDArray[np.uint8] = np.load(io.BytesIO(data), allow_pickle=False)
+        array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # hostile headers also raise memory, overflow and tokenizer errors
         raise BadImageError(f"it is not a valid .npy array: {error}") from None
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
+    if array.dtype.kind not in "uif" or array.ndim not in (2, 3) or 0 in array.shape:
         raise BadImageError(
-            f".npy array is {array.dtype} {list(array.shape)}; allowed: uint8 [height width] or [height width channels]"
+            f".npy array is {array.dtype} {list(array.shape)}; allowed: integers or floating-point numbers [height "
+            "width] or [height width channels]"
         )
     return array if array.ndim == 3 else array[:, :, None]

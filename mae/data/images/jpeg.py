@@ -5,7 +5,7 @@ The pixels equal those of Pillow; a file for which that is not certain is left t
 
 import re
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -104,7 +104,7 @@ def cut(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
-def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Return an upright view of a stored image [height width channels]."""
     if orientation in _SIDEWAYS:
         pixels = pixels.swapaxes(0, 1)

@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from webdataset import TarWriter
 
-from mae.data.images.decode import decode, is_gray, native_channels
 from mae.data.manifest import ShardEntry
 from mae.data.packing.convert import CONVERTED, RENAMED, to_png
 from mae.data.packing.engines import Advance, Engine
@@ -134,7 +133,7 @@ def _read(item: Item, rules: PackRules, record: ShardRecord) -> dict[str, bytes]
     if rules.short_side:
         data, outcome = shrink(data, rules.short_side, rules.quality)
         extension = "jpg" if outcome is Outcome.SHRUNK else extension
-    record.pixels.add(decode(data, native_channels(data)), is_gray(data))
+    record.pixels.add_native(data)
     record.shrunk += outcome is Outcome.SHRUNK
     record.unsuited += outcome is Outcome.UNSUITED
     if is_converted:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mae.data.classes import CLASSES_FILE, NAMES
+from mae.data.images.levels import WideValues
 from mae.data.index import load, save, save_pixels
 from mae.data.indexing import FOLDER, beside
 from mae.data.manifest import write_json
@@ -38,6 +39,7 @@ class Packed:
     """Number of samples of each class; empty if an image has no label, or one that is too large to count to."""
     bad: list[str]
     statistics: PixelStatistics | None
+    wide: WideValues
     shrunk: int
     unsuited: int
     converted: Mapping[str, int]
@@ -92,6 +94,8 @@ def describe(plan: Plan, packed: Packed) -> str:
         parts.append(_describe_classes(plan.classes, packed.samples_per_class))
     if packed.statistics:
         parts.append(str(packed.statistics))
+    if packed.wide.images:
+        parts.append(packed.wide.advice)
     if packed.converted:
         counts = ", ".join(f"{count:,} .{kind}" for kind, count in sorted(packed.converted.items()))
         parts.append(f"converted to PNG: {counts}{' (first frame)' if 'gif' in packed.converted else ''}")
@@ -155,6 +159,7 @@ def _packed(plan: Plan, records: Sequence[ShardRecord], bad: list[str]) -> Packe
         samples_per_class=[] if uncounted else per_class.tolist(),
         bad=bad,
         statistics=pixels.statistics(),
+        wide=pixels.wide,
         shrunk=sum(record.shrunk for record in records),
         unsuited=sum(record.unsuited for record in records),
         converted=converted,

@@ -138,13 +138,19 @@ class RunFolder:
                 raise UserError(f"run_dir {self.path} is in the folder of the shards, {folder}; give one outside it")
 
     def with_its_statistics(self, data: DataSettings) -> DataSettings:
-        """Return `data` with the mean and std that the run began with, unless they are set.
+        """Return `data` with the mean, std and range of values that the run began with, unless they are set.
 
-        They may have been measured again since then, but must not change within a run.
+        They may have been measured again since then, or inherited, but must not change within a run.
         """
+        before = self.begun_with()
+        value_range = before.get("data.value_range")
+        if data.value_range is None and value_range is not None:
+            is_saved = isinstance(value_range, list) and all(type(value) in (int, float) for value in value_range)
+            name = f"{self.path / SETTINGS_FILE}: data.value_range"
+            check(is_saved, name, value_range, "what the run has saved there; restore it")
+            data = replace(data, value_range=tuple(map(float, value_range)))
         if data.mean is not None:
             return data
-        before = self.begun_with()
         mean, std = before.get("data.mean"), before.get("data.std")
         if not mean or not std:
             return data

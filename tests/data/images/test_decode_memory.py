@@ -11,7 +11,7 @@ from conftest import in_own_process
 from PIL import Image
 
 from mae.data.images import decode as module
-from mae.data.images.decode import decode, is_gray, native_channels
+from mae.data.images.decode import decode, native_channels
 from mae.data.statistics import PixelSums, SetPixels
 from mae.errors import BadImageError
 from mae.training.memory import forget_peak_memory, give_back, memory_in_use, peak_memory
@@ -35,6 +35,7 @@ FORMATS: dict[str, Callable[[io.BytesIO], None]] = {
     "palette png": lambda file: image("P").save(file, "PNG"),
     "16-bit png": lambda file: wide(np.uint16).save(file, "PNG"),
     "32-bit tiff": lambda file: wide(np.int32).save(file, "TIFF", compression="tiff_lzw"),
+    "float npy": lambda file: np.save(file, np.ones((HEIGHT, WIDTH, 3), np.float32)),
     "cmyk tiff": lambda file: image("CMYK").save(file, "TIFF", compression="tiff_lzw"),
     "jpeg": lambda file: image("RGB").save(file, "JPEG"),
     "webp": lambda file: image("RGB").save(file, "WEBP", method=0),
@@ -53,7 +54,8 @@ def bytes_per_pixel() -> dict[str, float]:
         give_back(cpu)
         forget_peak_memory(cpu)
         before = memory_in_use(cpu)
-        SetPixels().add(decode(data, native_channels(data)), is_gray(data))
+        SetPixels().add_native(data)
+        decode(data, native_channels(data), (0.0, 4096.0))
         found[name] = (peak_memory(cpu) - before) / (HEIGHT * WIDTH)
     return found
 
