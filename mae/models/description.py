@@ -1,9 +1,10 @@
 """Description of a model in the header of its file: architecture, normalisation, decoder."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from safetensors import SafetensorError, safe_open
 
@@ -15,6 +16,8 @@ from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 
 ModelKind = Literal["masked autoencoder", "classifier"]
 _FIELD = "mae"
+# Larger widths, images and counts are mistakes or attacks: nobody could build the model.
+_MAX_SIZE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -105,18 +108,56 @@ def read_description(path: Path) -> ModelDescription:
         raise UserError(f"model file {path} does not describe its architecture; it was not written by mae")
     try:
         fields = json.loads(text)
+        _check_fields(fields)
         for name in ("patch_size", "image_size", "mean", "std"):
             fields[name] = tuple(fields[name])
         if fields.get("decoder") is not None:
             fields["decoder"] = DecoderDescription(**fields["decoder"])
         if fields.get("classes") is not None:
-            fields["classes"] = tuple(map(str, fields["classes"]))
+            fields["classes"] = tuple(fields["classes"])
         return ModelDescription(**fields)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"model file {path} describes its architecture in a way this version of mae does not know; "
             "install the version that wrote it, or give another file"
         ) from None
+
+
+def _check_fields(fields: Any) -> None:
+    """Raise a `ValueError` or a `KeyError` unless each field has its type, and a size that a model can have."""
+    _check(fields["kind"] in get_args(ModelKind), "kind")
+    for name in ("width", "depth", "heads", "channels"):
+        _check(_is_size(fields[name]), name)
+    for name in ("patch_size", "image_size"):
+        _check(_is_list(fields[name], _is_size, 2), name)
+    for name in ("mean", "std"):
+        _check(_is_list(fields[name], _is_finite, fields["channels"]), name)
+    _check(min(fields["std"]) > 0, "std")
+    _check(_is_finite(fields["crop_pct"]) and 0 < fields["crop_pct"] <= 1, "crop_pct")
+    if (decoder := fields.get("decoder")) is not None:
+        _check(isinstance(decoder["kind"], str) and decoder["mask"] in get_args(MaskKind), "decoder")
+        _check(all(_is_size(decoder[name]) for name in ("width", "depth", "heads")), "decoder")
+        _check(_is_finite(decoder["mask_ratio"]) and 0 < decoder["mask_ratio"] < 1, "decoder.mask_ratio")
+        _check(isinstance(decoder["norm_pix_loss"], bool), "decoder.norm_pix_loss")
+    if (classes := fields.get("classes")) is not None:
+        _check(isinstance(classes, list) and all(isinstance(name, str) for name in classes), "classes")
+
+
+def _check(is_right: bool, name: str) -> None:
+    if not is_right:
+        raise ValueError(name)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 1 <= value <= _MAX_SIZE
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < _MAX_SIZE  # type: ignore[arg-type]
+
+
+def _is_list(value: object, is_right: Callable[[object], bool], length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(map(is_right, value))
 
 
 def require_same_model(trained: ModelDescription, asked: ModelDescription, source: Path) -> None:
