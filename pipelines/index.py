@@ -79,7 +79,8 @@ def run(settings: IndexSettings) -> ShardIndex:
             pixels, bad = check_images(index, cache_dir, workers, advance)
         with _writing(index.folder):
             index = save_pixels(index, pixels.statistics(), pixels.images)
-    say(describe(index, shards))
+    for line in describe(index, shards):
+        say(line)
     if bad:
         listed = index.folder / BAD_FILE
         with _writing(index.folder):
@@ -92,7 +93,7 @@ def run(settings: IndexSettings) -> ShardIndex:
     return index
 
 
-def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
+def describe(index: ShardIndex, shards: Sequence[Shard]) -> list[str]:
     """Summarize an index in a few lines."""
     extensions: Counter[str] = Counter()
     for entry in index.entries:
@@ -112,7 +113,7 @@ def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
         "fingerprint": index.fingerprint[:16],
         "index": str(index.folder),
     }
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+    return [f"{name:<12} {value}" for name, value in rows.items()]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ is executed, and each worker of each process reads its own share of the shards.
 """
 
 import random
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from itertools import count, islice
@@ -30,6 +29,7 @@ from mae.data.store.shards import Shard
 from mae.data.tar import mapped, walk
 from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose
+from mae.output import warn
 
 PROMISES = (
     "data.reader is stream: shards are drawn at random with replacement, an epoch is data.stream_samples samples, "
@@ -99,7 +99,7 @@ class StreamBatches(TrainingBatches):
         def tell_once(text: str) -> None:
             nonlocal is_told
             if not is_told:
-                sys.stderr.write(f"warning: {text}; other shards like this are not named\n")
+                warn(f"{text}; other shards like this are not named")
             is_told = True
 
         for item in drawn:

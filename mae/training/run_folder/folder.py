@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ from mae.data.store.shards import Shard
 from mae.errors import UserError, first_of
 from mae.files import read_bounded, write_atomically
 from mae.models.weights import write_weights
+from mae.output import warn
 from mae.settings import check, check_name, dump, flatten, load_yaml
 from mae.training.checkpoints.manifest import MALFORMED, MODEL_FILE, FileIdentity, require_types
 from mae.training.run_folder.compare import differences
@@ -285,5 +285,4 @@ class RunFolder:
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
         except OSError as error:
-            with suppress(OSError):  # stderr may be on the same disk
-                sys.stderr.write(f"warning: a line is missing from {path}: {error.strerror}\n")
+            warn(f"a line is missing from {path}: {error.strerror}")
