@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
-from mae.output import make_output_safe
+from mae.output import make_output_safe, one_line
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
@@ -114,6 +114,6 @@ def one_line_errors() -> Iterator[None]:
         if not is_rank_zero():
             time.sleep(_SECONDS_FOR_RANK_ZERO)
         who = "" if is_rank_zero() else f"rank {os.environ['RANK']}: "
-        sys.stderr.write(f"{who}error: {mistake}\n")
+        sys.stderr.write(f"{who}error: {one_line(str(mistake))}\n")
         sys.stderr.flush()
         sys.exit(mistake.exit_code)

@@ -5,6 +5,7 @@ import io
 import os
 import select
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TextIO
 
 _NAMES = {1: "standard output", 2: "standard error"}
 _ERRORS = "mae.output"
+_CONTROLS = ("Cc", "Zl", "Zp")
+"""Unicode categories of control characters, and of separators of lines and paragraphs."""
 _lost: dict[int, str] = {}
 _told: set[int] = set()
 
@@ -33,12 +36,28 @@ def make_output_safe() -> None:
             setattr(sys, f"__{name}__", getattr(sys, name))
 
 
+def one_line(text: str) -> str:
+    """Return text with control characters as escapes, such as `\\n`.
+
+    Names in data may hold line breaks and colour codes; as escapes they cannot forge lines or rule a terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in _CONTROLS else letter for letter in text)
+
+
 def say(text: str) -> None:
-    """Print a line, of which the locale may not know all characters; an output that is full or closed ends nothing."""
+    """Print one line, whose characters the locale may lack; an output that is full or closed ends nothing."""
     if sys.stdout:
         encoding = sys.stdout.encoding or "utf-8"
         with suppress(OSError):
-            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
+            print(one_line(text).encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
+
+
+def warn(text: str) -> None:
+    """Print a warning of one line to standard error, which may be closed or full."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"warning: {one_line(text)}\n")
 
 
 def newly_lost() -> Iterator[str]:

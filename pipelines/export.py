@@ -15,6 +15,7 @@ from mae.errors import one_line_errors
 from mae.export.timm import export_timm
 from mae.models.description import find_best_model, read_description
 from mae.models.weights import read_weights
+from mae.output import say
 from mae.settings import check_name, parse
 from mae.training.foreign_file import refuse_foreign_file
 
@@ -42,10 +43,8 @@ def run(settings: ExportSettings) -> Path:
     out = settings.out or model.parent / f"export-{settings.to}"
     check_name("out", out)
     difference = export_timm(read_weights(model), read_description(model), out, model)
-    sys.stdout.write(
-        f"exported {model} to {out}; loaded back, features differ by at most {difference:.1e}\n"
-        f'  timm.create_model("local-dir:{out}", pretrained=True)  # timm 1.0.26 or newer\n'
-    )
+    say(f"exported {model} to {out}; loaded back, features differ by at most {difference:.1e}")
+    say(f'  timm.create_model("local-dir:{out}", pretrained=True)  # timm 1.0.26 or newer')
     return out
 
 

@@ -81,7 +81,8 @@ def run(settings: IndexSettings) -> ShardIndex:
             index = save_pixels(index, pixels.statistics(), pixels.images)
         if pixels.wide.images:
             say(pixels.wide.advice)
-    say(describe(index, shards))
+    for line in describe(index, shards):
+        say(line)
     if bad:
         listed = index.folder / BAD_FILE
         with _writing(index.folder):
@@ -94,7 +95,7 @@ def run(settings: IndexSettings) -> ShardIndex:
     return index
 
 
-def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
+def describe(index: ShardIndex, shards: Sequence[Shard]) -> list[str]:
     """Summarize an index in a few lines."""
     extensions: Counter[str] = Counter()
     for entry in index.entries:
@@ -114,7 +115,7 @@ def describe(index: ShardIndex, shards: Sequence[Shard]) -> str:
         "fingerprint": index.fingerprint[:16],
         "index": str(index.folder),
     }
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+    return [f"{name:<12} {value}" for name, value in rows.items()]
 
 
 @contextmanager

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import png
 from pipelines.test_pretrain import TINY
+from webdataset import TarWriter
 
-from mae.pipelines import pretrain
+from mae.output import one_line
+from mae.pipelines import index, pretrain
 
 PRINTS = """
 import os, sys, warnings
@@ -87,3 +90,45 @@ def test_a_run_goes_on_without_its_output_and_says_so_in_its_log_p13(
     ]
     assert json.loads((run_dir / "exit.json").read_text())["reason"] == "finished"
     assert (run_dir / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, ünï, 猫, a\udcff", "plain, ünï, 猫, a\udcff"),
+        ("a\nb\rc\td", r"a\nb\rc\td"),
+        ("\x1b[31mred\x1b]0;title\x07", r"\x1b[31mred\x1b]0;title\x07"),
+        ("\x9b1m \x7f \u2028 \u2029", r"\x9b1m \x7f \u2028 \u2029"),
+    ],
+)
+def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
+    assert one_line(text) == shown
+
+
+def test_names_with_control_characters_make_neither_lines_nor_colours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In what is printed, in warnings, and in errors."""
+    name = "a\x1b[31m\nerror: b\r"
+    path = tmp_path / "shards" / "x\n.tar"
+    path.parent.mkdir()
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        tar.write({"__key__": "good", "png": png(0)})
+        tar.write({"__key__": name, "png": png(1)[:40]})
+    with pytest.raises(SystemExit) as end:
+        index.main([str(path), "--check", "--workers", "0", "--out", str(tmp_path / "index")])
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert [line.partition(":")[0] for line in said.err.splitlines()] == ["error"]
+    assert r"a\x1b[31m\nerror: b\r.png" in said.err
+    with pytest.raises(SystemExit):
+        pretrain.main(
+            [*TINY, "--data.shards", str(path), "--run_dir", str(tmp_path / "run"), "--data.reader", "stream",
+             "--data.stream_samples", "8", "--data.max_bad_samples", "0", "--data.mean", "0.5", "--data.std", "0.5"]
+        )  # fmt: skip
+    said = capsys.readouterr()
+    assert r"a\x1b[31m\nerror: b\r" in said.err
+    assert "\x1b" not in said.out + said.err
+    assert "\r" not in said.out + said.err
+    recorded = json.loads((tmp_path / "run" / "exit.json").read_text())["message"]
+    assert "\n" not in recorded

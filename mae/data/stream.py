@@ -6,7 +6,6 @@ is executed, and each worker of each process reads its own share of the shards.
 """
 
 import random
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from itertools import count, islice
@@ -22,20 +21,26 @@ from mae import keyed
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches, empty_batch
 from mae.data.images.augment import NUMBERS_PER_SAMPLE, TrainViews
 from mae.data.indexing import local_copy
-from mae.data.left_out import FOLDERS, LeftOut, count_into, described
+from mae.data.left_out import FOLDERS, LeftOut, count_into, described, joined
 from mae.data.plan import BatchPlan, require_whole_images
 from mae.data.read_rules import USUAL, ReadRules
 from mae.data.scan import label_of, samples
 from mae.data.store.shards import Shard
+from mae.data.store.unpacked import is_gzipped
 from mae.data.tar import mapped, walk
-from mae.errors import BadImageError, UserError
+from mae.errors import BadImageError, UserError, first_of
 from mae.keyed import Purpose
+from mae.output import warn
 
 PROMISES = (
     "data.reader is stream: shards are drawn at random with replacement, an epoch is data.stream_samples samples, "
     "images may repeat or be missing in it, and a resumed run continues with other images; "
     "the indexed reader has none of these limits"
 )
+
+
+Tell = Callable[[str, str], None]
+"""Function that receives each kind of what is left out of a shard, and a line about it."""
 
 
 class StreamSample(NamedTuple):
@@ -93,14 +98,13 @@ class StreamBatches(TrainingBatches):
         )
 
     def _read(self, drawn: Iterable[dict[str, Any]]) -> Iterator[StreamSample]:
-        """Yield the samples of the shards that are drawn; tell of the first shard with something that is not used."""
-        empty, data, is_told = set[int](), self.recipe.data, False
+        """Yield the samples of the shards that are drawn; name the first shard with each kind that is left out."""
+        empty, data, told = set[int](), self.recipe.data, set[str]()
 
-        def tell_once(text: str) -> None:
-            nonlocal is_told
-            if not is_told:
-                sys.stderr.write(f"warning: {text}; other shards like this are not named\n")
-            is_told = True
+        def tell_once(kind: str, text: str) -> None:
+            if kind not in told:
+                warn(f"{text}; other shards like this are not named")
+            told.add(kind)
 
         for item in drawn:
             number = int(item["url"])
@@ -154,9 +158,9 @@ class _Stream(IterableDataset[Batch]):
 
 
 def read_samples(
-    shard: Shard, cache_dir: Path, rules: ReadRules = USUAL, tell: Callable[[str], None] = lambda text: None
+    shard: Shard, cache_dir: Path, rules: ReadRules = USUAL, tell: Tell = lambda kind, text: None
 ) -> Iterator[StreamSample]:
-    """Check a whole shard, then yield its images; `tell` gets what it holds beside them, and that it has no image.
+    """Check a whole shard, then yield its images; `tell` gets each kind that it holds beside them, or that it has none.
 
     Raises:
         UserError: if the shard cannot be read, is a damaged tar, or its samples are unclear.
@@ -170,12 +174,36 @@ def read_samples(
         leave_out = count_into(left_out)
         found = list(samples(walk(data, leave_out), str(shard), rules.image_extension, leave_out))
         left_out.pop(FOLDERS, None)
-        if left_out:
-            tell(f"left out of shard {shard}: {described(left_out)}")
+        for kind, counted in left_out.items():
+            tell(kind, f"left out of shard {shard}: {described({kind: counted})}")
         if not any(sample.image for sample in found):
-            tell(f"shard {shard} has no images")
+            tell("shards without images", f"shard {shard} has no images")
         for sample in found:
             if sample.image:
                 member = sample.files[sample.image]
                 image = bytes(view[member.offset : member.offset + member.size])
                 yield StreamSample(f"{shard}: {member.name}", image, label_of(sample, view))
+
+
+def not_used_of_stream(shards: Iterable[Shard], cache_dir: Path, rules: ReadRules) -> list[str]:
+    """Return what the shards on this machine hold but training does not use, in words.
+
+    Remote and gzipped shards are passed over, because they would have to be copied first.
+
+    Raises:
+        UserError: if a shard cannot be read, is a damaged tar, or its samples are unclear.
+    """
+    parts, empty, read = list[tuple[str, LeftOut]](), list[str](), 0
+    for shard in shards:
+        if shard.is_remote or is_gzipped(shard):
+            continue
+        left_out, read = LeftOut(), read + 1
+        with local_copy(shard, cache_dir, rules.cache_bytes) as source, mapped(source, str(shard)) as data:
+            leave_out = count_into(left_out)
+            found = list(samples(walk(data, leave_out), str(shard), rules.image_extension, leave_out))
+        left_out.pop(FOLDERS, None)
+        parts.append((str(shard), left_out))
+        if not any(sample.image for sample in found):
+            empty.append(str(shard))
+    said = [f"left out of the shards: {described(joined(parts))}"] if any(part for _, part in parts) else []
+    return said + ([f"{len(empty)} of {read} shards have no images: {first_of(empty)}"] if empty else [])

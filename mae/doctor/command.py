@@ -13,6 +13,7 @@ from mae.doctor import data, machine, run, speed
 from mae.doctor.finding import Finding, Verdict, counted
 from mae.doctor.stages import STAGES, PretrainExamination
 from mae.errors import USER_ERROR_EXIT_CODE, UserError, one_line_errors
+from mae.output import one_line
 
 Check = Callable[[Any], Finding]
 
@@ -90,11 +91,11 @@ def _line(name: str, finding: Finding) -> Text:
     # Names in shards may hold what is no text or not in the output's encoding; messages may have several lines.
     encoding = sys.stdout.encoding
     shown = " ".join(str(finding).encode(encoding, "backslashreplace").decode(encoding).split())
-    return Text.assemble((f"{finding.verdict:<8}", _COLORS[finding.verdict]), f" {name:<{_WIDTH}}  {shown}")
+    return Text.assemble((f"{finding.verdict:<8}", _COLORS[finding.verdict]), f" {name:<{_WIDTH}}  {one_line(shown)}")
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{one_line(text)}\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from mae.data.prepare import not_used
 from mae.data.source import IndexedSource, StreamedSource
 from mae.data.statistics import PixelStatistics
 from mae.data.store.unpacked import is_gzipped
+from mae.data.stream import not_used_of_stream
 from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.places import nearest_folder
@@ -46,7 +47,10 @@ def shards(examination: Examination) -> Finding:
         f"the cache of remote shards may grow to {gigabytes(wanted)}, {data.cache} has {gigabytes(room)} free: "
         "set data.cache_dir to a larger disk, or lower data.cache_bytes"
     )
-    left_out = not_used(source.index) if isinstance(source, IndexedSource) else []
+    if isinstance(source, IndexedSource):
+        left_out = not_used(source.index)
+    else:
+        left_out = not_used_of_stream(found, data.cache, data.rules)
     return Finding(text, problems=(problem,) if wanted > room else (), warnings=(*_repeated(source), *left_out))
 
 

@@ -1,9 +1,11 @@
 """Description of a model in the header of its file: architecture, normalisation, decoder."""
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,6 +19,8 @@ ModelKind = Literal["masked autoencoder", "classifier"]
 MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
 """Names in a run folder of the last model, and of the best classifier on the evaluation shards."""
 _FIELD, _SELECTION = "mae", "mae_selection"
+# Larger widths, images and counts are mistakes or attacks: nobody could build the model.
+_MAX_SIZE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ def read_description(path: Path) -> ModelDescription:
         raise UserError(f"model file {path} does not describe its architecture; it was not written by mae")
     try:
         fields = json.loads(text)
+        _check_fields(fields)
         for name in ("patch_size", "image_size", "mean", "std"):
             fields[name] = tuple(fields[name])
         if fields.get("decoder") is not None:
@@ -156,7 +161,7 @@ def read_description(path: Path) -> ModelDescription:
         if fields.get("value_range") is not None:
             fields["value_range"] = tuple(map(float, fields["value_range"]))
         if fields.get("classes") is not None:
-            fields["classes"] = tuple(map(str, fields["classes"]))
+            fields["classes"] = tuple(fields["classes"])
         return ModelDescription(**fields)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
@@ -191,6 +196,50 @@ def _read_metadata(path: Path) -> dict[str, str]:
         raise UserError(f"model file {path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"model file {path} is not an intact safetensors file: {error}") from None
+
+
+def _check_fields(fields: Any) -> None:
+    """Raise a `ValueError` or a `KeyError` unless each field has its type, and a size that a model can have."""
+    _check(fields["kind"] in get_args(ModelKind), "kind")
+    for name in ("width", "depth", "heads", "channels"):
+        _check(_is_size(fields[name]), name)
+    for name in ("patch_size", "image_size"):
+        _check(_is_list(fields[name], _is_size, 2), name)
+    for name in ("mean", "std"):
+        _check(_is_list(fields[name], _is_finite, fields["channels"]), name)
+    _check(min(fields["std"]) > 0, "std")
+    _check(_is_finite(fields["crop_pct"]) and 0 < fields["crop_pct"] <= 1, "crop_pct")
+    if (decoder := fields.get("decoder")) is not None:
+        _check(isinstance(decoder["kind"], str) and decoder["mask"] in get_args(MaskKind), "decoder")
+        _check(all(_is_size(decoder[name]) for name in ("width", "depth", "heads")), "decoder")
+        _check(_is_finite(decoder["mask_ratio"]) and 0 < decoder["mask_ratio"] < 1, "decoder.mask_ratio")
+        _check(isinstance(decoder["norm_pix_loss"], bool), "decoder.norm_pix_loss")
+    if (value_range := fields.get("value_range")) is not None:
+        lengths = (2, 2 * fields["channels"])
+        _check(any(_is_list(value_range, _is_number, length) for length in lengths), "value_range")
+    if (classes := fields.get("classes")) is not None:
+        _check(isinstance(classes, list) and all(isinstance(name, str) for name in classes), "classes")
+
+
+def _check(is_right: bool, name: str) -> None:
+    if not is_right:
+        raise ValueError(name)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 1 <= value <= _MAX_SIZE
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < _MAX_SIZE  # type: ignore[arg-type]
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_list(value: object, is_right: Callable[[object], bool], length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(map(is_right, value))
 
 
 def require_same_model(trained: ModelDescription, asked: ModelDescription, source: Path) -> None:

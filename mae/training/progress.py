@@ -8,6 +8,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from mae.output import one_line
+
 
 class _Bar(Progress):
     """Bar, and the newest figures in a line below it: together they would not fit into 80 columns."""
@@ -63,7 +65,7 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """Print one line of plain text."""
         if self._enabled:
-            self._console.print(text, markup=False)
+            self._console.print(one_line(text), markup=False)
 
 
 def duration(seconds: float) -> str:

@@ -12,11 +12,13 @@ from conftest import png
 from mae.data.batch import Batch, BatchRecipe
 from mae.data.images.augment import AugmentSettings
 from mae.data.images.decode import decode
+from mae.data.indexing import open_index
 from mae.data.loader import load
 from mae.data.plan import plan_batches
+from mae.data.prepare import not_used
 from mae.data.settings import DataSettings
 from mae.data.store.shards import expand
-from mae.data.stream import StreamBatches, read_samples
+from mae.data.stream import StreamBatches, not_used_of_stream, read_samples
 from mae.errors import UserError
 
 WHOLE = AugmentSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
@@ -136,6 +138,24 @@ def test_empty_shards_and_what_is_left_out_are_told_once_d06(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: shard {folder}/")
     assert line.endswith(" has no images; other shards like this are not named")
+
+
+def test_each_kind_that_is_left_out_is_told_with_its_count(
+    write_tar: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {f"{number}.png": png(number) for number in range(4)}
+    folder = write_tar("shards/x.tar", {**good, ".a": b"", ".b": b""}).parent
+    write_tar("shards/y.tar", {**good, ".c": b"", "README": b""})
+    taken(stream(folder), 10)
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == said.count("; other shards like this are not named\n") == 2
+    assert "hidden files" in said
+    assert "README" in said
+    shards = expand([str(folder)])
+    (line,) = not_used_of_stream(shards, folder, stream(folder).recipe.data.rules)
+    index = open_index([str(folder)], folder.parent / "cache", say=lambda text: None)
+    assert [line] == not_used(index)
+    assert "hidden files: 3" in line
 
 
 def test_a_stream_of_empty_shards_ends_d06(write_tar: Callable[..., Path]) -> None:

@@ -126,3 +126,34 @@ def test_a_folder_without_a_model_and_a_wrong_path_are_refused(tmp_path: Path) -
         find_model(tmp_path)
     with pytest.raises(UserError, match=r"^no/such/run does not exist; give "):
         find_model(Path("no/such/run"))
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("kind", ["decoder", None, 1]),
+        ("width", ["16", -16, 0, 16.0, True, None, 1 << 60]),
+        ("depth", [-1, 1 << 40]),
+        ("heads", [[], 0]),
+        ("channels", [2.0, 3, 1 << 40]),
+        ("patch_size", [4, [4], [4, 4, 4], ["4", "4"], "44", [0, 4], [-2, -4]]),
+        ("image_size", [[8], [8, -12], [8, None], {"8": 1, "12": 2}]),
+        ("mean", [["0.1", "0.5"], [0.1], [0.1, 0.5, 0.5], [float("nan"), 0.5], "ab", [[0.1], [0.5]]]),
+        ("std", [[0.0, 1.0], [-1.0, 1.0], [1.0], [float("inf"), 1.0], [True, 1.0], None]),
+        ("crop_pct", ["0.9", 0, -1, float("nan"), 1.5]),
+        ("classes", ["ab", [1, 2], {"a": 0}, 3]),
+        ("decoder", [[], 1, {}]),
+        ("decoder.width", ["192", -1, 1 << 60]),
+        ("decoder.heads", [0.5]),
+        ("decoder.mask", ["all", 3, []]),
+        ("decoder.mask_ratio", ["0.6", 0, 1, float("nan")]),
+        ("decoder.norm_pix_loss", [1, "yes"]),
+    ],
+)
+def test_a_field_of_another_type_or_without_sense_is_refused(field: str, values: list[object], tmp_path: Path) -> None:
+    part, _, name = field.rpartition(".")
+    for value in values:
+        fields = json.loads((AUTOENCODER if part else DESCRIPTION).metadata()["mae"])
+        (fields[part] if part else fields)[name] = value
+        with pytest.raises(UserError, match=r"in a way this version of mae does not know; .*$"):
+            read_description(write(tmp_path / "m.safetensors", {"mae": json.dumps(fields)}))

@@ -206,7 +206,20 @@ def _is_packed(out: Path, split: str) -> bool:
 
 def _refuse_packed(out: Path, split: str) -> None:
     if _is_packed(out, split):
-        raise UserError(f"{out} already contains a split {split!r}; choose another --split or another --out")
+        raise UserError(
+            f"{out} already contains a split {split!r}{_complete(out, split)}; choose another --split or another --out"
+        )
+
+
+def _complete(out: Path, split: str) -> str:
+    """Return what a published split says to a command that was killed between its publication and its own end."""
+    entry = read_info(out).get("splits", {}).get(split)
+    if entry is None:
+        return ""
+    return (
+        f", which is complete ({entry.get('num_samples')} images in {len(entry.get('filenames', []))} shards): if this "
+        "command packed it and was interrupted after that, nothing is left to do; to pack something else"
+    )
 
 
 def _peeked(items: Iterator[Item]) -> Iterator[Item]:

@@ -27,6 +27,7 @@ from torch.distributed import DistError
 
 from mae.data.loader import kill_workers, worker_failure
 from mae.errors import INTERRUPTED_EXIT_CODE, first_of, one_line_errors, user_error_of
+from mae.output import one_line
 from mae.training.processes.rendezvous import has_launchers_store, start_word
 
 _SECONDS_TO_CONNECT = 5.0
@@ -87,7 +88,7 @@ def failure_of(error: BaseException) -> Failure:
     outcome = _election.outcome(_is_echo(error))
     mistake = user_error_of(error) or worker_failure(error)
     if mistake is not None:
-        text, exit_code = f"error: {mistake}", mistake.exit_code
+        text, exit_code = f"error: {one_line(str(mistake))}", mistake.exit_code
     elif isinstance(error, KeyboardInterrupt):
         text, exit_code = "interrupted", INTERRUPTED_EXIT_CODE
     elif outcome.missing is not None:

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +18,7 @@ from mae.errors import UserError, first_of
 from mae.files import read_bounded, write_atomically
 from mae.models.description import MODEL_FILE
 from mae.models.weights import write_weights
+from mae.output import warn
 from mae.settings import check, check_name, dump, flatten, load_yaml
 from mae.training.checkpoints.manifest import MALFORMED, FileIdentity, require_types
 from mae.training.run_folder.compare import differences
@@ -292,5 +292,4 @@ class RunFolder:
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
         except OSError as error:
-            with suppress(OSError):  # stderr may be on the same disk
-                sys.stderr.write(f"warning: a line is missing from {path}: {error.strerror}\n")
+            warn(f"a line is missing from {path}: {error.strerror}")

@@ -150,10 +150,10 @@ def test_shards_of_another_class_list_are_refused(tree: Path, flat: Path, tmp_pa
 def test_the_same_split_twice_is_refused(flat: Path, tmp_path: Path) -> None:
     pack(flat, tmp_path / "out")
     before = packed_files(tmp_path / "out")
-    with pytest.raises(UserError, match="already contains a split 'train'; choose another --split or another --out"):
+    with pytest.raises(UserError, match="already contains a split 'train', which is complete"):
         pack(flat, tmp_path / "out")
     (tmp_path / "out" / "_info.json").unlink()
-    with pytest.raises(UserError, match="already contains a split 'train'"):
+    with pytest.raises(UserError, match="already contains a split 'train'; choose another --split or another --out"):
         pack(flat, tmp_path / "out")
     del before["_info.json"]
     assert packed_files(tmp_path / "out") == before
@@ -199,6 +199,34 @@ def test_s01_nothing_but_bad_images_is_refused_even_so(flat: Path, tmp_path: Pat
     ):
         pack(flat, tmp_path / "out", skip_bad=True)
     assert list((tmp_path / "out").glob("*")) == [tmp_path / "out" / ".train.parts"]
+
+
+def test_killed_after_it_was_published_a_split_is_said_to_be_complete(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(tree, tmp_path / "whole")
+    plan = planned(tree, tmp_path / "out")
+    pack_shards(plan, range(plan.shards), process_engine(0), lambda images, size: None)
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if path == plan.parts:
+            raise KeyboardInterrupt
+        return moved
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        publish(plan, skip_bad=False)
+    images, said = (
+        plan.images,
+        "if this command packed it and was interrupted after that, nothing is left to do; to pack",
+    )
+    with pytest.raises(
+        UserError, match=rf"complete \({images} images in {plan.shards} shards\): {said} something else"
+    ):
+        pack(tree, tmp_path / "out")
+    assert packed_files(tmp_path / "out") == packed_files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("after", ["one tar", "all tars", "classes", "info"])
