@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from pipelines.test_pretrain import settings as settings_of
 
 from mae.data.plan import plan_batches
-from mae.errors import UserError
+from mae.errors import PreemptedError, UserError
 from mae.pipelines.pretrain import run
 from mae.tasks.pretraining import Pretraining, PretrainSettings
 from mae.training.processes.accelerator import start_accelerator
@@ -248,6 +249,30 @@ def test_a_start_that_fails_is_no_preemption(
         again(*flags)
     record = json.loads((folder / "exit.json").read_text())
     assert (record["reason"], record["message"]) == ("error", f"error: {caught.value}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("moment", ["open", "build_model"], ids=["index", "model"])
+def test_a_signal_before_training_is_a_preemption(
+    moment: str, number: signal.Signals, again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "exit.json").write_text('{"reason": "error"}')
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)]
+
+    def told(*given: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except Exception:  # as code that goes on after its own errors
+            pytest.fail("the signal was taken for an error")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(PreemptedError, match=f"^{number.name}: stopped before training"),
+    ):
+        patch.setattr(Pretraining, moment, told)
+        again()
+    assert how_it_ended(tmp_path / "run") == "preempted"
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == handlers
 
 
 def test_a_start_in_the_folder_of_another_run_leaves_its_record(again: Callable[..., Path], tmp_path: Path) -> None:
