@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pipelines.test_pretrain import settings as settings_of
+from safetensors.torch import load_file, save_file
 
 from mae.data.plan import plan_batches
 from mae.errors import PreemptedError, UserError
@@ -122,6 +123,17 @@ def test_a_published_model_that_is_damaged_is_written_again_from_the_last_checkp
         again()
         assert (f"{word}; it is written again from step-000000003" in capsys.readouterr().out) == bool(word)
         assert model.read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_a_published_model_with_another_header_but_equal_tensors_is_no_damage(
+    again: Callable[..., Path], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As earlier versions wrote it."""
+    model = tmp_path / "run" / "model.safetensors"
+    save_file(load_file(model), model, {"format": "pt", "earlier": "version"})
+    again()
+    assert "warning" not in capsys.readouterr().out
+    assert model.read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
 def test_equal_runs_publish_equal_files(shards: Path, finished: Path, tmp_path: Path) -> None:
