@@ -60,10 +60,10 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
         OSError: if it cannot be read, is no regular file, or holds more than `most_bytes`.
     """
     with open_regular(path) as file:
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise OSError(errno.EFBIG, f"it holds more than {most_bytes:,} bytes", str(path))
-    return data
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise OSError(errno.EFBIG, f"it holds more than {most_bytes:,} bytes", str(path))
+        return file.read(size)
 
 
 def unused_name(path: Path, suffix: str) -> Path:

@@ -6,10 +6,10 @@ from pathlib import Path
 from mae.classes import require_same_classes
 from mae.data.store import storage
 from mae.data.store.errors import DeniedError
-from mae.data.store.regular import read_regular
 from mae.data.store.shards import Shard
 from mae.data.store.urls import is_remote, is_web, redacted
 from mae.errors import UserError
+from mae.files import read_bounded
 
 CLASSES_FILE = "classes.txt"
 NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
@@ -45,7 +45,7 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         UserError: if it cannot be read, is larger than 16 MiB or no regular file, or a line is empty or occurs twice.
     """
     try:
-        return _parse(read_regular(path, _MAX_BYTES), str(path))
+        return _parse(read_bounded(path, _MAX_BYTES), str(path))
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except OSError as error:

@@ -22,12 +22,12 @@ from mae.data.scan import IMAGE_EXTENSIONS, RECORD, scan
 from mae.data.store.download import download
 from mae.data.store.errors import remedy_for
 from mae.data.store.lock import lock
-from mae.data.store.regular import read_json, read_regular
+from mae.data.store.regular import read_json
 from mae.data.store.shards import Shard, expand
 from mae.data.store.unpacked import is_gzipped, plain_tar
 from mae.data.tar import SYMBOLIC_LINKS
 from mae.errors import UserError, first_of
-from mae.files import write_atomically
+from mae.files import read_bounded, write_atomically
 from mae.processes import end_with_parent
 
 FOLDER = ".mae-index"
@@ -187,7 +187,7 @@ def _read_part(part: Path, shard: Shard) -> ShardEntry | None:
         values = read_json(part.with_suffix(".json"))
         crc32 = values.pop("records_crc32")
         entry = parse_entry(values)
-        records = read_regular(part, entry.samples * RECORD.itemsize)
+        records = read_bounded(part, entry.samples * RECORD.itemsize)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # missing, or cut off by a crash
     is_whole = (len(records), zlib.crc32(records)) == (entry.samples * RECORD.itemsize, crc32)

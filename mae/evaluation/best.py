@@ -9,7 +9,8 @@ from mae.data.source import statistics_of
 from mae.errors import CheckpointError
 from mae.evaluation.classification import evaluate
 from mae.files import unused_name
-from mae.models.description import BEST_FILE, Selection
+from mae.models.description import BEST_FILE
+from mae.models.selection import Selection
 from mae.models.weights import file_tensors
 from mae.training.checkpoints.manifest import step_folder
 from mae.training.checkpoints.reader import verify_checkpoint

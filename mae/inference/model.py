@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -19,34 +18,21 @@ from mae.data.loader import normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import BadImageError, UserError
 from mae.inference.inputs import Picture, Pictures, each_of, encoded
+from mae.inference.prediction import Prediction, most_probable
 from mae.inference.reconstruction import Reconstructed, reconstructed
 from mae.keyed import Purpose
 from mae.models.attention import attention_weights
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import HeadKind, build_classifier
-from mae.models.description import (
-    ModelDescription,
-    Selection,
-    find_best_model,
-    read_description,
-    read_selection,
-)
+from mae.models.description import ModelDescription, find_best_model, read_description
 from mae.models.encoder import build_encoder
 from mae.models.masking import Mask, kept_patches, make_mask, mask_of
 from mae.models.readout import NormKind, TokenKind, read_features, select
+from mae.models.selection import Selection, read_selection
 from mae.models.weights import encoder_part, has_decoder, load_all, load_encoder, read_weights
 
 BATCH = 64
 """Number of images that go through the model at once. It is fixed, because other numbers change the last bits."""
-
-
-class Prediction(NamedTuple):
-    """Most probable classes of one image, the best first."""
-
-    labels: tuple[int, ...]
-    names: tuple[str, ...]
-    """Names of these classes; their numbers where the model knows no names."""
-    probabilities: tuple[float, ...]
 
 
 def load(source: str | PathLike[str], device: str | torch.device | None = None) -> "Model":
@@ -272,16 +258,6 @@ def view_of(data: bytes, description: ModelDescription) -> UInt8[Tensor, "channe
     """
     image = decode(data, description.channels, description.value_range)
     return eval_view(image, description.image_size, description.crop_pct)
-
-
-def most_probable(logits: Float[Tensor, "images classes"], classes: tuple[str, ...], top: int) -> list[Prediction]:
-    """Return the `top` most probable classes of each row (all if there are fewer); equal ones by label."""
-    probabilities = logits.double().softmax(dim=1)
-    order = probabilities.argsort(dim=1, descending=True, stable=True)[:, :top]
-    return [
-        Prediction(tuple(labels), tuple(classes[label] for label in labels), tuple(values))
-        for labels, values in zip(order.tolist(), probabilities.gather(1, order).tolist(), strict=True)
-    ]
 
 
 def _network(

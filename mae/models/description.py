@@ -18,7 +18,7 @@ from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 ModelKind = Literal["masked autoencoder", "classifier"]
 MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
 """Names in a run folder of the last model, and of the best classifier on the evaluation shards."""
-_FIELD, _SELECTION = "mae", "mae_selection"
+_FIELD = "mae"
 # Larger widths, images and counts are mistakes or attacks: nobody could build the model.
 _MAX_SIZE = 1 << 20
 
@@ -64,7 +64,10 @@ class ModelDescription:
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata for the header of a safetensors file."""
-        return {"format": "pt", _FIELD: json.dumps(asdict(self))}
+        fields = asdict(self)
+        if self.value_range is None:  # so that versions from before the field read the file
+            del fields["value_range"]
+        return {"format": "pt", _FIELD: json.dumps(fields)}
 
     def encoder(self) -> EncoderSettings:
         """Return settings that build this encoder."""
@@ -87,22 +90,6 @@ class ModelDescription:
             decoder_heads=self.decoder.heads,
             norm_pix_loss=self.decoder.norm_pix_loss,
         )
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Reason why a model was kept as the best of its run."""
-
-    fingerprint: str
-    """Fingerprint of the evaluation samples; a result on the same samples is too good, because they chose the model."""
-    step: int
-    """Number of steps after which the model was measured."""
-    accuracy: float
-    """Accuracy on these samples, from 0 to 1."""
-
-    def metadata(self) -> dict[str, str]:
-        """Return the metadata for the header of a safetensors file, beside those of `ModelDescription`."""
-        return {_SELECTION: json.dumps(asdict(self))}
 
 
 def describe_model(
@@ -148,7 +135,7 @@ def read_description(path: Path) -> ModelDescription:
     Raises:
         UserError: if the file is missing or damaged, or another program wrote it.
     """
-    text = _read_metadata(path).get(_FIELD)
+    text = read_metadata(path).get(_FIELD)
     if text is None:
         raise UserError(f"model file {path} does not describe its architecture; it was not written by mae")
     try:
@@ -170,25 +157,12 @@ def read_description(path: Path) -> ModelDescription:
         ) from None
 
 
-def read_selection(path: Path) -> Selection | None:
-    """Read why a model was kept as the best of its run; None if it was not, or the file does not say.
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata in the header of a safetensors file.
 
     Raises:
         UserError: if the file is missing or damaged.
     """
-    text = _read_metadata(path).get(_SELECTION)
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-        return Selection(str(found["fingerprint"]), int(found["step"]), float(found["accuracy"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(
-            f"model file {path} describes its selection in a way this version of mae does not know"
-        ) from None
-
-
-def _read_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
@@ -81,6 +82,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         problem = f"is not an intact safetensors file: {error}" if path.exists() else "does not exist"
         raise UserError(f"weights file {path} {problem}") from None
     return weights
+
+
+def holds_tensors(path: Path, weights: Mapping[str, Tensor]) -> bool:
+    """Return whether a file holds tensors equal to these, whatever its header says beside them."""
+    if not path.is_file():
+        return False
+    try:
+        found = read_weights(path)
+    except UserError:
+        return False
+    return found.keys() == weights.keys() and all(
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor.cpu()) for name, tensor in weights.items()
+    )
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

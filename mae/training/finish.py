@@ -2,6 +2,7 @@
 
 from mae.errors import CheckpointError
 from mae.models.description import MODEL_FILE
+from mae.models.weights import holds_tensors
 from mae.safetensors_file import sha256
 from mae.training.checkpoints.reader import newest_checkpoint
 from mae.training.job import Job
@@ -21,7 +22,7 @@ def finish_job(job: Job) -> None:
         weights, metadata = final_weights(last), job.task.description.metadata()
         is_new = job.start.step < job.total
         damage = None if is_new else job.folder.damage(MODEL_FILE, sha256(weights, metadata))
-        if damage:
+        if damage and not holds_tensors(job.folder.model, weights):  # else only its header is of another version
             job.progress.say(f"warning: {job.folder.model} {damage}; it is written again from {last.path.name}")
         if is_new or damage:
             job.folder.publish(weights, metadata)

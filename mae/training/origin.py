@@ -90,14 +90,15 @@ def inherit_normalization(
             f"{origin.path} was trained on images of {_by(trained.image_size)}, data.image_size is {_by(data.size)}: "
             "its positions are resampled"
         )
+    value_range = data.value_range or trained.value_range
+    if value_range != trained.value_range:
+        say(f"data.value_range differs from {trained.value_range}, with which {origin.path} was trained")
+        return replace(data, value_range=value_range)  # mean and std of other values
     mean, std = data.mean or trained.mean, data.std or trained.std
     if (mean, std) != (trained.mean, trained.std):
         say(
             f"data.mean and data.std differ from {trained.mean} and {trained.std}, which {origin.path} was trained with"
         )
-    value_range = data.value_range or trained.value_range
-    if value_range != trained.value_range:
-        say(f"data.value_range differs from {trained.value_range}, with which {origin.path} was trained")
     return replace(data, mean=mean, std=std, value_range=value_range)
 
 

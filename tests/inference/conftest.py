@@ -7,7 +7,8 @@ import torch
 
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import build_classifier
-from mae.models.description import Selection, describe_model
+from mae.models.description import describe_model
+from mae.models.selection import Selection
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.weights import file_tensors, write_weights
 

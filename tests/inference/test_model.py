@@ -23,8 +23,9 @@ from mae.export.timm import export_timm
 from mae.inference.inputs import Picture, encoded
 from mae.inference.model import BATCH, Model
 from mae.models.classifier import build_classifier
-from mae.models.description import Selection, describe_model, read_description
+from mae.models.description import describe_model, read_description
 from mae.models.patches import patchify
+from mae.models.selection import Selection
 from mae.models.weights import file_tensors, read_weights, write_weights
 
 

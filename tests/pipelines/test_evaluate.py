@@ -19,7 +19,8 @@ from mae.inference import parts
 from mae.inference.image_set import ShardImages
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import build_classifier
-from mae.models.description import Selection, describe_model
+from mae.models.description import describe_model
+from mae.models.selection import Selection
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.models.weights import file_tensors, write_weights
 from mae.pipelines import evaluate

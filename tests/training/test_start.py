@@ -4,15 +4,17 @@ import itertools
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pipelines.test_pretrain import settings as settings_of
+from safetensors.torch import load_file, save_file
 
 from mae.data.plan import plan_batches
-from mae.errors import UserError
+from mae.errors import PreemptedError, UserError
 from mae.pipelines.pretrain import run
 from mae.tasks.pretraining import Pretraining, PretrainSettings
 from mae.training.processes.accelerator import start_accelerator
@@ -121,6 +123,17 @@ def test_a_published_model_that_is_damaged_is_written_again_from_the_last_checkp
         again()
         assert (f"{word}; it is written again from step-000000003" in capsys.readouterr().out) == bool(word)
         assert model.read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_a_published_model_with_another_header_but_equal_tensors_is_no_damage(
+    again: Callable[..., Path], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As earlier versions wrote it."""
+    model = tmp_path / "run" / "model.safetensors"
+    save_file(load_file(model), model, {"format": "pt", "earlier": "version"})
+    again()
+    assert "warning" not in capsys.readouterr().out
+    assert model.read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
 def test_equal_runs_publish_equal_files(shards: Path, finished: Path, tmp_path: Path) -> None:
@@ -248,6 +261,30 @@ def test_a_start_that_fails_is_no_preemption(
         again(*flags)
     record = json.loads((folder / "exit.json").read_text())
     assert (record["reason"], record["message"]) == ("error", f"error: {caught.value}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("moment", ["open", "build_model"], ids=["index", "model"])
+def test_a_signal_before_training_is_a_preemption(
+    moment: str, number: signal.Signals, again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "exit.json").write_text('{"reason": "error"}')
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)]
+
+    def told(*given: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except Exception:  # as code that goes on after its own errors
+            pytest.fail("the signal was taken for an error")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(PreemptedError, match=f"^{number.name}: stopped before training"),
+    ):
+        patch.setattr(Pretraining, moment, told)
+        again()
+    assert how_it_ended(tmp_path / "run") == "preempted"
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == handlers
 
 
 def test_a_start_in_the_folder_of_another_run_leaves_its_record(again: Callable[..., Path], tmp_path: Path) -> None:

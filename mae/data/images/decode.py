@@ -30,7 +30,7 @@ CHANNELS = tuple(_MODES)
 _MAX_NPY_PLANES = 4
 _NPY_MAGIC, _PNG_MAGIC, _TIFF_MAGICS = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_BIT_DEPTH = 24  # place of the byte in the file
-_BITS_PER_SAMPLE = 258  # tag of TIFF
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1  # tags of TIFF, and a value of the second
 _WIDE_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}
 _PILLOW_MODULES = re.compile(r"PIL\.")
 
@@ -129,7 +129,7 @@ def is_wide_colour(data: bytes) -> bool:
         BadImageError: as `decode_pixels`.
     """
     if data.startswith(_TIFF_MAGICS):
-        return _open_with_pillow(data, lambda image: _wide_plane(image) is None and _tiff_bits(image) > 8)
+        return _open_with_pillow(data, _is_wide_colour_tiff)
     return _is_wide_png(data) and data[_PNG_BIT_DEPTH + 1 : _PNG_BIT_DEPTH + 2] != b"\0"
 
 
@@ -142,22 +142,36 @@ def _load_with_pillow(data: bytes, channels: int, value_range: ValueRange) -> ND
         wide = _wide_plane(image)
         if wide is not None:
             what = f"a {image.format} of {_WIDE_MODES.get(image.mode, '16 bits')}"
-            image = Image.fromarray(_levels(wide, value_range, what)[:, :, 0])
+            image = _image_of(_levels(wide, value_range, what))
         plain = np.array(image if image.mode == _MODES[channels] else image.convert(_MODES[channels]))
         return plain if plain.ndim == 3 else plain[:, :, None]
 
     return _open_with_pillow(data, pixels)
 
 
-def _tiff_bits(image: Image.Image) -> int:
+def _is_wide_colour_tiff(image: Image.Image) -> bool:
+    return not image.mode.startswith(("I", "F")) and _tiff_tag(image, _BITS_PER_SAMPLE, 8) > 8
+
+
+def _image_of(levels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
+
+
+def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
     of_tiff: Any = image
-    bits: int = max(of_tiff.tag_v2.get(_BITS_PER_SAMPLE, (8,)))
-    return bits
+    value: int = max(of_tiff.tag_v2.get(tag, (default,)))
+    return value
 
 
 def _wide_plane(image: Image.Image) -> NDArray[Any] | None:
     """Return the values of a gray image of more than 8 bits: [height width 1]; None for any other image."""
-    return np.asarray(image)[:, :, None] if image.mode.startswith(("I", "F")) else None
+    if not image.mode.startswith(("I", "F")):
+        return None
+    values = np.asarray(image)[:, :, None]
+    # Pillow reads unsigned integers of 32 bits as signed ones.
+    is_tiff = image.format == "TIFF" and image.mode == "I"
+    is_unsigned = is_tiff and _tiff_tag(image, _SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED
+    return values.view(np.uint32) if is_unsigned else values
 
 
 def _is_wide_png(data: bytes) -> bool:

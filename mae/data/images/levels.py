@@ -1,7 +1,7 @@
 """Wide pixels: images of more than 8 bits per value, whose values are divided into 256 levels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,15 @@ def to_levels(values: NDArray[Any], value_range: tuple[float, ...]) -> NDArray[n
     """Divide the values from LOW to HIGH, without HIGH, into 256 equal steps: uint8 [height width channels].
 
     The level is floor((value - LOW) * 256 / (HIGH - LOW)), at least 0 and at most 255, in float64. So `0 65536` keeps
-    the upper eight of 16 bits, and `0 4096` those of 12 bits.
+    the upper eight of 16 bits, and `0 4096` those of 12 bits. A single plane is divided by each pair of a range.
 
     Raises:
         BadImageError: if a value is not a number, or the image has another number of channels than the range.
     """
     if value_range == SIXTEEN_BITS and values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return (values >> 8).astype(np.uint8)
+    if values.shape[2] == 1 and len(value_range) > 2:
+        values = np.repeat(values, len(value_range) // 2, axis=2)
     channels = values.shape[2]
     if len(value_range) not in (2, 2 * channels):
         raise BadImageError(
@@ -49,15 +51,14 @@ def to_levels(values: NDArray[Any], value_range: tuple[float, ...]) -> NDArray[n
         )
     levels = np.empty(values.shape, dtype=np.uint8)
     pairs = _pairs(value_range) * (channels if len(value_range) == 2 else 1)
-    rows = max(1, _BLOCK_VALUES // max(1, values.shape[1]))
-    for start in range(0, len(values), rows):  # a copy of all as float64 would be large
-        part = slice(start, start + rows)
+    for block, of_block in zip(_blocks(values), _blocks(levels), strict=True):
         for channel, (low, high) in enumerate(pairs):
-            plane = values[part, :, channel].astype(np.float64)
+            plane = block[:, :, channel].astype(np.float64)
             if np.isnan(plane).any():
                 raise BadImageError(NOT_NUMBERS)
-            scaled = (plane - low) * (_LEVELS / (high - low))
-            levels[part, :, channel] = np.clip(scaled, 0, _LEVELS - 1)
+            # Multiplied first, whole numbers up to 2^44 are exact.
+            scaled = (plane - low) * _LEVELS / (high - low)
+            of_block[:, :, channel] = np.clip(scaled, 0, _LEVELS - 1)
     return levels
 
 
@@ -73,14 +74,18 @@ class WideValues:
     """Whether all are gray or colour images of 16 bits, which can be decoded without a range."""
 
     def add(self, values: NDArray[Any], is_array: bool) -> None:
-        """Count the values of one image, which is a `.npy` array or another file.
+        """Count the finite values of one image, which is a `.npy` array or another file.
 
         Raises:
             BadImageError: if a value is not a number.
         """
-        least, greatest = float(values.min()), float(values.max())
-        if math.isnan(least):
-            raise BadImageError(NOT_NUMBERS)
+        least, greatest = math.inf, -math.inf
+        for block in _blocks(values):
+            if np.isnan(block).any():
+                raise BadImageError(NOT_NUMBERS)
+            finite = block[np.isfinite(block)]
+            if finite.size:
+                least, greatest = min(least, float(finite.min())), max(greatest, float(finite.max()))
         is_float = values.dtype.kind == "f"
         has_default = not is_array and values.dtype.kind == "u" and values.dtype.itemsize == 2
         self.merge(WideValues(1, least, greatest, is_float, has_default))
@@ -117,6 +122,13 @@ class WideValues:
 
     def __str__(self) -> str:
         return f"{self.images:,} images of more than 8 bits have values from {self.least:g} to {self.greatest:g}"
+
+
+def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield views of some rows at a time: copies of all values in wider numbers would be large."""
+    rows = max(1, _BLOCK_VALUES // max(1, values.shape[1] * values.shape[2]))
+    for start in range(0, len(values), rows):
+        yield values[start : start + rows]
 
 
 def _pairs(value_range: Sequence[float]) -> list[tuple[float, float]]:

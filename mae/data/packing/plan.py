@@ -206,20 +206,12 @@ def _is_packed(out: Path, split: str) -> bool:
 
 def _refuse_packed(out: Path, split: str) -> None:
     if _is_packed(out, split):
-        raise UserError(
-            f"{out} already contains a split {split!r}{_complete(out, split)}; choose another --split or another --out"
-        )
-
-
-def _complete(out: Path, split: str) -> str:
-    """Return what a published split says to a command that was killed between its publication and its own end."""
-    entry = read_info(out).get("splits", {}).get(split)
-    if entry is None:
-        return ""
-    return (
-        f", which is complete ({entry.get('num_samples')} images in {len(entry.get('filenames', []))} shards): if this "
-        "command packed it and was interrupted after that, nothing is left to do; to pack something else"
-    )
+        entry, complete = read_info(out).get("splits", {}).get(split), ""
+        if entry is not None:  # else the shards are of another program
+            size = f"{entry.get('num_samples')} images in {len(entry.get('filenames', []))} shards"
+            complete = f", which is complete ({size}): if this command packed it and was interrupted after that, "
+            complete += "nothing is left to do; to pack something else"
+        raise UserError(f"{out} already contains a split {split!r}{complete}; choose another --split or another --out")
 
 
 def _peeked(items: Iterator[Item]) -> Iterator[Item]:

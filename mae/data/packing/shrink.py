@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mae.data.images.decode import FORMATS, decode_pixels
+from mae.data.images.decode import FORMATS, decode_pixels, is_wide_colour
 
 # Channels of the modes that JPEG stores directly; not among them: 16-bit gray, palettes, CMYK and alpha.
 _CHANNELS = {"L": 1, "RGB": 3}
@@ -37,7 +37,7 @@ def shrink(data: bytes, short_side: int, quality: int) -> tuple[bytes, Outcome]:
     Pillow's antialiased Lanczos filter reduces it, because it keeps training crops closest to those of the
     original. Chroma is 4:2:0. A JPEG that is not too large is encoded again, and kept byte for byte if that saves
     nothing. The EXIF orientation is applied, the colour profile is kept, and other metadata are dropped. Unchanged
-    are all other small images, 16-bit gray, palettes, CMYK, alpha, several frames and .npy arrays.
+    are all other small images, 16-bit images, palettes, CMYK, alpha, several frames and .npy arrays.
 
     Raises:
         BadImageError: if an image that must be encoded again cannot be decoded.
@@ -46,7 +46,7 @@ def shrink(data: bytes, short_side: int, quality: int) -> tuple[bytes, Outcome]:
     is_large = header is not None and min(header.size) > short_side
     if header is None or not (is_large or header.format == "JPEG"):
         return data, Outcome.SMALL
-    if not header.is_plain:
+    if not header.is_plain or is_wide_colour(data):
         return data, Outcome.UNSUITED if is_large else Outcome.SMALL
     pixels = decode_pixels(data, _CHANNELS[header.mode])
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])

@@ -1,39 +1,24 @@
 """Reading of files that anyone may have put there: only regular ones, and only up to a size."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from mae.files import open_regular
+from mae.files import read_bounded
 
 _MAX_JSON_BYTES = 1 << 30
 _MAX_COUNT = 1 << 62
-
-
-def read_regular(path: Path, most: int) -> bytes:
-    """Return the contents of a regular file of at most `most` bytes.
-
-    Raises:
-        OSError: if it cannot be read, or is something else, such as a pipe or a folder.
-        ValueError: if it is larger.
-    """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise ValueError(f"{path} has {size:,} bytes; allowed: at most {most:,}")
-        return file.read(size)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON mapping from a regular file.
 
     Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it is not a JSON mapping, or is too large or too deep.
+        OSError: if the file cannot be read, is no regular file, or is too large.
+        ValueError: if it is not a JSON mapping, or is too deep.
     """
     try:
-        value = json.loads(read_regular(path, _MAX_JSON_BYTES).decode("utf-8", "surrogateescape"))
+        value = json.loads(read_bounded(path, _MAX_JSON_BYTES).decode("utf-8", "surrogateescape"))
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
     if not isinstance(value, dict):

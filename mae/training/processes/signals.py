@@ -38,6 +38,37 @@ class StopRequest:
         return signal.Signals(self.number).name if self.number else None
 
 
+class StoppedError(BaseException):
+    """End of a start by a signal; no `except Exception` on the way stops it."""
+
+
+@contextmanager
+def signals_end_a_start() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 raise a `StoppedError` with the signal's name, until the context ends.
+
+    With several processes they end the process at once, as they do by default: the launcher sends SIGTERM to all when
+    one has died, which is no preemption. Outside the main thread nothing is changed.
+    """
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not is_alone or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a forked worker, which is to end as by default
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        raise StoppedError(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turn SIGTERM, SIGUSR1 and SIGINT into requests to stop, until the context ends.

@@ -82,8 +82,27 @@ def test_each_channel_may_have_its_range() -> None:
     found = decode_pixels(npy(values), 3, (0.0, 1.0, -1.0, 5.0, 2.0, 3.0))
     for channel, (low, high) in enumerate([(0, 1), (-1, 5), (2, 3)]):
         assert np.array_equal(found[:, :, channel], levels(values[:, :, channel], low, high))
+    plane = RNG.integers(0, 4096, (5, 7)).astype(np.uint16)
+    found = decode_pixels(saved(plane, "PNG"), 3, (0.0, 4096.0, 0.0, 1024.0, 1000.0, 2000.0))
+    for channel, (low, high) in enumerate([(0, 4096), (0, 1024), (1000, 2000)]):
+        assert np.array_equal(found[:, :, channel], levels(plane, low, high))
     with pytest.raises(BadImageError, match=r"it has 2 channels, but .* is for 3"):
         decode_pixels(npy(values[:, :, :2].copy()), 2, (0.0, 1.0) * 3)
+
+
+def test_levels_of_whole_numbers_are_exact() -> None:
+    values = np.arange(5, 1_000_003, 7, dtype=np.int32).reshape(1, -1)
+    expected = (values.astype(object) - 5) * 256 // (1_000_003 - 5)
+    assert np.array_equal(decode_pixels(npy(values), 1, (5.0, 1_000_003.0))[:, :, 0], expected.astype(np.uint8))
+
+
+def test_tiffs_of_unsigned_integers_beyond_two_billions() -> None:
+    values = np.array([[0, 2**31, 2**32 - 1]], np.uint32)
+    signed = saved(values.view(np.int32), "TIFF")
+    entry = struct.pack("<HHIHH", 339, 3, 1, 2, 0)  # the format of samples: signed
+    assert signed.count(entry) == 1
+    signed = signed.replace(entry, struct.pack("<HHIHH", 339, 3, 1, 1, 0))
+    assert decode_pixels(signed, 1, (0.0, float(2**32)))[:, :, 0].tolist() == [[0, 128, 255]]
 
 
 def test_tiffs_of_wide_integers_and_of_floating_point_numbers() -> None:
@@ -112,7 +131,13 @@ def test_values_that_are_not_numbers_are_bad_and_infinite_ones_are_extremes() ->
     for data in (npy(values), saved(values, "TIFF")):
         with pytest.raises(BadImageError, match=r"not numbers \(NaN\)"):
             decode_pixels(data, 1, (0.0, 1.0))
-    assert decode_pixels(npy(np.array([[-np.inf, np.inf]])), 1, (0.0, 1.0)).ravel().tolist() == [0, 255]
+    extremes = np.array([[-np.inf, 0.5, np.inf]])
+    assert decode_pixels(npy(extremes), 1, (0.0, 1.0)).ravel().tolist() == [0, 128, 255]
+    found = WideValues()
+    found.add(extremes[:, :, None], is_array=True)
+    assert (found.least, found.greatest) == (0.5, 0.5)
+    with pytest.raises(BadImageError, match="not numbers"):
+        found.add(np.array([[[np.nan]]]), is_array=True)
 
 
 def test_images_of_eight_bits_stay_as_they_are() -> None:
