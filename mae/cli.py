@@ -15,6 +15,8 @@ COMMANDS = {
     "doctor": ("mae.doctor.command", "check machine, data, batches and disk, and say whether to start"),
     "pretrain": ("mae.pipelines.pretrain", "pretrain a masked autoencoder on unlabelled shards"),
     "finetune": ("mae.pipelines.finetune", "fine-tune the encoder with a head on its cls token"),
+    "predict": ("mae.pipelines.predict", "predict the classes of images with a fine-tuned model"),
+    "embed": ("mae.pipelines.embed", "write the features of images, with thumbnails"),
     "evaluate": ("mae.pipelines.evaluate", "judge frozen encoders: k-NN, linear and few-shot probes, pixels"),
     "export": ("mae.pipelines.export", "write the encoder of a run for timm, then load it back and compare"),
     "demo": ("mae.demo", "all of the above on scikit-learn's scanned digits, in minutes"),

@@ -41,7 +41,7 @@ def end_with_launcher() -> None:
 
     A process that a shell, nohup or srun started is not watched: it may outlive its parent.
     """
-    if not _is_started_by_launcher() or any(thread.name == _LAUNCHER_WATCH for thread in threading.enumerate()):
+    if not is_started_by_launcher() or any(thread.name == _LAUNCHER_WATCH for thread in threading.enumerate()):
         return
     launcher = os.getppid()
 
@@ -53,7 +53,7 @@ def end_with_launcher() -> None:
     threading.Thread(target=watch, name=_LAUNCHER_WATCH, daemon=True).start()
 
 
-def _is_started_by_launcher() -> bool:
+def is_started_by_launcher() -> bool:
     """Return whether torchrun or accelerate launch started this process.
 
     torchrun sets `TORCHELASTIC_RUN_ID`, and so does accelerate launch for several processes. For one process it sets

@@ -11,9 +11,11 @@ from mae.demo import DemoSettings
 from mae.doctor.stages import FinetuneDoctorSettings, PretrainDoctorSettings
 from mae.evaluation.settings import EvaluateSettings
 from mae.help import describe_type, help_of
+from mae.pipelines.embed import EmbedSettings
 from mae.pipelines.export import ExportSettings
 from mae.pipelines.index import IndexSettings
 from mae.pipelines.pack import PackSettings
+from mae.pipelines.predict import PredictSettings
 from mae.schema import settings_of
 from mae.settings import parse
 from mae.tasks.finetuning import FinetuneSettings
@@ -26,11 +28,20 @@ COMMANDS: dict[str, Any] = {
     "doctor finetune": FinetuneDoctorSettings,
     "pretrain": PretrainSettings,
     "finetune": FinetuneSettings,
+    "predict": PredictSettings,
+    "embed": EmbedSettings,
     "evaluate": EvaluateSettings,
     "export": ExportSettings,
     "demo": DemoSettings,
 }
-POSITIONAL = {"pack": ["SOURCE"], "index": ["SHARDS"], "export": ["SOURCE"], "evaluate": ["SOURCE"]}
+POSITIONAL = {
+    "pack": ["SOURCE"],
+    "index": ["SHARDS"],
+    "predict": ["MODEL", "SOURCE"],
+    "embed": ["MODEL", "SOURCE"],
+    "evaluate": ["SOURCE"],
+    "export": ["SOURCE"],
+}
 
 
 def test_every_command_has_its_help() -> None:

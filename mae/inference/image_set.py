@@ -1,6 +1,7 @@
 """Sets of images that a model is applied to."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,10 @@ class ImageSet(ABC):
             UserError: if it cannot be read, or has changed.
         """
 
+    def class_name(self, label: int) -> str | None:
+        """Return the name of a label; None if it is not known."""
+        return None
+
     def will_need(self, numbers: range) -> None:  # noqa: B027 - most sets need no preparation
         """Prefetch some images."""
 
@@ -45,8 +50,8 @@ class ImageSet(ABC):
 class ShardImages(ImageSet):
     """Images of indexed shards."""
 
-    def __init__(self, index: ShardIndex, data: DataSettings) -> None:
-        self.index = index
+    def __init__(self, index: ShardIndex, data: DataSettings, names: Sequence[str] | None = None) -> None:
+        self.index, self._names = index, names or ()
         self._reader = ImageReader(index, data.cache, data.cache_bytes, data.chunk_samples)
 
     @property
@@ -65,6 +70,10 @@ class ShardImages(ImageSet):
         """Return the label of an image; None if it has none."""
         label = int(self.index.label[number])
         return label if label >= 0 else None
+
+    def class_name(self, label: int) -> str | None:
+        """Return the name of a label in the class list beside the shards; None without one."""
+        return self._names[label] if label < len(self._names) else None
 
     def read(self, number: int) -> bytes:
         """Return the bytes of an image, unchanged since it was indexed."""

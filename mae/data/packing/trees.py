@@ -25,7 +25,7 @@ def list_tree(source: Source, known: ClassList, labels: Labels | None) -> Iterat
     """
     number: dict[str, int] = {}
     flat, first_flat, nested, deep, first_deep = 0, "", 0, 0, ""
-    for name in _walk(source.name, "", frozenset()):
+    for name in walk(source.name, "", frozenset()):
         item = _item(source, name)
         if item is None:
             continue
@@ -97,7 +97,7 @@ def _item(source: Source, name: str) -> Item | None:
     return None
 
 
-def _walk(root: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+def walk(root: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     """Yield the files of a tree sorted by path, without hidden files; links are followed."""
     folder = f"{root}/{below}".rstrip("/")
     names, folders, here = entries(folder)
@@ -108,7 +108,7 @@ def _walk(root: str, below: str, above: frozenset[tuple[int, int]]) -> Iterator[
     is_folder = set(folders)
     for name in names:
         if name in is_folder:
-            yield from _walk(root, f"{below}{name}/", above | {here})
+            yield from walk(root, f"{below}{name}/", above | {here})
         else:
             yield below + name
 

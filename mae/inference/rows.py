@@ -1,0 +1,156 @@
+"""Rows of the tables that `mae predict` and `mae embed` write."""
+
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mae.errors import BadImageError, UserError
+from mae.inference.image_set import ImageSet
+from mae.inference.model import Model
+from mae.inference.parts import Part
+from mae.inference.prediction import most_probable
+from mae.models.readout import NormKind, TokenKind, select
+
+_COMMON = [pa.field("key", pa.string()), pa.field("label", pa.int64()), pa.field("class", pa.string())]
+_ERROR = pa.field("error", pa.string())
+# With this note, Hugging Face's `datasets` shows the column as images.
+_IMAGE_NOTE = {b"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}}).encode()}
+
+
+class Rows(ABC):
+    """Maker of the rows of a table."""
+
+    @property
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """Columns of the table."""
+
+    @abstractmethod
+    def __call__(self, part: Part) -> Mapping[str, Sequence[Any]]:
+        """Return the columns of a part."""
+
+
+@dataclass(frozen=True)
+class PredictedRows(Rows):
+    """Rows with the most probable classes of each image."""
+
+    images: ImageSet
+    model: Model
+    top: int
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the table."""
+        fields = [
+            *_COMMON,
+            _ERROR,
+            pa.field("classes", pa.list_(pa.string())),
+            pa.field("labels", pa.list_(pa.int64())),
+            pa.field("probabilities", pa.list_(pa.float64())),
+        ]
+        return pa.schema(fields)
+
+    def __call__(self, part: Part) -> Mapping[str, Sequence[Any]]:
+        """Return the columns of a part whose results are logits."""
+        found = most_probable(part.results, self.model.classes, self.top)
+        good = [None if number in part.reasons else row for number, row in zip(part.numbers, found, strict=True)]
+        return _common(self.images, self.model, part) | {
+            "classes": [row and list(map(_text, row.names)) for row in good],
+            "labels": [row and list(row.labels) for row in good],
+            "probabilities": [row and list(row.probabilities) for row in good],
+        }
+
+
+@dataclass(frozen=True)
+class EmbeddedRows(Rows):
+    """Rows with the feature of each image, its predicted class where there is a head, and a thumbnail."""
+
+    images: ImageSet
+    model: Model
+    tokens: TokenKind
+    norm: NormKind
+    thumbnail: int
+    """Longest side of the thumbnail [pixels]; 0 for none."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the table."""
+        predicted = [pa.field("predicted", pa.string()), pa.field("probability", pa.float64())]
+        image = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        fields = [
+            *_COMMON,
+            _ERROR,
+            *(predicted if self.model.has_head else []),
+            pa.field("embedding", pa.list_(pa.float32())),
+            *([image] if self.thumbnail else []),
+        ]
+        return pa.schema(fields, metadata=_IMAGE_NOTE if self.thumbnail else None)
+
+    def compute(self, views: Tensor) -> Tensor:
+        """Return features, and behind them logits if the model has a head, of a batch of views."""
+        features = select(self.model.features_of(views), self.tokens, self.norm)
+        return torch.cat([features, self.model.logits_of(views)], dim=1) if self.model.has_head else features
+
+    def __call__(self, part: Part) -> Mapping[str, Sequence[Any]]:
+        """Return the columns of a part whose results are those of `compute`."""
+        classes = len(self.model.classes)
+        features = part.results[:, : part.results.shape[1] - classes].numpy()
+        columns = _common(self.images, self.model, part)
+        bad = [number in part.reasons for number in part.numbers]
+        columns["embedding"] = [None if is_bad else row for is_bad, row in zip(bad, features, strict=True)]
+        if classes:
+            best = most_probable(part.results[:, -classes:], self.model.classes, 1)
+            good = [None if is_bad else row for is_bad, row in zip(bad, best, strict=True)]
+            columns["predicted"] = [row and _text(row.names[0]) for row in good]
+            columns["probability"] = [row and row.probabilities[0] for row in good]
+        if self.thumbnail:
+            columns["image"] = [self._thumbnail(number, number in part.reasons) for number in part.numbers]
+        return columns
+
+    def _thumbnail(self, number: int, is_bad: bool) -> dict[str, Any] | None:
+        """Return what the model sees of an image, as a small PNG of its first channel, or first three."""
+        if is_bad:
+            return None
+        try:
+            pixels = self.model.view(self.images.read(number)).permute(1, 2, 0).numpy()
+        except (BadImageError, UserError):  # it has changed since it was read for its feature
+            return None
+        picture = Image.fromarray(pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0])
+        picture.thumbnail((self.thumbnail, self.thumbnail))
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _common(images: ImageSet, model: Model, part: Part) -> dict[str, Sequence[Any]]:
+    labels = [images.label(number) for number in part.numbers]
+    return {
+        "key": [_text(images.name(number)) for number in part.numbers],
+        "label": labels,
+        "class": [None if label is None else _class_name(images, model, label) for label in labels],
+        "error": [_reason(part.reasons.get(number)) for number in part.numbers],
+    }
+
+
+def _class_name(images: ImageSet, model: Model, label: int) -> str | None:
+    name = images.class_name(label)
+    if name is None and label < len(model.classes):
+        name = model.classes[label]
+    return None if name is None else _text(name)
+
+
+def _reason(reason: str | None) -> str | None:
+    return None if reason is None else _text(reason)
+
+
+def _text(name: str) -> str:
+    """Return a name as valid text: bytes that are not UTF-8 become `\\xff`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
