@@ -103,13 +103,16 @@ def online_evaluation(job: Job, task: Pretraining, sets: OnlineSets | None) -> C
 
 
 def _epochs_between(job: Job, task: Pretraining, sets: OnlineSets) -> float:
-    """Return the epochs between evaluations that keep their operations below a share of those of training."""
+    """Return the epochs between evaluations, spread evenly, that keep a share of the operations of training.
+
+    A run that is too short for one evaluation has one, at its end.
+    """
     model, data = task.settings.model, task.settings.data
     whole = classifier_flops(model, data.size, data.channels, 0, "linear").forward
     masked = autoencoder_flops(model, data.size, data.channels).forward
     operations = len(sets.ids) * (whole + masked) + len(sets.known_ids) * whole
-    steps = math.ceil(operations / (_SHARE_OF_FLOPS * task.flops_per_image * job.plan.global_batch))
-    return steps * job.plan.global_batch / job.samples
+    allowed = _SHARE_OF_FLOPS * task.flops_per_image * job.plan.global_batch * job.total
+    return job.epoch_after(job.total) / max(1, math.floor(allowed / operations))
 
 
 @dataclass
