@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     BASELINE = 10
     HELD_OUT = 11
     FEW_SHOT = 12
+    EVALUATION = 13
 
 
 def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

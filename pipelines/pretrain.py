@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mae.data.plan import plan_batches
+from mae.evaluation.online import online_evaluation, open_sets
 from mae.report.reconstructions import picture_drawer
 from mae.report.run import write_pretrain_report
 from mae.settings import parse
@@ -31,13 +32,16 @@ def run(settings: PretrainSettings) -> RunFolder:
         settings = RunFolder(settings.run_dir).with_its_micro_batch(settings)
         plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_limit)
         task = Pretraining.open(settings, progress.say)
+        sets = open_sets(task, progress.say)
         job = start_job(task, plan, accelerator, progress)
     with training(job) as steps:
         log_baselines(job, task)
         draw = picture_drawer(job, task)
+        evaluate = online_evaluation(job, task, sets)
         for step in steps:
             if step % settings.picture_every == 0 or step == job.total:
                 draw(step)
+            evaluate(step)
         finish_job(job)
         if accelerator.is_main_process:
             write_pretrain_report(job.folder, job.settings, accelerator.device)

@@ -56,8 +56,11 @@ def limit_overlap(
     data: DataSettings,
     say: Callable[[str], None],
     subset: NDArray[np.int64] | None = None,
+    setting: str = "eval_overlap",
 ) -> None:
     """Report evaluation samples that are also training samples, of which only those in `subset` count if it is given.
+
+    The error names `setting` as what limits the share.
 
     Raises:
         UserError: if they are more than a `share` of the evaluation samples.
@@ -70,7 +73,7 @@ def limit_overlap(
     pairs = first_of([f"{sample.second} is {sample.first}" for sample in found], most=2)
     if len(found) > most:
         raise UserError(
-            f"{count} are also training samples: {pairs}; allowed: {share:.1%} (eval_overlap). Give separate shards as "
+            f"{count} are also training samples: {pairs}; allowed: {share:.1%} ({setting}). Give separate shards as "
             "eval_shards: accuracy on training samples tells nothing"
         )
     say(f"warning: {count} are also training samples: {pairs}")

@@ -48,13 +48,18 @@ def evaluate(
             sums += torch.stack([correct.double(), loss.double(), torch.tensor(len(labels)).to(loss)]).cpu()
             bad += batch.bad
     model.train(was_training)
+    require_good_images(bad)
+    total: torch.Tensor = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
+    correct_count, loss_sum, samples = total.tolist()
+    assert int(samples) == batches.total, f"evaluated {samples} of {batches.total} samples"
+    return Accuracy(correct_count / samples, loss_sum / samples, int(samples))
+
+
+def require_good_images(bad: list[str]) -> None:
+    """Raise a `UserError` on every rank if any rank has met a bad image. Collective."""
     names: list[str] = gather_object(bad)
     if names:
         raise UserError(
             f"{len(names)} bad image{'s' if len(names) > 1 else ''} in the evaluation shards: "
             f"{first_of(names)}; pack the shards again without them"
         )
-    total: torch.Tensor = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
-    correct_count, loss_sum, samples = total.tolist()
-    assert int(samples) == batches.total, f"evaluated {samples} of {batches.total} samples"
-    return Accuracy(correct_count / samples, loss_sum / samples, int(samples))

@@ -10,6 +10,7 @@ from mae.models.decoders import DECODERS
 from mae.models.encoder import build_encoder, encode_visible
 from mae.models.masking import Mask, make_mask
 from mae.models.patches import patchify, take, unpatchify
+from mae.models.readout import read_features
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.settings import check
 
@@ -82,6 +83,10 @@ class MaskedAutoencoder(nn.Module):
         """Predict every patch, visible ones too, from the visible patches; for pictures."""
         everywhere = torch.arange(self.patches, device=images.device).expand(len(images), -1)
         return self._predict(patchify(images, self.patch_size), self.mask(noise).ids_keep, everywhere)
+
+    def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch norms both"]:
+        """Return the features of whole normalised images; see `read_features`."""
+        return read_features(self.encoder, images)
 
     def mask(self, noise: Float[Tensor, "batch patches"] | Mask) -> Mask:
         """Return the mask that this model makes from uniform noise; a mask is returned as it is."""

@@ -10,8 +10,15 @@ from mae.report.pictures import figure_png
 from mae.tasks.baselines import Baselines
 
 
-def draw_training(records: Sequence[Mapping[str, Any]], baselines: Baselines | None = None) -> bytes:
-    """Plot loss, learning rate and speed over epochs, and return a PNG file; baselines are lines beside the loss."""
+def draw_training(
+    records: Sequence[Mapping[str, Any]],
+    baselines: Baselines | None = None,
+    evaluations: Sequence[Mapping[str, Any]] = (),
+) -> bytes:
+    """Plot loss, learning rate and speed over epochs, and return a PNG file.
+
+    Baselines are lines beside the loss, and so is the held-out loss of `evaluations`.
+    """
     train = [r for r in records if r["kind"] == "train"]
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     plots = figure.subplots(1, 3)
@@ -28,6 +35,11 @@ def draw_training(records: Sequence[Mapping[str, Any]], baselines: Baselines | N
     if baselines is not None:
         plots[0].axhline(baselines.patch_mean, color="#57606a", linestyle="--", label="mean of each patch")
         plots[0].axhline(baselines.place_mean, color="#57606a", linestyle=":", label="mean of each place")
+    if evaluations:
+        epochs, losses = [r["epoch"] for r in evaluations], [r["loss"] for r in evaluations]
+        plots[0].plot(epochs, losses, color="#bc4c00", linewidth=1.0, marker=".", label="held-out loss")
+        plots[0].set_title("training and held-out loss", fontsize=10)
+    if baselines is not None or evaluations:
         plots[0].legend(fontsize=7)
     return figure_png(figure)
 
@@ -43,4 +55,29 @@ def draw_accuracy(records: Sequence[Mapping[str, Any]]) -> bytes:
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+    return figure_png(figure)
+
+
+def draw_evaluations(records: Sequence[Mapping[str, Any]], last_epoch: float) -> bytes:
+    """Plot accuracies and rank of the evaluations while pretraining over the epochs of the loss; return a PNG file.
+
+    Figures that a record lacks are left out.
+    """
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    plots = figure.subplots(1, 2)
+    for axes, title, names, scale in (
+        (plots[0], "accuracy of frozen features [%]", {"knn": "k-NN", "few_shot": "few-shot"}, 100),
+        (plots[1], "rank of the features (RankMe)", {"rank": "rank"}, 1),
+    ):
+        for (name, label), color in zip(names.items(), ("#1a7f37", "#8250df"), strict=False):
+            known = [r for r in records if r.get(name) is not None]
+            if known:
+                values = [scale * r[name] for r in known]
+                axes.plot([r["epoch"] for r in known], values, color=color, marker=".", label=label)
+                axes.legend(fontsize=7)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.set_xlim(0, 1.05 * last_epoch)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
     return figure_png(figure)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from mae.evaluation.online import KIND
 from mae.files import read_bounded, write_atomically
 from mae.report import page
-from mae.report.curves import draw_accuracy, draw_training
+from mae.report.curves import draw_accuracy, draw_evaluations, draw_training
 from mae.settings import flatten, to_dict
 from mae.tasks.baselines import Baselines, describe, logged_baselines
 from mae.training.progress import duration
@@ -17,6 +18,7 @@ from mae.training.run_folder.records import figures
 
 _TRAIN = ("epoch", "lr", "loss", "images_per_second", "step_seconds", "data_wait", "tflops", "peak_memory", "seconds")
 _EVAL = ("epoch", "accuracy", "loss", "samples")
+_ONLINE = ("epoch", "loss", "samples", "share_of_time")
 _MOST_BYTES_OF_PICTURE = 1 << 26
 
 
@@ -24,13 +26,15 @@ def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device
     """Write the report of a pretraining: losses, reconstructions, timings, settings and environment."""
     records = folder.metrics()
     train, baselines = figures(records, "train", *_TRAIN), logged_baselines(records)
+    evaluations = figures(records, KIND, *_ONLINE)
     sections = [
         (
             "Training",
             _training(train)
             + _described(baselines, settings.model.norm_pix_loss)
-            + page.picture(draw_training(train, baselines), "Training curves"),
+            + page.picture(draw_training(train, baselines, evaluations), "Training curves"),
         ),
+        *_online(evaluations),
         (
             "Reconstructions",
             "".join(page.picture(png, f"Reconstructions at {name}") for name, png in _first_and_last_picture(folder)),
@@ -52,6 +56,27 @@ def write_finetune_report(folder: RunFolder, settings: Any, device: torch.device
         *_common(settings, device),
     ]
     _write(folder, f"Fine-tuning {folder.path.name}", sections)
+
+
+def _online(evaluations: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return the section of the evaluations while pretraining, if there were any: the last one, and the curves."""
+    if not evaluations:
+        return []
+    known = [_only_numbers(record) for record in evaluations]
+    last = known[-1]
+    formats = {"loss": "{:.4f}", "knn": "{:.2%}", "few_shot": "{:.2%}", "rank": "{:.1f}"}
+    row = [text.format(last[name]) if last.get(name) is not None else "none" for name, text in formats.items()]
+    table = page.table(
+        ("epoch", "held-out loss", "k-NN", "few-shot", "rank", "samples", "share of time"),
+        [(f"{last['epoch']:.1f}", *row, f"{last['samples']:,}", f"{last['share_of_time']:.1%}")],
+    )
+    curves = page.picture(draw_evaluations(known, last["epoch"]), "Accuracies and rank of the features")
+    return [("Evaluation while pretraining", table + curves)]
+
+
+def _only_numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without figures that are no numbers, since anybody could have written it."""
+    return {name: value for name, value in record.items() if figures([record], record["kind"], name)}
 
 
 def _described(baselines: Baselines | None, norm_pix_loss: bool) -> str:

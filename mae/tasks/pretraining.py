@@ -19,6 +19,7 @@ from mae.models.settings import MaskedAutoencoderSettings
 from mae.models.weights import load_autoencoder
 from mae.schema import MayChange
 from mae.settings import check
+from mae.tasks.online import OnlineEvaluationSettings
 from mae.training.optimizer import parameter_groups
 from mae.training.origin import find_origin, with_statistics
 from mae.training.run_folder.folder import RunFolder
@@ -42,6 +43,7 @@ class PretrainSettings(TrainSettings):
     picture_images: MayChange[int] = 8
     """Number of images in a reconstruction picture: always the same images under the same masks."""
     model: MaskedAutoencoderSettings = field(default_factory=MaskedAutoencoderSettings)
+    evaluation: OnlineEvaluationSettings = field(default_factory=OnlineEvaluationSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()

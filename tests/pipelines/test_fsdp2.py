@@ -30,9 +30,13 @@ def sharded_run(shards: Path, run_dir: Path, *flags: str) -> Path:
     return run_dir
 
 
-def test_a_sharded_run_is_that_of_one_process_and_goes_on_as_one_c18(shards: Path, tmp_path: Path) -> None:
+def test_a_sharded_run_is_that_of_one_process_and_goes_on_as_one_c18(
+    shards: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
     one = run(settings(shards, tmp_path / "one", *FLAGS))
-    two = sharded_run(shards, tmp_path / "two", "--activation_checkpointing", "blocks")
+    others = make_shards([7, 4], name="others", size=(9, 9))
+    online = ["--evaluation.eval_shards", str(others / "*.tar"), "--evaluation.every", "2"]
+    two = sharded_run(shards, tmp_path / "two", "--activation_checkpointing", "blocks", *online)
     assert consumed(two) == consumed(one.path)
     assert losses(two) == pytest.approx(losses(one.path), rel=1e-5)
     assert {path.name for path in (two / "pictures").iterdir()} == {path.name for path in one.pictures.iterdir()}

@@ -47,13 +47,25 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     damage_first_image(damaged / "train-000001.tar")
     held_out = write_shards(folder / "held-out", [7, 4])
 
+    others = write_shards(folder / "others", [7, 4], size=(9, 9))
+    online = ["--evaluation.eval_shards", str(others / "*.tar"), "--evaluation.every", "2"]
+
     def command(stage: str, data: Path, name: str, *flags: str) -> list[str]:
         tiny = test_pretrain.TINY if stage == "pretrain" else test_finetune.TINY
         places = ["--data.shards", str(data / "*.tar"), "--run_dir", str(folder / name)]
         return [str(ROOT / "pipelines" / f"{stage}.py"), *tiny, *places, *flags]
 
     commands = [
-        command("pretrain", shards, "pretrained", "--record_samples", "True", "--activation_checkpointing", "blocks"),
+        command(
+            "pretrain",
+            shards,
+            "pretrained",
+            "--record_samples",
+            "True",
+            "--activation_checkpointing",
+            "blocks",
+            *online,
+        ),
         command(
             "finetune", shards, "tuned", "--eval_shards", str(held_out / "*.tar"), "--eval_overlap", "1", *UNTRAINED
         ),
@@ -105,6 +117,19 @@ def test_two_processes_evaluate_every_sample_once(
     assert [record["samples"] for record in found] == [11]
     assert found[0]["accuracy"] == expected[0]["accuracy"]
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)
+
+
+def test_two_processes_evaluate_as_one_while_pretraining(
+    launched: Launched, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    shards, others = make_shards([13, 12]), make_shards([7, 4], name="others", size=(9, 9))
+    flags = ["--evaluation.eval_shards", str(others / "*.tar"), "--evaluation.every", "2"]
+    one = pretrain.run(test_pretrain.settings(shards, tmp_path / "one", *flags))
+    expected = [record for record in one.metrics() if record["kind"] == "evaluation"]
+    found = [record for record in RunFolder(launched.folder / "pretrained").metrics() if record["kind"] == "evaluation"]
+    assert [record["samples"] for record in found] == [11, 11]
+    for name in ("step", "loss", "rank"):
+        assert [each[name] for each in found] == pytest.approx([each[name] for each in expected], rel=1e-4)
 
 
 def test_with_two_processes_a_mistake_is_one_message(launched: Launched) -> None:

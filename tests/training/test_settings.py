@@ -66,7 +66,8 @@ DECIDING = (
 )
 OWN: dict[type[TrainSettings], tuple[str, str]] = {
     PretrainSettings: (
-        "picture_every picture_images",
+        "picture_every picture_images evaluation.eval_shards evaluation.train_shards evaluation.every "
+        "evaluation.images evaluation.shots",
         "model.mask model.mask_ratio model.mask_version model.decoder model.decoder_width model.decoder_depth "
         "model.decoder_heads model.predict_ratio model.norm_pix_loss",
     ),
