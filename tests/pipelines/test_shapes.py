@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from webdataset import TarWriter
 
 from mae.errors import UserError
+from mae.models.description import find_best_model
 from mae.models.positions import resample_positions
 from mae.pipelines import export, finetune, pretrain
 from mae.settings import dump, load_yaml, parse, to_dict
@@ -103,7 +104,7 @@ def test_images_go_all_the_way_from_shards_to_timm(
     images = torch.randn(2, 1 if shape is RECTANGLE else 5, height, width)
     for folder in (first, tuned):
         encoder = timm.create_model(f"local-dir:{exported(folder)}", pretrained=True).eval()
-        weights = load_file(folder.model)
+        weights = load_file(find_best_model(folder.path))
         assert all(torch.equal(tensor, weights[name]) for name, tensor in encoder.state_dict().items())
         assert encoder(images).shape == (2, 16)
 
