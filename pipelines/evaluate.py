@@ -58,7 +58,8 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
         "classes": sets.names or list(map(str, range(sets.classes))),
     }
     write_evaluation(out, rows, about)
-    say(f"{plain(rows)}\nresults with all that was chosen: {out / 'results.md'}")
+    for line in (*plain(rows), f"results with all that was chosen: {out / 'results.md'}"):
+        say(line)
     return rows
 
 

@@ -111,13 +111,12 @@ def markdown(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
 
 
-def plain(rows: Sequence[Row]) -> str:
-    """Return the figures of all rows as a table in columns, for a terminal."""
+def plain(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a table of the figures of all rows, in columns, for a terminal."""
     short = ("encoder", "protocol", *MEASURES, "remarks")
     lines = [short, *((each[0], each[1], *each[3:]) for each in map(cells, rows))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join(padded)
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def _figure(row: Row, measure: str) -> str:

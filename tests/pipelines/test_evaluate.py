@@ -81,7 +81,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_features_are_computed_once_and_results_can_be_read_back(places: Path, computed: list[int]) -> None:
+def test_features_are_computed_once_and_results_can_be_read_back(
+    places: Path, computed: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     every = ["--protocols", "knn", "linear", "few_shot", "pixels", "untrained", "--seeds", "2", "--shots", "2"]
     rows = evaluate.run(settings(*every, "--splits", "3"), "mae evaluate ...")
     assert computed == [80, 24] * 4  # the run, pixels, and two untrained encoders
@@ -98,6 +100,10 @@ def test_features_are_computed_once_and_results_can_be_read_back(places: Path, c
         assert len(row["trials"]) == (6 if row["protocol"] == "few_shot" else 2)
         assert np.array(row["confusion"]).sum() == 24 * len(row["trials"])
         assert row["trials"][0]["chosen"]["feature"]
+    lines = capsys.readouterr().out.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("encoder "))
+    assert [line.split()[0] for line in lines[head : head + 4]] == ["encoder", "run", "run", "run"]
+    assert "few_shot" in lines[head + 3]
     table = (places / "run" / "evaluation" / "results.md").read_text()
     assert f"| {100 * rows[0].mean('top1'):.1f} ±" in table
     page = (places / "run" / "evaluation" / "results.html").read_text()

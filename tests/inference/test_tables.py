@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import png, write_shards
-from inference.conftest import NAMES, SIZE
 from PIL import Image
 
 import mae
+from inference.conftest import NAMES, SIZE
 from mae.data.eval_batches import EvalBatches
 from mae.data.indexing import open_index
 from mae.data.loader import normalize
@@ -30,7 +30,6 @@ from mae.pipelines.embed import EmbedSettings
 from mae.pipelines.predict import PredictSettings
 from mae.settings import parse
 
-pytest_plugins = ["inference.conftest"]
 FORMATS = (".csv", ".jsonl", ".parquet")
 
 
