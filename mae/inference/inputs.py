@@ -20,6 +20,7 @@ Pictures = Picture | Sequence[Picture]
 """One image, a sequence of them, an array [images height width channels] or a tensor [images channels height width]."""
 
 _BATCH_AXES = 4
+_STORED_AS_THEY_ARE = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "I;16L", "I;16B", "F")
 
 
 def each_of(images: Pictures) -> Iterable[Picture]:
@@ -88,7 +89,9 @@ def _to_bytes(array: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def _saved(image: Image.Image) -> bytes:
-    # TIFF has every mode that can be decoded, and stores the pixels as they are.
+    # TIFF stores the pixels of these modes as they are; others have no more than an RGB image has.
+    if image.mode not in _STORED_AS_THEY_ARE:
+        image = image.convert("RGB")
     buffer = io.BytesIO()
     try:
         image.save(buffer, format="TIFF")

@@ -118,9 +118,10 @@ def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"])
 def test_pil_images_of_all_modes_are_read_as_their_files(mode: str, tmp_path: Path) -> None:
     image = Image.fromarray(pixels(0)).convert("L" if mode == "I;16" else mode).convert(mode)
-    suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
-    image.save(tmp_path / f"a.{suffix}")
-    assert torch.equal(decode(encoded(image), 3), decode((tmp_path / f"a.{suffix}").read_bytes(), 3))
+    # Pillow before 12 writes TIFFs of YCbCr that it cannot read.
+    file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    (image.convert("RGB") if mode == "YCbCr" else image).save(file)
+    assert torch.equal(decode(encoded(image), 3), decode(file.read_bytes(), 3))
 
 
 def test_reconstruction(pretrained: Path) -> None:
