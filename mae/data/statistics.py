@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.data.images.decode import decode, is_gray, is_npy, native_channels, wide_values
+from mae.data.images.decode import count_wide, decode, is_gray, native_channels
 from mae.data.images.levels import WideValues
 from mae.data.store.regular import read_json, require
 from mae.data.store.shards import Shard
@@ -86,12 +86,10 @@ class SetPixels:
         Raises:
             BadImageError: if it cannot be decoded.
         """
-        values = wide_values(data)
-        if values is None:
-            self.add(decode(data, native_channels(data)), is_gray(data))
-        else:
+        if count_wide(self.wide, data):
             self.images += 1
-            self.wide.add(values, is_array=is_npy(data))
+        else:
+            self.add(decode(data, native_channels(data)), is_gray(data))
 
     def add(self, image: UInt8[Tensor, "channels height width"], is_gray: bool) -> None:
         """Count one image; `is_gray` if its file stores a single plane."""

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from mae.data.images.decode import decode_pixels, is_npy, is_wide_colour, wide_values
+from mae.data.images.decode import count_wide, decode_pixels, is_wide_colour
 from mae.data.images.levels import FEW_LEVELS, WideValues
 from mae.data.settings import DataSettings
 from mae.data.source import Source
@@ -24,9 +24,8 @@ def require_value_range(source: Source, data: DataSettings) -> None:
         with suppress(BadImageError):  # reported by whoever decodes it
             if isinstance(image, UserError):
                 continue
-            if (values := wide_values(image)) is not None:
+            if count_wide(found, image):
                 first = first or name
-                found.add(values, is_npy(image))
             elif is_wide_colour(image):
                 colour[name] = int(decode_pixels(image, 3).max())
     if colour and (brightest := max(colour.values())) < FEW_LEVELS:
@@ -35,21 +34,12 @@ def require_value_range(source: Source, data: DataSettings) -> None:
             f"{brightest} of 255; the first is {next(iter(colour))}; convert them to .npy arrays of uint16 and "
             "set data.value_range, or set --data.value_range 0 65536 to go on"
         )
-    if (problem := range_problem(found)) is not None:
-        raise UserError(f"{problem}; the first is {first}; set --data.value_range {found.proposal}{_whole(found)}")
-
-
-def range_problem(found: WideValues) -> str | None:
-    """Return what is wrong with images of these values where no range is set; None if nothing is."""
     if not found.images:
-        return None
+        return
+    remedy = f"the first is {first}; set --data.value_range {found.proposal}"
     if not found.fits_sixteen_bits:
-        return f"{found}, so their range must be set"
+        raise UserError(f"{found}, so their range must be set; {remedy}")
     if found.uses_few_levels:
-        levels = int(found.greatest) // 256 + 1
-        return f"{found}: of 256 levels of gray, {levels} would be left"
-    return None
-
-
-def _whole(found: WideValues) -> str:
-    return ", or 0 65536 to keep the upper eight of 16 bits" if found.fits_sixteen_bits else ""
+        left = int(found.greatest) // 256 + 1
+        whole = "or 0 65536 to keep the upper eight of 16 bits"
+        raise UserError(f"{found}: of 256 levels of gray, {left} would be left; {remedy}, {whole}")

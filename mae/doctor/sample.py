@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mae.data.images.decode import decode, is_gray, is_npy, native_channels, wide_values
+from mae.data.images.decode import count_wide, decode, is_gray, native_channels
 from mae.data.images.levels import WideValues
 from mae.data.settings import DataSettings
 from mae.data.source import Source
@@ -47,8 +47,7 @@ def inspect_images(source: Source, data: DataSettings) -> ImageSample:
         try:
             if isinstance(image, UserError):
                 raise image
-            if (values := wide_values(image)) is not None:
-                wide.add(values, is_npy(image))
+            count_wide(wide, image)
             pixels = decode(image, data.channels, data.value_range)
         except (BadImageError, UserError) as error:
             bad.append(f"{name} ({error})")

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mae.data.images import jpeg
-from mae.data.images.levels import SIXTEEN_BITS, ValueRange, to_levels
+from mae.data.images.levels import SIXTEEN_BITS, ValueRange, WideValues, is_of_16_bits, to_levels
 from mae.errors import BadImageError
 
 # Without this list Pillow would also try its EPS, FITS and other parsers on the files of a shard.
@@ -85,11 +85,6 @@ def jpeg_header(data: bytes, channels: int) -> jpeg.Header | None:
     return header
 
 
-def is_npy(data: bytes) -> bool:
-    """Return whether this is a `.npy` array."""
-    return data.startswith(_NPY_MAGIC)
-
-
 def is_gray(data: bytes) -> bool:
     """Return whether the file stores a single gray plane."""
     if data.startswith(_NPY_MAGIC):
@@ -119,7 +114,20 @@ def wide_values(data: bytes) -> NDArray[Any] | None:
     if data.startswith(_NPY_MAGIC):
         array = _load_npy(data)
         return None if array.dtype == np.uint8 else array
-    return _open_with_pillow(data, _wide_plane) if _is_wide_png(data) or data.startswith(_TIFF_MAGICS) else None
+    may_be = _is_wide_png(data) or (data.startswith(_TIFF_MAGICS) and _of_header(data, _is_wide_gray))
+    return _of_image(data, _wide_plane) if may_be else None
+
+
+def count_wide(found: WideValues, data: bytes) -> bool:
+    """Count the values of an array or a gray image of more than 8 bits; return False for any other image.
+
+    Raises:
+        BadImageError: as `decode_pixels`; also if a value is not a number.
+    """
+    values = wide_values(data)
+    if values is not None:
+        found.add(values, has_default=is_of_16_bits(values) and not data.startswith(_NPY_MAGIC))
+    return values is not None
 
 
 def is_wide_colour(data: bytes) -> bool:
@@ -129,7 +137,7 @@ def is_wide_colour(data: bytes) -> bool:
         BadImageError: as `decode_pixels`.
     """
     if data.startswith(_TIFF_MAGICS):
-        return _open_with_pillow(data, _is_wide_colour_tiff)
+        return _of_header(data, _is_wide_colour_tiff)
     return _is_wide_png(data) and data[_PNG_BIT_DEPTH + 1 : _PNG_BIT_DEPTH + 2] != b"\0"
 
 
@@ -146,11 +154,11 @@ def _load_with_pillow(data: bytes, channels: int, value_range: ValueRange) -> ND
         plain = np.array(image if image.mode == _MODES[channels] else image.convert(_MODES[channels]))
         return plain if plain.ndim == 3 else plain[:, :, None]
 
-    return _open_with_pillow(data, pixels)
+    return _of_image(data, pixels)
 
 
 def _is_wide_colour_tiff(image: Image.Image) -> bool:
-    return not image.mode.startswith(("I", "F")) and _tiff_tag(image, _BITS_PER_SAMPLE, 8) > 8
+    return not _is_wide_gray(image) and _tiff_tag(image, _BITS_PER_SAMPLE, 8) > 8
 
 
 def _image_of(levels: NDArray[np.uint8]) -> Image.Image:
@@ -163,9 +171,13 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
     return value
 
 
+def _is_wide_gray(image: Image.Image) -> bool:
+    return image.mode.startswith(("I", "F"))
+
+
 def _wide_plane(image: Image.Image) -> NDArray[Any] | None:
     """Return the values of a gray image of more than 8 bits: [height width 1]; None for any other image."""
-    if not image.mode.startswith(("I", "F")):
+    if not _is_wide_gray(image):
         return None
     values = np.asarray(image)[:, :, None]
     # Pillow reads unsigned integers of 32 bits as signed ones.
@@ -180,7 +192,7 @@ def _is_wide_png(data: bytes) -> bool:
 
 def _levels(values: NDArray[Any], value_range: ValueRange, what: str) -> NDArray[np.uint8]:
     if value_range is None:
-        if values.dtype.kind + str(values.dtype.itemsize) != "u2":
+        if not is_of_16_bits(values):
             raise BadImageError(f"it is {what}, whose range is not known; set data.value_range")
         value_range = SIXTEEN_BITS
     return to_levels(values, value_range)
@@ -189,19 +201,28 @@ def _levels(values: NDArray[Any], value_range: ValueRange, what: str) -> NDArray
 Result = TypeVar("Result")
 
 
-def _open_with_pillow(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
-    """Return what `read` makes of the upright image.
+def _of_image(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
+    """Return what `read` makes of the decoded, upright image.
 
     Raises:
         BadImageError: if the image is too large or damaged, or of a format that is not allowed.
     """
+
+    def decoded(image: Image.Image) -> Result:
+        image.load()
+        if image.info or image.format == "TIFF":  # others have no EXIF block, and the search is slow
+            ImageOps.exif_transpose(image, in_place=True)
+        return read(image)
+
+    return _of_header(data, decoded)
+
+
+def _of_header(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
+    """Return what `read` makes of an image whose pixels are not decoded yet; raise as `_of_image`."""
     _silence_pillow()
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.height, image.width)
-            image.load()
-            if image.info or image.format == "TIFF":  # others have no EXIF block, and the search is slow
-                ImageOps.exif_transpose(image, in_place=True)
             return read(image)
     except BadImageError:
         raise

@@ -31,6 +31,11 @@ def check_value_range(name: str, value: ValueRange, channels: int) -> None:
     check(is_rising and all(map(math.isfinite, value)), name, value, "LOW < HIGH, both finite")
 
 
+def is_of_16_bits(values: NDArray[Any]) -> bool:
+    """Return whether values are unsigned integers of 16 bits, in any byte order."""
+    return values.dtype.kind == "u" and values.dtype.itemsize == 2
+
+
 def to_levels(values: NDArray[Any], value_range: tuple[float, ...]) -> NDArray[np.uint8]:
     """Divide the values from LOW to HIGH, without HIGH, into 256 equal steps: uint8 [height width channels].
 
@@ -40,7 +45,7 @@ def to_levels(values: NDArray[Any], value_range: tuple[float, ...]) -> NDArray[n
     Raises:
         BadImageError: if a value is not a number, or the image has another number of channels than the range.
     """
-    if value_range == SIXTEEN_BITS and values.dtype.kind == "u" and values.dtype.itemsize == 2:
+    if value_range == SIXTEEN_BITS and is_of_16_bits(values):
         return (values >> 8).astype(np.uint8)
     if values.shape[2] == 1 and len(value_range) > 2:
         values = np.repeat(values, len(value_range) // 2, axis=2)
@@ -71,10 +76,10 @@ class WideValues:
     greatest: float = -math.inf
     is_float: bool = False
     fits_sixteen_bits: bool = True
-    """Whether all are gray or colour images of 16 bits, which can be decoded without a range."""
+    """Whether all can be decoded without a range, because they are gray images of 16 bits."""
 
-    def add(self, values: NDArray[Any], is_array: bool) -> None:
-        """Count the finite values of one image, which is a `.npy` array or another file.
+    def add(self, values: NDArray[Any], has_default: bool) -> None:
+        """Count the finite values of one image; `has_default` if it can be decoded without a range.
 
         Raises:
             BadImageError: if a value is not a number.
@@ -87,7 +92,6 @@ class WideValues:
             if finite.size:
                 least, greatest = min(least, float(finite.min())), max(greatest, float(finite.max()))
         is_float = values.dtype.kind == "f"
-        has_default = not is_array and values.dtype.kind == "u" and values.dtype.itemsize == 2
         self.merge(WideValues(1, least, greatest, is_float, has_default))
 
     def merge(self, other: "WideValues") -> None:

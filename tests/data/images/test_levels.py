@@ -134,10 +134,10 @@ def test_values_that_are_not_numbers_are_bad_and_infinite_ones_are_extremes() ->
     extremes = np.array([[-np.inf, 0.5, np.inf]])
     assert decode_pixels(npy(extremes), 1, (0.0, 1.0)).ravel().tolist() == [0, 128, 255]
     found = WideValues()
-    found.add(extremes[:, :, None], is_array=True)
+    found.add(extremes[:, :, None], has_default=False)
     assert (found.least, found.greatest) == (0.5, 0.5)
     with pytest.raises(BadImageError, match="not numbers"):
-        found.add(np.array([[[np.nan]]]), is_array=True)
+        found.add(np.array([[[np.nan]]]), has_default=False)
 
 
 def test_images_of_eight_bits_stay_as_they_are() -> None:
@@ -181,7 +181,7 @@ def test_training_and_evaluation_see_the_same_levels() -> None:
 )
 def test_the_proposed_range_holds_all_values(values: np.ndarray, proposal: str) -> None:
     found = WideValues()
-    found.add(values[:, :, None], is_array=True)
+    found.add(values[:, :, None], has_default=False)
     assert found.proposal == proposal
     low, high = map(float, proposal.split())
     assert low <= values.min() <= values.max() < high
