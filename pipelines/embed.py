@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mae.inference.applying import apply_model
-from mae.inference.model import load
+from mae.inference.applying import Application
 from mae.inference.rows import EmbeddedRows
 from mae.inference.settings import ApplySettings
-from mae.inference.sources import open_images
 from mae.models.readout import NormKind, TokenKind
-from mae.output import say as print_line
 from mae.settings import check, check_name, parse
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.first_error import errors_said_once
@@ -50,14 +47,10 @@ class EmbedSettings(ApplySettings):
 
 def run(settings: EmbedSettings) -> None:
     """Compute the features, and write the table."""
-    accelerator = start_accelerator("fp32")
-    say = print_line if accelerator.is_main_process else lambda text: None
-    model = load(settings.model, accelerator.device)
-    images = open_images(settings.source, settings.data(model.description), say)
+    application = Application.open(settings, start_accelerator("fp32"))
     thumbnail = settings.thumbnails if settings.out.suffix == ".parquet" else 0
-    rows = EmbeddedRows(images, model, settings.tokens, settings.norm, thumbnail)
-    asked = {"tokens": settings.tokens, "norm": settings.norm, "thumbnail": thumbnail}
-    apply_model(model, images, rows.compute, rows, settings.out, asked, accelerator, settings.workers, say)
+    rows = EmbeddedRows(application.images, application.model, settings.tokens, settings.norm, thumbnail)
+    application.write(rows, settings.out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

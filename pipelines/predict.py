@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from mae.inference.applying import apply_model
-from mae.inference.model import load
+from mae.inference.applying import Application
 from mae.inference.rows import PredictedRows
 from mae.inference.settings import ApplySettings
-from mae.inference.sources import open_images
-from mae.output import say as print_line
 from mae.settings import check, check_name, parse
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.first_error import errors_said_once
@@ -45,14 +42,8 @@ class PredictSettings(ApplySettings):
 
 def run(settings: PredictSettings) -> None:
     """Predict, and write the table."""
-    accelerator = start_accelerator("fp32")
-    say = print_line if accelerator.is_main_process else lambda text: None
-    model = load(settings.model, accelerator.device)
-    model.require_head()
-    images = open_images(settings.source, settings.data(model.description), say)
-    rows = PredictedRows(images, model, settings.top)
-    asked = {"top": settings.top}
-    apply_model(model, images, model.logits_of, rows, settings.out, asked, accelerator, settings.workers, say)
+    application = Application.open(settings, start_accelerator("fp32"), needs_head=True)
+    application.write(PredictedRows(application.images, application.model, settings.top), settings.out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

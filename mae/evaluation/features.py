@@ -9,8 +9,7 @@ import io
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -29,10 +28,9 @@ from mae.errors import UserError, first_of
 from mae.files import write_atomically
 from mae.inference.image_set import ShardImages
 from mae.inference.model import Model
-from mae.inference.parts import compute_parts, part_ranges
+from mae.inference.parts import Part, compute_parts, compute_share, lacking_parts, part_ranges
 from mae.models.description import ModelDescription
 from mae.models.encoder import build_encoder
-from mae.progress import progress_bar
 
 FEATURES_VERSION = 1
 """Version of what is computed; raise it when the same model and image give other values."""
@@ -71,14 +69,14 @@ class Extraction:
         return cache / "features" / hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def encoder_features(description: ModelDescription, sha256: str, load: Callable[[], Model]) -> Extraction:
-    """Return the extraction of the features of a trained encoder; `sha256` is that of its file."""
-    return Extraction({"features_of": sha256}, description, lambda: load().features_of)
+def encoder_features(model: Model) -> Extraction:
+    """Return the extraction of the features of a trained encoder."""
+    return Extraction({"features_of": model.sha256}, model.description, lambda: model.features_of)
 
 
-def head_logits(description: ModelDescription, sha256: str, load: Callable[[], Model]) -> Extraction:
-    """Return the extraction of the logits of a fine-tuned model; `sha256` is that of its file."""
-    return Extraction({"logits_of": sha256}, description, lambda: load().logits_of)
+def head_logits(model: Model) -> Extraction:
+    """Return the extraction of the logits of a fine-tuned model."""
+    return Extraction({"logits_of": model.sha256}, model.description, lambda: model.logits_of)
 
 
 def untrained_features(description: ModelDescription, seed: int, device: torch.device) -> Extraction:
@@ -120,17 +118,16 @@ def compute(
     """
     images, parts = ShardImages(index, data), part_ranges(len(index))
     folder = extraction.folder(index, data.cache)
-    lacking = _broadcast(accelerator, lambda: [n for n in range(len(parts)) if _read_part(folder, n) is None])
-    mine = lacking[accelerator.process_index :: accelerator.num_processes]
+    lacking = lacking_parts(accelerator, lambda: [n for n in range(len(parts)) if _read_part(folder, n) is None])
+
+    def computed(share: Sequence[range]) -> Iterator[Part]:
+        return compute_parts(images, share, extraction.description, extraction.build(), data.workers)
+
     began, bad = time.monotonic(), list[str]()
-    if mine:
-        done = compute_parts(images, [parts[n] for n in mine], extraction.description, extraction.build(), data.workers)
-        with _progress(title, sum(len(parts[n]) for n in mine), accelerator) as advance:
-            for number, part in zip(mine, done, strict=True):
-                bad += [f"{images.name(image)} ({reason})" for image, reason in part.reasons.items()]
-                if not part.reasons:
-                    _write_part(folder, number, part.results.numpy())
-                advance(len(part.numbers))
+    for number, part in compute_share(lacking, parts, computed, accelerator, title):
+        bad += [f"{images.name(image)} ({reason})" for image, reason in part.reasons.items()]
+        if not part.reasons:
+            _write_part(folder, number, part.results.numpy())
     names: list[str] = gather_object(bad)
     if names:
         raise UserError(f"{len(names)} images are bad: {first_of(names)}; pack the shards again without them")
@@ -160,25 +157,6 @@ def speed(extraction: Extraction, index: ShardIndex, cache: Path) -> dict[str, A
     """Return images per second, processes and device of the last `compute` that computed something."""
     about = json.loads((extraction.folder(index, cache) / _ABOUT).read_bytes())
     return {name: about[name] for name in ("images_per_second", "processes", "device")}
-
-
-@contextmanager
-def _progress(title: str, images: int, accelerator: Accelerator) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar for the images of the first process; the others have about as many."""
-    if not accelerator.is_main_process:
-        yield lambda done: None
-        return
-    with progress_bar(title, images) as advance:
-        yield advance
-
-
-def _broadcast(accelerator: Accelerator, find: Callable[[], list[int]]) -> list[int]:
-    """Return on all processes what the first process finds."""
-    found = [find() if accelerator.is_main_process else None]
-    broadcast_object_list(found)
-    (numbers,) = found
-    assert numbers is not None
-    return numbers
 
 
 def _read_part(folder: Path, number: int) -> NDArray[Any] | None:

@@ -1,9 +1,7 @@
 """What is judged (encoders, their heads, untrained encoders, pixels) and by which protocols."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +15,6 @@ from mae.evaluation.features import Extraction, encoder_features, head_logits, p
 from mae.evaluation.protocols import few_shot, knn, linear, svm
 from mae.evaluation.protocols.outcome import Outcome
 from mae.evaluation.results import Row, row_of
-from mae.files import open_regular
 from mae.inference.model import Model, load
 from mae.models.description import ModelDescription
 
@@ -70,10 +67,10 @@ def subjects(sources: Sequence[Path], sets: LabelledSets, rules: JudgingRules) -
         UserError: if a model cannot be loaded, or is named twice.
     """
     asked = tuple(name for name in ("knn", "linear", "few_shot") if name in rules.protocols)
-    models = {str(source): load(source, "cpu") for source in sources}
+    models = {str(source): load(source, rules.device) for source in sources}
     if len({model.path.resolve() for model in models.values()}) < len(sources):
         raise UserError(f"a model is named twice: {' '.join(map(str, sources))}; name each once")
-    found = [subject for name, model in models.items() for subject in _of_model(name, model, sets, asked, rules)]
+    found = [subject for name, model in models.items() for subject in _of_model(name, model, sets, asked)]
     for description in _prepared_alike(model.description for model in models.values()):
         if "untrained" in rules.protocols:
             random = tuple(untrained_features(description, seed, rules.device) for seed in range(rules.seeds))
@@ -120,19 +117,14 @@ def _judge_once(
     return [Outcome(scores, True, 0, {})]
 
 
-def _of_model(
-    name: str, model: Model, sets: LabelledSets, asked: tuple[str, ...], rules: JudgingRules
-) -> Iterator[Subject]:
-    with open_regular(model.path) as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    about = {"model": str(model.path), "sha256": sha256}
+def _of_model(name: str, model: Model, sets: LabelledSets, asked: tuple[str, ...]) -> Iterator[Subject]:
+    about = {"model": str(model.path), "sha256": model.sha256}
     remarks: tuple[str, ...] = ()
     if model.selection is not None and model.selection.fingerprint == sets.test.fingerprint:
         remarks = ("selected on this set",)
-    loaded = partial(load, model.path, rules.device)
-    yield Subject(name, (encoder_features(model.description, sha256, loaded),), asked, about, remarks)
+    yield Subject(name, (encoder_features(model),), asked, about, remarks)
     if model.has_head and _knows(model, sets):
-        yield Subject(name, (head_logits(model.description, sha256, loaded),), (HEAD,), about, remarks)
+        yield Subject(name, (head_logits(model),), (HEAD,), about, remarks)
 
 
 def _knows(model: Model, sets: LabelledSets) -> bool:

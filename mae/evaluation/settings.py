@@ -9,46 +9,21 @@ from tyro.conf import Positional
 
 from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
 from mae.data.prepare import open_shards
-from mae.data.settings import DataSettings
-from mae.data.store.unpacked import CACHE_BYTES
 from mae.evaluation.feature_set import KINDS
 from mae.evaluation.judging import LabelledSets, Protocol
 from mae.evaluation.protocols.outcome import require_two_classes
+from mae.inference.settings import ReadSettings
 from mae.models.description import ModelDescription
 from mae.models.readout import NormKind, TokenKind
 from mae.settings import check
 
 
 @dataclass(frozen=True)
-class SampleSettings:
+class SampleSettings(ReadSettings):
     """Labelled samples to fit on, and how they are read. Size and normalisation are those of each model."""
 
     shards: tuple[str, ...] = ()
     """Labelled tar shards to fit on: paths, globs, braces, folders or URLs."""
-    workers: int = 2
-    """Processes that decode images, for each rank; 0: the rank itself decodes."""
-    image_extension: str | None = None
-    """Extension, after the first dot, of the images, such as `image.jpg`; None: the usual extensions of images."""
-    cache_dir: Path | None = None
-    """Folder for features and for copies of shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
-    cache_bytes: float = CACHE_BYTES
-    """Greatest total size of the copies of shards [bytes]."""
-
-    def as_seen_by(self, model: ModelDescription) -> DataSettings:
-        """Return the settings with which these samples are read for a model."""
-        return DataSettings(
-            shards=self.shards,
-            workers=self.workers,
-            image_extension=self.image_extension,
-            cache_dir=self.cache_dir,
-            cache_bytes=self.cache_bytes,
-            image_size=model.image_size,
-            channels=model.channels,
-            mean=model.mean,
-            std=model.std,
-            crop_pct=model.crop_pct,
-            value_range=model.value_range,
-        )
 
 
 @dataclass(frozen=True)

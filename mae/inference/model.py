@@ -1,7 +1,9 @@
 """Trained model, ready to use: features, predictions, reconstructions, attention."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from mae.data.images.decode import decode
 from mae.data.loader import normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import BadImageError, UserError
+from mae.files import open_regular
 from mae.inference.inputs import Picture, Pictures, each_of, encoded
 from mae.inference.prediction import Prediction, most_probable
 from mae.inference.reconstruction import Reconstructed, reconstructed
@@ -27,7 +30,7 @@ from mae.models.classifier import HeadKind, build_classifier
 from mae.models.description import ModelDescription, find_best_model, read_description
 from mae.models.encoder import build_encoder
 from mae.models.masking import Mask, kept_patches, make_mask, mask_of
-from mae.models.readout import NormKind, TokenKind, read_features, select
+from mae.models.readout import NormKind, TokenKind, encode_all, features_of_tokens, read_features, select
 from mae.models.selection import Selection, read_selection
 from mae.models.weights import encoder_part, has_decoder, load_all, load_encoder, read_weights
 
@@ -73,6 +76,12 @@ class Model:
         """Encoder: a timm ViT, with a head if the model is a classifier."""
         network = self.network
         return network.encoder if isinstance(network, MaskedAutoencoder) else network
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file."""
+        with open_regular(self.path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def has_head(self) -> bool:
@@ -172,7 +181,8 @@ class Model:
             raise UserError(f"there is no block {block}; allowed: {-depth} to {depth - 1}")
 
         def weights(views: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch ..."]:
-            found = attention_weights(self.encoder, self._normalized(views), block)
+            with torch.no_grad():
+                found = attention_weights(self.encoder, self._normalized(views), block)
             return found[:, :, 0, 1:].reshape(*found.shape[:2], *self.description.grid).cpu()
 
         return torch.cat(list(self._run(weights, images)))
@@ -196,6 +206,15 @@ class Model:
             logits: Tensor = self.encoder(self._normalized(views))
             return logits.float().cpu()
 
+    def features_and_logits_of(
+        self, views: UInt8[Tensor, "batch channels height width"]
+    ) -> tuple[Float32[Tensor, "batch norms both"], Float32[Tensor, "batch classes"]]:
+        """Return all features and the logits of a batch of views, which are encoded once."""
+        with torch.no_grad():
+            raw = encode_all(self.encoder, self._normalized(views))
+            logits: Tensor = self.encoder.forward_head(self.encoder.norm(raw))
+            return features_of_tokens(self.encoder, raw).float().cpu(), logits.float().cpu()
+
     @property
     def _statistics(self) -> PixelStatistics:
         return PixelStatistics(self.description.mean, self.description.std)
@@ -206,9 +225,7 @@ class Model:
         return normalize(views.to(self.device), self._statistics)
 
     def _run(self, function: Callable[[Tensor], Tensor], images: Pictures) -> Iterator[Tensor]:
-        for views in self._batches(images):
-            with torch.no_grad():
-                yield function(views)
+        return map(function, self._batches(images))
 
     def _batches(self, images: Pictures) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
         views: list[Tensor] = []

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mae.errors import BadImageError, UserError
 from mae.inference.image_set import ImageSet
 from mae.inference.model import Model
 from mae.inference.parts import Part
@@ -32,6 +31,19 @@ class Rows(ABC):
     @abstractmethod
     def schema(self) -> pa.Schema:
         """Columns of the table."""
+
+    @property
+    @abstractmethod
+    def choices(self) -> dict[str, Any]:
+        """Settings that decide the rows, as a JSON mapping."""
+
+    @abstractmethod
+    def compute(self, views: Tensor) -> Tensor:
+        """Return the results of a batch of views, one row per image, on the CPU."""
+
+    def extra(self, view: Tensor) -> Any:
+        """Return what a row needs of the view itself; None for nothing."""
+        return None
 
     @abstractmethod
     def __call__(self, part: Part) -> Mapping[str, Sequence[Any]]:
@@ -58,8 +70,17 @@ class PredictedRows(Rows):
         ]
         return pa.schema(fields)
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Settings that decide the rows."""
+        return {"top": self.top}
+
+    def compute(self, views: Tensor) -> Tensor:
+        """Return the logits of a batch of views."""
+        return self.model.logits_of(views)
+
     def __call__(self, part: Part) -> Mapping[str, Sequence[Any]]:
-        """Return the columns of a part whose results are logits."""
+        """Return the columns of a part."""
         found = most_probable(part.results, self.model.classes, self.top)
         good = [None if number in part.reasons else row for number, row in zip(part.numbers, found, strict=True)]
         return _common(self.images, self.model, part) | {
@@ -94,13 +115,31 @@ class EmbeddedRows(Rows):
         ]
         return pa.schema(fields, metadata=_IMAGE_NOTE if self.thumbnail else None)
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Settings that decide the rows."""
+        return {"tokens": self.tokens, "norm": self.norm, "thumbnail": self.thumbnail}
+
     def compute(self, views: Tensor) -> Tensor:
         """Return features, and behind them logits if the model has a head, of a batch of views."""
-        features = select(self.model.features_of(views), self.tokens, self.norm)
-        return torch.cat([features, self.model.logits_of(views)], dim=1) if self.model.has_head else features
+        if not self.model.has_head:
+            return select(self.model.features_of(views), self.tokens, self.norm)
+        features, logits = self.model.features_and_logits_of(views)
+        return torch.cat([select(features, self.tokens, self.norm), logits], dim=1)
+
+    def extra(self, view: Tensor) -> dict[str, Any] | None:
+        """Return a view as a small PNG of its first channel, or first three; None without thumbnails."""
+        if not self.thumbnail:
+            return None
+        pixels = view.permute(1, 2, 0).numpy()
+        picture = Image.fromarray(pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0])
+        picture.thumbnail((self.thumbnail, self.thumbnail))
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
 
     def __call__(self, part: Part) -> Mapping[str, Sequence[Any]]:
-        """Return the columns of a part whose results are those of `compute`."""
+        """Return the columns of a part."""
         classes = len(self.model.classes)
         features = part.results[:, : part.results.shape[1] - classes].numpy()
         columns = _common(self.images, self.model, part)
@@ -112,22 +151,8 @@ class EmbeddedRows(Rows):
             columns["predicted"] = [row and _text(row.names[0]) for row in good]
             columns["probability"] = [row and row.probabilities[0] for row in good]
         if self.thumbnail:
-            columns["image"] = [self._thumbnail(number, number in part.reasons) for number in part.numbers]
+            columns["image"] = part.extras
         return columns
-
-    def _thumbnail(self, number: int, is_bad: bool) -> dict[str, Any] | None:
-        """Return what the model sees of an image, as a small PNG of its first channel, or first three."""
-        if is_bad:
-            return None
-        try:
-            pixels = self.model.view(self.images.read(number)).permute(1, 2, 0).numpy()
-        except (BadImageError, UserError):  # it has changed since it was read for its feature
-            return None
-        picture = Image.fromarray(pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0])
-        picture.thumbnail((self.thumbnail, self.thumbnail))
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        return {"bytes": buffer.getvalue(), "path": None}
 
 
 def _common(images: ImageSet, model: Model, part: Part) -> dict[str, Sequence[Any]]:

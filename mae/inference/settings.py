@@ -11,29 +11,20 @@ from mae.models.description import ModelDescription
 from mae.settings import check
 
 
-@dataclass(frozen=True)
-class ApplySettings:
-    """Settings of the commands that apply a model to images."""
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """How images are read for a model, whose description decides their size and normalisation."""
 
-    model: Positional[Path]
-    """Folder of a run, of a checkpoint or of an export for timm, or a model file; of a fine-tuning run that measured
-    accuracy, the best model is taken."""
-    source: Positional[tuple[str, ...]]
-    """Image files, globs, folders (with all folders in them), or tar shards: paths, globs, braces, folders or URLs."""
     workers: int = 2
     """Processes that decode images, for each rank; 0: the rank itself decodes."""
     image_extension: str | None = None
     """Extension, after the first dot, of the images in shards, such as `image.jpg`; None: the usual extensions."""
     cache_dir: Path | None = None
-    """Folder for copies of shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+    """Folder for features and for copies of shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
     cache_bytes: float = CACHE_BYTES
-    """Greatest total size of these copies [bytes]."""
+    """Greatest total size of the copies of shards [bytes]."""
 
-    def __post_init__(self) -> None:
-        check(len(self.source) > 0, "source", "none given", "image files, folders or shards")
-        check(self.workers >= 0, "workers", self.workers, "0 or more")
-
-    def data(self, model: ModelDescription) -> DataSettings:
+    def as_seen_by(self, model: ModelDescription) -> DataSettings:
         """Return the settings with which shards are read for a model."""
         return DataSettings(
             workers=self.workers,
@@ -47,3 +38,18 @@ class ApplySettings:
             crop_pct=model.crop_pct,
             value_range=model.value_range,
         )
+
+
+@dataclass(frozen=True)
+class ApplySettings(ReadSettings):
+    """Settings of the commands that apply a model to images."""
+
+    model: Positional[Path]
+    """Folder of a run, of a checkpoint or of an export for timm, or a model file; of a fine-tuning run that measured
+    accuracy, the best model is taken."""
+    source: Positional[tuple[str, ...]]
+    """Image files, globs, folders (with all folders in them), or tar shards: paths, globs, braces, folders or URLs."""
+
+    def __post_init__(self) -> None:
+        check(len(self.source) > 0, "source", "none given", "image files, folders or shards")
+        check(self.workers >= 0, "workers", self.workers, "0 or more")

@@ -8,7 +8,6 @@ flat, and each image has one row, in the order given.
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from mae.data.store.regular import read_json
 from mae.errors import UserError
 from mae.files import write_atomically, written_atomically
 from mae.inference.image_set import ImageSet
-from mae.inference.parts import Part, part_ranges
+from mae.inference.parts import Part, compute_share, lacking_parts, part_ranges
 from mae.inference.table_formats import JOINERS
-from mae.progress import progress_bar
 
 _PLAN = "plan.json"
 
@@ -105,25 +102,8 @@ def write_table(
     not be used, with reasons, on the first process.
     """
     ranges = part_ranges(len(images))
-    found: list[list[int] | None] = [table.lacking(len(ranges), say) if accelerator.is_main_process else None]
-    broadcast_object_list(found)
-    (lacking,) = found
-    assert lacking is not None
-    mine = lacking[accelerator.process_index :: accelerator.num_processes]
-    parts = [ranges[number] for number in mine]
-    with _progress(accelerator, sum(map(len, parts))) as advance:
-        for number, part in zip(mine, compute(parts) if mine else (), strict=True):
-            table.write_part(number, columns(part))
-            advance(len(part.numbers))
+    lacking = lacking_parts(accelerator, lambda: table.lacking(len(ranges), say))
+    for number, part in compute_share(lacking, ranges, compute, accelerator, "images"):
+        table.write_part(number, columns(part))
     accelerator.wait_for_everyone()
     return table.join(len(ranges), len(images)) if accelerator.is_main_process else []
-
-
-@contextmanager
-def _progress(accelerator: Accelerator, images: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar for the images of the first process; the others have about as many."""
-    if not accelerator.is_main_process:
-        yield lambda done: None
-        return
-    with progress_bar("images", images) as advance:
-        yield advance

@@ -33,7 +33,13 @@ def read_features(
     The norms are those of `NORMS`. Along the last axis are the cls token and the mean of the patch tokens. With the
     last norm, each token is normed before the mean is taken.
     """
-    raw = encode_all(encoder, images)
+    return features_of_tokens(encoder, encode_all(encoder, images))
+
+
+def features_of_tokens(
+    encoder: VisionTransformer, raw: Float[Tensor, "batch tokens encoder_width"]
+) -> Float[Tensor, "batch norms both"]:
+    """Return all features of images, as `read_features` does, from the tokens of `encode_all`."""
     return torch.stack([_cls_and_mean(raw), _cls_and_mean(encoder.norm(raw))], dim=1)
 
 

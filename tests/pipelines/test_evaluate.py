@@ -119,7 +119,8 @@ def test_features_are_those_of_the_loaded_model(places: Path) -> None:
     model, index = mae.load("run", "cpu"), open_index(["test.tar"], places / "cache")
     images = ShardImages(index, settings().data.as_seen_by(model.description))
     (row,) = results(places / "run" / "evaluation")["rows"]
-    extraction = features.encoder_features(model.description, row["about"]["sha256"], lambda: model)
+    assert row["about"]["sha256"] == model.sha256
+    extraction = features.encoder_features(model)
     cache = settings().data.as_seen_by(model.description).cache
     values = torch.from_numpy(features.read(extraction, index, cache))
     everything = [images.read(number) for number in range(len(images))]
@@ -138,12 +139,12 @@ def test_other_models_images_or_preparations_have_other_features(places: Path, c
     evaluate.run(settings("--protocols", "knn", "--eval_overlap", "1"))
     assert computed == [80, 24, 80, 24, 81]
     model, index = mae.load("run", "cpu"), open_index(["test.tar"], places / "cache")
-    extraction = features.encoder_features(model.description, "sha", lambda: model)
+    extraction = features.encoder_features(model)
     folders = {extraction.folder(index, places)}
     for change in ({"image_size": (8, 4)}, {"crop_pct": 0.5}, {"channels": 3}):
         other = replace(extraction, description=replace(model.description, **change))
         folders.add(other.folder(index, places))
-    folders.add(replace(extraction, identity={"logits_of": "sha"}).folder(index, places))
+    folders.add(replace(extraction, identity={"logits_of": model.sha256}).folder(index, places))
     assert len(folders) == 5
 
 
