@@ -55,6 +55,11 @@ def bits(base: np.uint64, ids: NDArray[np.int64], count: int) -> NDArray[np.uint
     return mix(streams[:, None] + counters[None, :])
 
 
+def shuffled(base: np.uint64, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return ids in an order in which the place of two of them depends on no third."""
+    return ids[np.argsort(bits(base, ids, 1)[:, 0], kind="stable")]
+
+
 def uniform(base: np.uint64, ids: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """Return `count` numbers in [0, 1) for each id, multiples of 2**-53: float64 [ids, count]."""
     return (bits(base, ids, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53

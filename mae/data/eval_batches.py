@@ -60,14 +60,16 @@ def labelled_subset(index: ShardIndex, per_class: int, seed: int) -> NDArray[np.
     Raises:
         UserError: if a class has fewer samples.
     """
-    chosen = []
-    for label in np.unique(index.label).tolist():
-        members = np.flatnonzero(index.label == label)
-        if len(members) < per_class:
+    for label, members in zip(*np.unique(index.label, return_counts=True), strict=True):
+        if members < per_class:
             raise UserError(
-                f"class {label} has {len(members)} samples, but labels_per_class is {per_class}; "
-                f"allowed: 1 to {len(members)}"
+                f"class {label} has {members} samples, but labels_per_class is {per_class}; allowed: 1 to {members}"
             )
-        words = keyed.bits(keyed.key(Purpose.LABELS, seed), members, 1)[:, 0]
-        chosen.append(members[np.argsort(words, kind="stable")[:per_class]])
-    return np.sort(np.concatenate(chosen))
+    order = keyed.shuffled(keyed.key(Purpose.LABELS, seed), np.arange(len(index)))
+    return first_per_class(index.label, order, per_class)
+
+
+def first_per_class(labels: NDArray[np.int64], order: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return the first `most` ids of each class in `order`, or all of a class that has fewer, in ascending order."""
+    ordered = labels[order]
+    return np.sort(np.concatenate([order[ordered == label][:most] for label in np.unique(ordered)]))

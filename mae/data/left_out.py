@@ -1,7 +1,9 @@
 """Counts of what a shard holds but training does not use, by kind, each with the name of the first."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from mae.errors import first_of
 
 FOLDERS = "folders"
 """Kind of the folders of a tar: they hold nothing themselves, so nobody needs to be told of them at each start."""
@@ -48,3 +50,9 @@ def joined(parts: Iterable[tuple[str, LeftOut]]) -> LeftOut:
 def described(counts: LeftOut) -> str:
     """Return the counts as text: `hidden files: 2 (the first: .a), folders: 1 (the first: b)`; empty for none."""
     return ", ".join(f"{kind}: {number:,} (the first: {first})" for kind, (number, first) in counts.items())
+
+
+def describe_not_used(left_out: LeftOut, empty: Sequence[str], shards: int) -> list[str]:
+    """Return in words what some shards hold but training does not use, and which of them have no images."""
+    said = [f"left out of the shards: {described(left_out)}"] if left_out else []
+    return said + ([f"{len(empty)} of {shards} shards have no images: {first_of(empty)}"] if empty else [])

@@ -7,7 +7,7 @@ from contextlib import suppress
 from mae.data.images.decode import CHANNELS, possible_channels
 from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
-from mae.data.left_out import FOLDERS, described
+from mae.data.left_out import FOLDERS, describe_not_used
 from mae.data.sample_images import spread_images
 from mae.data.scan import DOTTED_IMAGES
 from mae.data.settings import DataSettings
@@ -43,10 +43,7 @@ def not_used(index: ShardIndex) -> list[str]:
     """Return what the shards hold but training does not use, in words."""
     left_out = {kind: found for kind, found in index.left_out().items() if kind != FOLDERS}
     empty = [str(entry.shard) for entry in index.entries if not entry.samples]
-    found = [f"left out of the shards: {described(left_out)}"] if left_out else []
-    if empty:
-        found.append(f"{len(empty)} of {len(index.entries)} shards have no images: {first_of(empty)}")
-    return found
+    return describe_not_used(left_out, empty, len(index.entries))
 
 
 def _without_image(index: ShardIndex, keys: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from itertools import count, islice
+from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +22,14 @@ from mae import keyed
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches, empty_batch
 from mae.data.images.augment import NUMBERS_PER_SAMPLE, TrainViews
 from mae.data.indexing import local_copy
-from mae.data.left_out import FOLDERS, LeftOut, count_into, described, joined
+from mae.data.left_out import FOLDERS, LeftOut, count_into, describe_not_used, described, joined
 from mae.data.plan import BatchPlan, require_whole_images
 from mae.data.read_rules import USUAL, ReadRules
-from mae.data.scan import label_of, samples
+from mae.data.scan import Sample, label_of, samples
 from mae.data.store.shards import Shard
 from mae.data.store.unpacked import is_gzipped
 from mae.data.tar import mapped, walk
-from mae.errors import BadImageError, UserError, first_of
+from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose
 from mae.output import warn
 
@@ -165,15 +166,12 @@ def read_samples(
     Raises:
         UserError: if the shard cannot be read, is a damaged tar, or its samples are unclear.
     """
-    left_out = LeftOut()
     with (
         local_copy(shard, cache_dir, rules.cache_bytes) as source,
         mapped(source, str(shard)) as data,
         memoryview(data) as view,
     ):
-        leave_out = count_into(left_out)
-        found = list(samples(walk(data, leave_out), str(shard), rules.image_extension, leave_out))
-        left_out.pop(FOLDERS, None)
+        found, left_out = _listed(data, shard, rules)
         for kind, counted in left_out.items():
             tell(kind, f"left out of shard {shard}: {described({kind: counted})}")
         if not any(sample.image for sample in found):
@@ -193,17 +191,22 @@ def not_used_of_stream(shards: Iterable[Shard], cache_dir: Path, rules: ReadRule
     Raises:
         UserError: if a shard cannot be read, is a damaged tar, or its samples are unclear.
     """
-    parts, empty, read = list[tuple[str, LeftOut]](), list[str](), 0
+    parts, empty = list[tuple[str, LeftOut]](), list[str]()
     for shard in shards:
         if shard.is_remote or is_gzipped(shard):
             continue
-        left_out, read = LeftOut(), read + 1
         with local_copy(shard, cache_dir, rules.cache_bytes) as source, mapped(source, str(shard)) as data:
-            leave_out = count_into(left_out)
-            found = list(samples(walk(data, leave_out), str(shard), rules.image_extension, leave_out))
-        left_out.pop(FOLDERS, None)
+            found, left_out = _listed(data, shard, rules)
         parts.append((str(shard), left_out))
         if not any(sample.image for sample in found):
             empty.append(str(shard))
-    said = [f"left out of the shards: {described(joined(parts))}"] if any(part for _, part in parts) else []
-    return said + ([f"{len(empty)} of {read} shards have no images: {first_of(empty)}"] if empty else [])
+    return describe_not_used(joined(parts), empty, len(parts))
+
+
+def _listed(data: mmap, shard: Shard, rules: ReadRules) -> tuple[list[Sample], LeftOut]:
+    """Return the samples of a whole shard, with or without image, and what it holds beside them."""
+    left_out = LeftOut()
+    leave_out = count_into(left_out)
+    found = list(samples(walk(data, leave_out), str(shard), rules.image_extension, leave_out))
+    left_out.pop(FOLDERS, None)
+    return found, left_out

@@ -54,7 +54,7 @@ def split_off(train: FeatureSet, seed: int) -> tuple[NDArray[np.int64], NDArray[
     A tenth of each class is held out, chosen by the seed, but at most 2,000 samples in all. A class of one sample is
     not divided.
     """
-    order = shuffled(np.arange(len(train)), Purpose.HELD_OUT, seed)
+    order = keyed.shuffled(keyed.key(Purpose.HELD_OUT, seed), np.arange(len(train)))
     share = min(_HELD_OUT_SHARE, _MOST_HELD_OUT / len(train))
     held_out = []
     for label in np.unique(train.labels).tolist():
@@ -63,9 +63,3 @@ def split_off(train: FeatureSet, seed: int) -> tuple[NDArray[np.int64], NDArray[
         held_out.append(members[:count])
     chosen = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(train)), chosen), chosen
-
-
-def shuffled(ids: NDArray[np.int64], purpose: Purpose, *parts: int) -> NDArray[np.int64]:
-    """Return ids in an order that depends on a purpose and the parts of a key only."""
-    words = keyed.bits(keyed.key(purpose, *parts), ids, 1)[:, 0]
-    return ids[np.argsort(words, kind="stable")]

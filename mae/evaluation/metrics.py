@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 
+from mae.evaluation.protocols.outcome import accuracy
+
 _BINS = 15
 _TOP = 5
 
@@ -13,9 +15,8 @@ _TOP = 5
 def measures(scores: NDArray[np.float64], labels: NDArray[np.int64], are_probabilities: bool) -> dict[str, float]:
     """Return top-1 and balanced accuracy; top-5 for more than five classes; calibration error of probabilities."""
     classes = scores.shape[1]
-    predicted = scores.argmax(axis=1)
     found = {
-        "top1": float((predicted == labels).mean()),
+        "top1": accuracy(scores, labels),
         "balanced": float(np.nanmean(_recalls(scores, labels))),
     }
     if classes > _TOP:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from mae import keyed
-from mae.data.eval_batches import EvalBatches
+from mae.data.eval_batches import EvalBatches, first_per_class
 from mae.data.index import ShardIndex
 from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
 from mae.data.loader import load, normalize
@@ -27,7 +27,6 @@ from mae.data.scan import NO_LABEL
 from mae.data.source import IndexedSource, statistics_of
 from mae.evaluation.best import evaluation_due
 from mae.evaluation.classification import require_good_images
-from mae.evaluation.feature_set import shuffled
 from mae.evaluation.protocols.knn import votes
 from mae.evaluation.protocols.logistic import probabilities
 from mae.evaluation.protocols.outcome import accuracy, require_two_classes
@@ -194,7 +193,9 @@ class _OnlineEvaluation:
             return found
         labels, expected = sets.known.label[sets.known_ids], sets.held_out.label[sets.ids]
         voted = votes(known, labels, features, (NEIGHBOURS,), sets.classes, device)[NEIGHBOURS]
-        few = _few(labels, self.task.settings.evaluation.shots)
+        # Always the same samples, so that evaluations can be compared.
+        order = keyed.shuffled(keyed.key(Purpose.EVALUATION), np.arange(len(labels)))
+        few = first_per_class(labels, order, self.task.settings.evaluation.shots)
         probed = probabilities(known[few], labels[few], features, (STRENGTH,), sets.classes, device)[STRENGTH]
         return found | {"knn": accuracy(voted, expected), "few_shot": accuracy(probed, expected)}
 
@@ -203,12 +204,6 @@ def _spread(index: ShardIndex | None, most: int) -> NDArray[np.int64]:
     """Return the ids of at most `most` samples, spread evenly."""
     samples = 0 if index is None else len(index)
     return np.linspace(0, max(samples - 1, 0), min(most, samples)).astype(np.int64)
-
-
-def _few(labels: NDArray[np.int64], shots: int) -> NDArray[np.int64]:
-    """Return the places of `shots` samples of each class, or of all if it has fewer: always the same."""
-    order = shuffled(np.arange(len(labels)), Purpose.EVALUATION)
-    return np.sort(np.concatenate([order[labels[order] == label][:shots] for label in np.unique(labels)]))
 
 
 def _line(record: dict[str, Any]) -> str:

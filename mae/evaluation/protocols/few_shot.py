@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mae import keyed
+from mae.data.eval_batches import first_per_class
 from mae.errors import UserError
-from mae.evaluation.feature_set import FeatureSet, shuffled, split_off
+from mae.evaluation.feature_set import FeatureSet, split_off
 from mae.evaluation.protocols.linear import STRENGTHS
 from mae.evaluation.protocols.logistic import probabilities
 from mae.evaluation.protocols.outcome import Outcome, accuracy
@@ -57,14 +59,12 @@ def choose(labels: NDArray[np.int64], ids: NDArray[np.int64], shots: int, seed: 
     Raises:
         UserError: if a class has fewer.
     """
-    order = shuffled(ids, Purpose.FEW_SHOT, seed, split)
-    found = []
+    order = keyed.shuffled(keyed.key(Purpose.FEW_SHOT, seed, split), ids)
     for label in np.unique(labels).tolist():
-        members = order[labels[order] == label]
-        if len(members) < shots:
+        there = int((labels[ids] == label).sum())
+        if there < shots:
             raise UserError(
-                f"class {label} has {len(members)} training samples that are not held out, but few_shot needs {shots} "
-                f"(shots); allowed: 1 to {len(members)}, or leave few_shot out of the protocols"
+                f"class {label} has {there} training samples that are not held out, but few_shot needs {shots} "
+                f"(shots); allowed: 1 to {there}, or leave few_shot out of the protocols"
             )
-        found.append(members[:shots])
-    return np.sort(np.concatenate(found))
+    return first_per_class(labels, order, shots)

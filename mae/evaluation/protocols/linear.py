@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mae.evaluation.feature_set import FeatureSet, shuffled, split_off
+from mae import keyed
+from mae.evaluation.feature_set import FeatureSet, split_off
 from mae.evaluation.protocols.logistic import probabilities
 from mae.evaluation.protocols.outcome import Outcome, accuracy
 from mae.keyed import Purpose
@@ -23,7 +24,7 @@ def judge(
     To choose, at most 10,000 samples are fitted.
     """
     fit_ids, held_out_ids = split_off(train, seed)
-    fit = train.take(np.sort(shuffled(fit_ids, Purpose.HELD_OUT, seed, 1)[:_MOST_TO_CHOOSE_BY]))
+    fit = train.take(np.sort(keyed.shuffled(keyed.key(Purpose.HELD_OUT, seed, 1), fit_ids)[:_MOST_TO_CHOOSE_BY]))
     held_out = train.take(held_out_ids)
     measured = [
         (accuracy(scores, held_out.labels), kind, strength)

@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.svm import SVC
 
-from mae.evaluation.feature_set import PIXELS, FeatureSet, shuffled, split_off
+from mae import keyed
+from mae.evaluation.feature_set import PIXELS, FeatureSet, split_off
 from mae.evaluation.protocols.outcome import Outcome, accuracy
 from mae.keyed import Purpose
 
@@ -40,4 +41,4 @@ def scores_of(known: FeatureSet, queries: NDArray[np.float32], strength: float, 
 
 
 def _some(train: FeatureSet, ids: NDArray[np.int64], seed: int, most: int) -> FeatureSet:
-    return train.take(np.sort(shuffled(ids, Purpose.HELD_OUT, seed, 2)[:most]))
+    return train.take(np.sort(keyed.shuffled(keyed.key(Purpose.HELD_OUT, seed, 2), ids)[:most]))

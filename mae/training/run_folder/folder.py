@@ -143,21 +143,22 @@ class RunFolder:
         They may have been measured again since then, or inherited, but must not change within a run.
         """
         before = self.begun_with()
-        value_range = before.get("data.value_range")
-        if data.value_range is None and value_range is not None:
-            is_saved = isinstance(value_range, list) and all(type(value) in (int, float) for value in value_range)
-            name = f"{self.path / SETTINGS_FILE}: data.value_range"
-            check(is_saved, name, value_range, "what the run has saved there; restore it")
-            data = replace(data, value_range=tuple(map(float, value_range)))
-        if data.mean is not None:
-            return data
-        mean, std = before.get("data.mean"), before.get("data.std")
-        if not mean or not std:
-            return data
-        for name, values in (("data.mean", mean), ("data.std", std)):
-            is_saved = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-            check(is_saved, f"{self.path / SETTINGS_FILE}: {name}", values, "what the run has saved there; restore it")
-        return replace(data, mean=tuple(mean), std=tuple(std))
+        if data.value_range is None:
+            data = replace(data, value_range=self._saved_numbers(before, "data.value_range"))
+        if data.mean is None:
+            mean, std = (self._saved_numbers(before, name) for name in ("data.mean", "data.std"))
+            if mean and std:
+                data = replace(data, mean=mean, std=std)
+        return data
+
+    def _saved_numbers(self, before: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
+        """Return a list of numbers that the run has saved in its settings; None without any."""
+        values = before.get(name)
+        if not values:
+            return None
+        is_saved = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        check(is_saved, f"{self.path / SETTINGS_FILE}: {name}", values, "what the run has saved there; restore it")
+        return tuple(map(float, values))
 
     def with_its_micro_batch(self, settings: Settings) -> Settings:
         """Return `settings` with the run's first micro-batch in place of auto: another would change the last bits."""
