@@ -5,6 +5,8 @@
 
 A settings class may also have these class variables: `EXAMPLE`, a command line for its help; `FIRST`, the full names of
 the settings that its help shows first; `REMOVED`, the last default of each setting that it no longer has, by full name.
+Its static method `inherited` may return flags for settings that are not given, from the names and values of those that
+are.
 """
 
 import dataclasses

@@ -49,6 +49,9 @@ def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
         raise SystemExit(0)
     path, flags = _split_config_flag(argv)
     words = [*(_flags_of_file(path, schema) if path else ()), *_spelt_out(flags, set(_switches(schema)))]
+    inherited = getattr(schema, "inherited", None)
+    if inherited is not None:
+        words = [*inherited(_given(words)), *words]
     settings = _parse(schema, words, prog)
     earlier = _earlier_values(schema, path, getattr(settings, "run_dir", None))
     return _parse(schema, [*earlier, *words], prog) if earlier else settings
@@ -161,6 +164,16 @@ def _spelt_out(flags: Sequence[str], switches: set[str]) -> Iterator[str]:
         yield word
         if word in switches and following not in ("True", "False"):
             yield "True"
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """Return the first value of each setting that the words give, as text, by the full name of the setting."""
+    given: dict[str, str] = {}
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            given[name.replace("-", "_")] = value or following
+    return given
 
 
 def _switches(schema: type) -> Iterator[str]:

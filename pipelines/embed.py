@@ -12,7 +12,8 @@ from typing import ClassVar
 from mae.inference.applying import Application
 from mae.inference.rows import EmbeddedRows
 from mae.inference.settings import ApplySettings
-from mae.models.readout import NormKind, TokenKind
+from mae.models.readout import NormKind
+from mae.models.vit import TokenKind
 from mae.settings import check, check_name, parse
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.first_error import errors_said_once

@@ -11,7 +11,8 @@ from mae.data.plan import plan_batches
 from mae.evaluation.best import evaluate_and_keep_best, evaluation_due, verify_best
 from mae.report.run import write_finetune_report
 from mae.settings import parse
-from mae.tasks.finetuning import FinetuneSettings, Finetuning
+from mae.tasks.finetune_settings import FinetuneSettings
+from mae.tasks.finetuning import Finetuning
 from mae.training.finish import finish_job
 from mae.training.loop import training
 from mae.training.optimizer import describe_groups

@@ -14,7 +14,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.settings import parse
-from mae.tasks.finetuning import FinetuneSettings
+from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.processes.fsdp2 import sharding_asked_for
 

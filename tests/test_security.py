@@ -17,7 +17,7 @@ from mae.errors import UserError
 from mae.models.description import read_description
 from mae.models.weights import read_weights
 from mae.settings import parse
-from mae.tasks.finetuning import FinetuneSettings
+from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.checkpoints.manifest import (
     MANIFEST_FILE,

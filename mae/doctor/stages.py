@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from mae.data.source import IndexedSource
 from mae.doctor.examination import Examination, Fact
-from mae.tasks.finetuning import FinetuneSettings, Finetuning
+from mae.tasks.finetune_settings import FinetuneSettings
+from mae.tasks.finetuning import Finetuning
 from mae.tasks.pretraining import Pretraining, PretrainSettings
 
 

@@ -141,5 +141,5 @@ def _shape(description: ModelDescription) -> str:
 
 def _prepared_alike(descriptions: Iterable[ModelDescription]) -> list[ModelDescription]:
     """Return each encoder once, with the preparation of its images, whatever its decoder or head."""
-    plain = [replace(each, kind="classifier", decoder=None, classes=None) for each in descriptions]
+    plain = [replace(each, kind="classifier", decoder=None, classes=None, pool="cls") for each in descriptions]
     return list(dict.fromkeys(plain))

@@ -14,7 +14,8 @@ from mae.evaluation.judging import LabelledSets, Protocol
 from mae.evaluation.protocols.outcome import require_two_classes
 from mae.inference.settings import ReadSettings
 from mae.models.description import ModelDescription
-from mae.models.readout import NormKind, TokenKind
+from mae.models.readout import NormKind
+from mae.models.vit import TokenKind
 from mae.settings import check
 
 

@@ -45,6 +45,8 @@ def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: 
         UserError: if `out` holds anything else than this export, or the model that timm loads gives other features
             than the encoder.
     """
+    if description.pool == "cls+avg":
+        description = replace(description, pool="cls")  # timm's features are one of both; the tensors are the same
     with new_folder(out, (_WEIGHTS, _CONFIG)) as part:
         encoder = {name: tensor.float() for name, tensor in encoder_part(weights).items()}
         write_weights(part / _WEIGHTS, encoder, replace(description, decoder=None).metadata())
@@ -57,13 +59,14 @@ def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: 
 def timm_config(description: ModelDescription) -> dict[str, Any]:
     """Return the content of `config.json` in a timm model folder."""
     height, width = description.image_size
+    pool = "avg" if description.pool == "avg" else "token"
     # timm has no such entry: whoever prepares images of more than 8 bits has to read it.
     value_range = {} if description.value_range is None else {"value_range": list(description.value_range)}
     return value_range | {
         "architecture": _ARCHITECTURES.get(description.width, "vit_base_patch16_224"),
         "num_classes": 0,
         "num_features": description.width,
-        "global_pool": "token",
+        "global_pool": pool,
         "model_args": {
             "img_size": [height, width],
             "patch_size": list(description.patch_size),
@@ -71,6 +74,7 @@ def timm_config(description: ModelDescription) -> dict[str, Any]:
             "embed_dim": description.width,
             "depth": description.depth,
             "num_heads": description.heads,
+            "global_pool": pool,
         },
         "pretrained_cfg": {
             "tag": "mae",
@@ -91,10 +95,11 @@ def timm_config(description: ModelDescription) -> dict[str, Any]:
 
 def compare(folder: Path, weights: dict[str, Tensor], description: ModelDescription, source: Path) -> float:
     """Load `folder` with timm, and return the greatest difference between its features and ours, on random images."""
-    ours = build_encoder(description.encoder(), description.image_size, description.channels).eval()
+    encoder, size, channels = description.encoder(), description.image_size, description.channels
+    ours = build_encoder(encoder, size, channels, pool=description.pool).eval()
     load_encoder(ours, weights, source)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_COMPARED_IMAGES, description.channels, *description.image_size, generator=generator)
+    images = torch.randn(_COMPARED_IMAGES, channels, *size, generator=generator)
     with torch.no_grad():
         return float((ours(images) - theirs(images)).abs().max())

@@ -30,8 +30,9 @@ from mae.models.classifier import HeadKind, build_classifier
 from mae.models.description import ModelDescription, find_best_model, read_description
 from mae.models.encoder import build_encoder
 from mae.models.masking import Mask, kept_patches, make_mask, mask_of
-from mae.models.readout import NormKind, TokenKind, encode_all, features_of_tokens, read_features, select
+from mae.models.readout import NormKind, encode_all, features_of_tokens, read_features, select
 from mae.models.selection import Selection, read_selection
+from mae.models.vit import TokenKind
 from mae.models.weights import encoder_part, has_decoder, load_all, load_encoder, read_weights
 
 BATCH = 64
@@ -289,10 +290,10 @@ def _network(
         return autoencoder
     head = _head(weights)
     if head is not None:
-        classifier = build_classifier(encoder, size, channels, head[1], head[0])
+        classifier = build_classifier(encoder, size, channels, head[1], head[0], pool=description.pool)
         load_all(classifier, weights, path)
         return classifier
-    vit = build_encoder(encoder, size, channels)
+    vit = build_encoder(encoder, size, channels, pool=description.pool)
     load_encoder(vit, encoder_part(weights), path)
     return vit
 

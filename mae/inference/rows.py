@@ -16,7 +16,8 @@ from mae.inference.image_set import ImageSet
 from mae.inference.model import Model
 from mae.inference.parts import Part
 from mae.inference.prediction import most_probable
-from mae.models.readout import NormKind, TokenKind, select
+from mae.models.readout import NormKind, select
+from mae.models.vit import TokenKind
 
 _COMMON = [pa.field("key", pa.string()), pa.field("label", pa.int64()), pa.field("class", pa.string())]
 _ERROR = pa.field("error", pa.string())

@@ -14,6 +14,7 @@ from mae.errors import UserError, first_of
 from mae.models.masking import MaskKind
 from mae.models.patches import grid_size
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
+from mae.models.vit import TokenKind
 
 ModelKind = Literal["masked autoencoder", "classifier"]
 MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
@@ -56,6 +57,8 @@ class ModelDescription:
     """Names of the classes by label; None if the model has no classes, or they have no names."""
     value_range: tuple[float, ...] | None = None
     """Range of the values of images of more than 8 bits, as in `DataSettings.value_range`."""
+    pool: TokenKind = "cls"
+    """Tokens that the head of a classifier sees."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -65,8 +68,11 @@ class ModelDescription:
     def metadata(self) -> dict[str, str]:
         """Return the metadata for the header of a safetensors file."""
         fields = asdict(self)
-        if self.value_range is None:  # so that versions from before the field read the file
+        # Left out, so that versions from before these fields read the file.
+        if self.value_range is None:
             del fields["value_range"]
+        if self.pool == "cls":
+            del fields["pool"]
         return {"format": "pt", _FIELD: json.dumps(fields)}
 
     def encoder(self) -> EncoderSettings:
@@ -188,6 +194,7 @@ def _check_fields(fields: Any) -> None:
         _check(all(_is_size(decoder[name]) for name in ("width", "depth", "heads")), "decoder")
         _check(_is_finite(decoder["mask_ratio"]) and 0 < decoder["mask_ratio"] < 1, "decoder.mask_ratio")
         _check(isinstance(decoder["norm_pix_loss"], bool), "decoder.norm_pix_loss")
+    _check(fields.get("pool", "cls") in get_args(TokenKind), "pool")
     if (value_range := fields.get("value_range")) is not None:
         lengths = (2, 2 * fields["channels"])
         _check(any(_is_list(value_range, _is_number, length) for length in lengths), "value_range")
@@ -225,7 +232,8 @@ def require_same_model(trained: ModelDescription, asked: ModelDescription, sourc
         UserError: naming every difference of architecture, and the first class that differs.
     """
     parts: list[tuple[str, object, object, tuple[str, ...]]]
-    parts = [("model", trained, asked, ("kind", "width", "depth", "heads", "patch_size", "image_size", "channels"))]
+    names = ("kind", "width", "depth", "heads", "patch_size", "image_size", "channels", "pool")
+    parts = [("model", trained, asked, names)]
     if trained.decoder is not None and asked.decoder is not None:
         parts.append(("decoder", trained.decoder, asked.decoder, ("kind", "width", "depth", "heads")))
     different = [

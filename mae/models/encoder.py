@@ -6,19 +6,23 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mae.models.settings import EncoderSettings
-from mae.models.vit import build_vit
+from mae.models.vit import TokenKind, build_vit
 
 
 def build_encoder(
-    settings: EncoderSettings, image_size: tuple[int, int], channels: int, drop_path: float = 0.0
+    settings: EncoderSettings,
+    image_size: tuple[int, int],
+    channels: int,
+    drop_path: float = 0.0,
+    pool: TokenKind = "cls",
 ) -> VisionTransformer:
-    """Return the ViT of these settings.
+    """Return the ViT of these settings, whose features are the tokens of `pool`.
 
     Raises:
         UserError: if the patch size does not divide the image size.
     """
     settings.grid(image_size)
-    return build_vit(settings.shape, settings.patch, image_size, channels, drop_path)
+    return build_vit(settings.shape, settings.patch, image_size, channels, drop_path, pool)
 
 
 def encode_visible(

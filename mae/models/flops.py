@@ -10,8 +10,9 @@ import torch
 
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.blocks import block_flops, linear_flops
-from mae.models.classifier import HeadKind
+from mae.models.classifier import HeadKind, features_of
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
+from mae.models.vit import TokenKind
 
 # Dense bf16 with sums in fp32, from NVIDIA's data sheets, by the name that the driver reports. Names are complete: the
 # same chip is slower on other boards (H100 NVL), and so is a part of it (MIG).
@@ -51,17 +52,31 @@ def autoencoder_flops(settings: MaskedAutoencoderSettings, image_size: tuple[int
 
 
 def classifier_flops(
-    settings: EncoderSettings, image_size: tuple[int, int], channels: int, classes: int, head: HeadKind
+    settings: EncoderSettings,
+    image_size: tuple[int, int],
+    channels: int,
+    classes: int,
+    head: HeadKind,
+    pool: TokenKind = "cls",
+    frozen: int | None = None,
 ) -> Flops:
-    """Count the operations of a classifier, which sees every patch."""
+    """Count the operations of a classifier, which sees every patch.
+
+    Nothing is computed backwards for the first blocks, if `frozen` of them are not trained (see `frozen_blocks`).
+    """
     rows, columns = settings.grid(image_size)
     width, depth, _ = settings.shape
-    tokens = rows * columns + 1
+    tokens, features = rows * columns + 1, features_of(pool, width)
     embedding = linear_flops(rows * columns, _patch_pixels(settings, channels), width)
-    forward = embedding + depth * block_flops(tokens, tokens, width, width) + linear_flops(1, width, classes)
-    if head == "mlp":
-        forward += linear_flops(1, width, width)
-    return _with_backward(forward, embedding)
+    block = block_flops(tokens, tokens, width, width)
+    first = linear_flops(1, features, width if head == "mlp" else classes)
+    forward = embedding + depth * block + first + (linear_flops(1, width, classes) if head == "mlp" else 0)
+    if frozen is None:
+        return _with_backward(forward, embedding)
+    unchanged = embedding + min(frozen, depth) * block
+    # The features of a frozen encoder need no gradient, except those that a new norm makes.
+    ends_at_head = frozen > depth and pool != "avg"
+    return Flops(forward, forward + 2 * (forward - unchanged) - (first if ends_at_head else 0))
 
 
 def peak_flops(device: torch.device) -> float | None:

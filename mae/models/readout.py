@@ -7,8 +7,8 @@ from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-TokenKind = Literal["cls", "avg", "cls+avg"]
-"""Token to read: the cls token, the mean of the patch tokens, or both, one after the other."""
+from mae.models.vit import TokenKind
+
 NormKind = Literal["raw", "normed"]
 """Place to read it: before or after the encoder's last norm."""
 TOKENS: tuple[TokenKind, ...] = get_args(TokenKind)
@@ -31,7 +31,7 @@ def read_features(
     """Return all features of normalised images, from which `select` takes one kind.
 
     The norms are those of `NORMS`. Along the last axis are the cls token and the mean of the patch tokens. With the
-    last norm, each token is normed before the mean is taken.
+    last norm, each token is normed before the mean is taken; after it in a classifier that pools by `avg`.
     """
     return features_of_tokens(encoder, encode_all(encoder, images))
 
@@ -40,7 +40,9 @@ def features_of_tokens(
     encoder: VisionTransformer, raw: Float[Tensor, "batch tokens encoder_width"]
 ) -> Float[Tensor, "batch norms both"]:
     """Return all features of images, as `read_features` does, from the tokens of `encode_all`."""
-    return torch.stack([_cls_and_mean(raw), _cls_and_mean(encoder.norm(raw))], dim=1)
+    # A classifier that pools by `avg` has `fc_norm`, and no `norm`; others the other way round.
+    normed = torch.cat([encoder.fc_norm(part) for part in _cls_and_mean(encoder.norm(raw)).chunk(2, dim=1)], dim=1)
+    return torch.stack([_cls_and_mean(raw), normed], dim=1)
 
 
 def select(

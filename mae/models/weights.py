@@ -24,7 +24,9 @@ from mae.safetensors_file import chunks
 # Names of a decoder's tensors in the published files, and of those that are not published.
 _PUBLISHED_DECODER = ("decoder_", "mask_token")
 _DECODER_PREFIXES = (*_PUBLISHED_DECODER, "decoder.")
-_HEAD_PREFIXES = ("head.", "fc_norm.")
+_HEAD_PREFIXES = ("head.",)
+# The last norm, of each token or, in a classifier that pools by `avg`, of the mean of the patch tokens.
+_TOKEN_NORM, _MEAN_NORM = "norm.", "fc_norm."
 _POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
@@ -111,12 +113,25 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[s
 def load_encoder(model: VisionTransformer, weights: Mapping[str, Tensor], source: Path) -> None:
     """Load the encoder's part of `weights` into an encoder or classifier, whose head stays as it is.
 
+    If only one of them pools by `avg`, the last norm of the model stays as it is too.
+
     Raises:
         UserError: if the tensors are not those of this model, naming the first that differ.
     """
-    given = encoder_part(weights)
-    require_same_tensors(encoder_part(model.state_dict()), given, source)
+    given, wanted = encoder_part(weights), encoder_part(model.state_dict())
+    if norms_the_mean(given) != norms_the_mean(wanted):
+        given, wanted = (_without_last_norm(part) for part in (given, wanted))
+    require_same_tensors(wanted, given, source)
     model.load_state_dict(given, strict=False)
+
+
+def norms_the_mean(names: Iterable[str]) -> bool:
+    """Return whether tensors of these names belong to a classifier that pools by `avg`, and then norms."""
+    return any(name.startswith(_MEAN_NORM) for name in names)
+
+
+def _without_last_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith((_TOKEN_NORM, _MEAN_NORM))}
 
 
 def load_autoencoder(model: MaskedAutoencoder, weights: Mapping[str, Tensor], source: Path) -> None:

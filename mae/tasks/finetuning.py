@@ -1,117 +1,36 @@
-"""Fine-tuning task: classify labelled images with a head on the encoder's cls token."""
+"""Fine-tuning task: classify labelled images with a head on the encoder's tokens."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches
 from mae.data.eval_batches import labelled_subset
-from mae.data.images.augment import AugmentSettings
 from mae.data.index import ShardIndex
 from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
 from mae.data.loader import normalize
 from mae.data.plan import BatchPlan
 from mae.data.prepare import open_shards
 from mae.data.source import IndexedSource, statistics_of
-from mae.errors import UserError
+from mae.errors import UserError, first_of
 from mae.models.classifier import build_classifier
 from mae.models.description import ModelDescription, describe_model
 from mae.models.flops import classifier_flops
+from mae.models.freezing import freeze, frozen_blocks
 from mae.models.weights import load_encoder
-from mae.schema import Before, MayChange
-from mae.settings import check
-from mae.training.optimizer import OptimSettings, parameter_groups
+from mae.tasks.classification_loss import ClassificationLoss, balanced_weights
+from mae.tasks.finetune_settings import FinetuneSettings
+from mae.training.optimizer import parameter_groups
 from mae.training.origin import find_origin, with_statistics
 from mae.training.run_folder.folder import RunFolder
-from mae.training.settings import TrainSettings
 from mae.training.task import LossOf, Task
-
-
-@dataclass(frozen=True)
-class FinetuneOptimSettings(OptimSettings):
-    """AdamW with layer decay; the defaults are the paper's ViT-B fine-tuning recipe."""
-
-    base_lr: float = 1e-3
-    """Learning rate per 256 images of the global batch; the peak is base_lr * batch_size / 256."""
-    warmup_epochs: float = 5.0
-    """Epochs over which the learning rate rises linearly from 0."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the first and second moment."""
-    layer_decay: float = 0.75
-    """Factor between the learning rate of a block and that of the next block; 1 turns layer decay off."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0, at most 1")
-
-
-@dataclass(frozen=True)
-class RegularizationSettings:
-    """Regularization of a classifier: stochastic depth, label smoothing, mixup and cutmix."""
-
-    drop_path: float = 0.1
-    """Rate of stochastic depth at the last block; it rises linearly from 0 at the first."""
-    label_smoothing: float = 0.1
-    """Share of the target that is spread evenly over all classes."""
-    mixup: float = 0.8
-    """Alpha of mixup's beta distribution; 0 turns it off."""
-    cutmix: float = 1.0
-    """Alpha of cutmix's beta distribution; 0 turns it off. With both on, one is chosen at random for each batch."""
-
-    def __post_init__(self) -> None:
-        for name in ("drop_path", "label_smoothing"):
-            value = getattr(self, name)
-            check(0 <= value < 1, f"regularization.{name}", value, "from 0, below 1")
-        for name in ("mixup", "cutmix"):
-            value = getattr(self, name)
-            check(0 <= value < math.inf, f"regularization.{name}", value, "0 or more")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed in pairs."""
-        return self.mixup > 0 or self.cutmix > 0
-
-
-@dataclass(frozen=True)
-class FinetuneSettings(TrainSettings):
-    """Fine-tune an encoder with a head on its cls token; the defaults are the paper's ViT-B/16 recipe."""
-
-    EXAMPLE: ClassVar = "mae finetune --init runs/first --data.shards 'train-*.tar' --run_dir runs/two"
-    FIRST: ClassVar = (*TrainSettings.FIRST, "optim.layer_decay", "eval_shards")
-
-    head: Literal["mlp", "linear"] = "mlp"
-    """Classifier on the normed cls token; mlp: one hidden layer of the encoder's width, with GELU; linear: none."""
-    batch_size: int = 1024
-    """Global batch [images per optimiser step], over all processes and accumulation steps."""
-    eval_shards: MayChange[tuple[str, ...]] = ()
-    """Labelled tar shards on which accuracy is measured, every eval_every epochs and at the end."""
-    eval_every: MayChange[float] = 1.0
-    """Epochs between evaluations."""
-    eval_overlap: Annotated[MayChange[float], Before(1.0)] = 0.01
-    """Largest share of the evaluation samples that may also be training samples; such samples are counted and named."""
-    labels_per_class: int | None = None
-    """Number of samples of each class to train on, chosen by the seed; None: all samples."""
-    augment: AugmentSettings = field(default_factory=lambda: AugmentSettings(crop_scale=(0.08, 1.0), rand_augment=9))
-    regularization: RegularizationSettings = field(default_factory=RegularizationSettings)
-    optim: FinetuneOptimSettings = field(default_factory=FinetuneOptimSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        labels = self.labels_per_class
-        check(labels is None or labels >= 1, "labels_per_class", labels, "1 or more, or None")
-        check(0 < self.eval_every < math.inf, "eval_every", self.eval_every, "above 0")
-        check(0 <= self.eval_overlap <= 1, "eval_overlap", self.eval_overlap, "from 0 to 1")
-        self.model.grid(self.data.size)
-        check(self.data.reader == "indexed", "data.reader", self.data.reader, "indexed, which knows all labels")
 
 
 @dataclass(frozen=True)
@@ -147,7 +66,8 @@ class Finetuning(Task):
         """
         held_out = open_held_out(settings, say)
         task = cls(settings, source, held_out, agreed_names(source.index, held_out, say))
-        _ = task.classes  # labels that do not fit are refused before pixels are measured
+        task.say_empty_classes(say)
+        _ = task.class_weights
         if held_out is not None:
             limit_overlap(source.index, held_out, settings.eval_overlap, settings.data, say, task.subset)
         return task
@@ -160,6 +80,21 @@ class Finetuning(Task):
             UserError: if samples have no label, or a label is beyond the class list, or only in the evaluation shards.
         """
         return count_classes(self.source.index, self.held_out, self.names)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of samples to train on of each class."""
+        labels = self.source.index.label
+        return np.bincount(labels if self.subset is None else labels[self.subset], minlength=self.classes)
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """Weight of each class in the loss; None if all count the same.
+
+        Raises:
+            UserError: if weights are to balance classes of which one has no sample.
+        """
+        return balanced_weights(self.counts, self.names) if self.settings.class_weights == "balanced" else None
 
     @cached_property
     def subset(self) -> NDArray[np.int64] | None:
@@ -181,14 +116,17 @@ class Finetuning(Task):
     def flops_per_image(self) -> int:
         """Floating-point operations of training on one image."""
         settings, data = self.settings, self.settings.data
-        return classifier_flops(settings.model, data.size, data.channels, self.classes, settings.head).training
+        frozen = frozen_blocks(settings.freeze, settings.model.shape.depth)
+        return classifier_flops(
+            settings.model, data.size, data.channels, self.classes, settings.head, settings.pool, frozen
+        ).training
 
     @property
     def description(self) -> ModelDescription:
         """Description of the classifier."""
         data = self.settings.data
         statistics = statistics_of(data)
-        return describe_model(
+        described = describe_model(
             "classifier",
             self.settings.model,
             data.size,
@@ -198,16 +136,25 @@ class Finetuning(Task):
             self.names,
             data.value_range,
         )
+        return replace(described, pool=self.settings.pool)
 
     def build_model(self) -> nn.Module:
         """Return the encoder, with random weights or those of `init`, and a new head."""
         settings, data = self.settings, self.settings.data
         torch.manual_seed(settings.seed)
-        drop_path = settings.regularization.drop_path
-        model = build_classifier(settings.model, data.size, data.channels, self.classes, settings.head, drop_path)
+        model = build_classifier(
+            settings.model,
+            data.size,
+            data.channels,
+            self.classes,
+            settings.head,
+            settings.regularization.drop_path,
+            settings.pool,
+        )
         origin = find_origin(settings.init, RunFolder(settings.run_dir))
         if origin is not None:
             load_encoder(model, origin.weights(settings.model.grid(data.size)), origin.path)
+        freeze(model, frozen_blocks(settings.freeze, settings.model.shape.depth))
         classifier: nn.Module = model
         return classifier
 
@@ -234,18 +181,26 @@ class Finetuning(Task):
                 "batch_size that gives each process an even number, or set regularization.mixup and "
                 "regularization.cutmix to 0"
             )
-        smoothing = regularization.label_smoothing
-        criterion = SoftTargetCrossEntropy() if regularization.mixes else nn.CrossEntropyLoss(label_smoothing=smoothing)
-        mix = Mixup(regularization.mixup, regularization.cutmix, label_smoothing=smoothing, num_classes=self.classes)
+        criterion = ClassificationLoss(regularization, self.classes, self.class_weights)
 
         def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-            inputs, targets = normalize(batch.images, statistics), batch.labels
-            if regularization.mixes:
-                inputs, targets = mix(inputs, targets)
-            loss: Tensor = criterion(model(inputs).float(), targets)
-            return loss
+            return criterion(model, normalize(batch.images, statistics), batch.labels)
 
         return loss_of
+
+    def say_empty_classes(self, say: Callable[[str], None]) -> None:
+        """Report the classes that have no sample to train on.
+
+        Raises:
+            UserError: if labels do not fit.
+        """
+        empty = np.flatnonzero(self.counts == 0)
+        if len(empty):
+            names = [str(label) if self.names is None else self.names[label] for label in empty]
+            say(
+                f"warning: {len(empty)} of {self.classes} classes have no training sample, so they are not learned: "
+                f"{first_of(names)}"
+            )
 
 
 def open_held_out(settings: FinetuneSettings, say: Callable[[str], None]) -> ShardIndex | None:

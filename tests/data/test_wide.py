@@ -22,7 +22,7 @@ from mae.pipelines import finetune, index, pack, pretrain
 from mae.pipelines.index import IndexSettings
 from mae.pipelines.pack import PackSettings
 from mae.settings import parse
-from mae.tasks.finetuning import FinetuneSettings
+from mae.tasks.finetune_settings import FinetuneSettings
 from pipelines import test_finetune, test_pretrain
 
 

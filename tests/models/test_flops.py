@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import build_classifier
 from mae.models.flops import Flops, autoencoder_flops, classifier_flops, peak_flops
+from mae.models.freezing import freeze, frozen_blocks
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 
 BATCH = 2
@@ -63,6 +64,21 @@ def test_flops_of_a_classifier_are_those_that_torch_counts(head: Any, depth: int
     model: nn.Module = build_classifier(settings, (16, 8), 5, 7, head)
     images = torch.randn(BATCH, 5, 16, 8)
     assert classifier_flops(settings, (16, 8), 5, 7, head) == counted(lambda: model(images).square().mean())
+
+
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+@pytest.mark.parametrize("pool", ["cls", "avg", "cls+avg"])
+@pytest.mark.parametrize("frozen", ["none", "encoder", "blocks:0", "blocks:2", "blocks:3"])
+def test_flops_of_other_pools_and_of_frozen_blocks_are_those_that_torch_counts(
+    head: Any, pool: Any, frozen: str
+) -> None:
+    settings = EncoderSettings(width=16, depth=3, heads=2, patch_size=(4, 2))
+    model = build_classifier(settings, (16, 8), 5, 7, head, pool=pool)
+    blocks = frozen_blocks(frozen, 3)
+    freeze(model, blocks)
+    images = torch.randn(BATCH, 5, 16, 8)
+    expected = counted(lambda: model(images).square().mean())
+    assert classifier_flops(settings, (16, 8), 5, 7, head, pool, blocks) == expected
 
 
 def test_the_published_model_is_twenty_billion_operations_forward() -> None:

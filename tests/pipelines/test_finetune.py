@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from mae.errors import UserError
+from mae.export.timm import export_timm
+from mae.inference.model import load
+from mae.models.readout import select
 from mae.pipelines import finetune, pretrain
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
@@ -177,6 +180,33 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(UserError, match=message):
         run(settings(shards, held_out, tmp_path / "run", "--init", str(pretrained), *flags))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("pool", "freeze", "kept"),
+    [
+        ("avg", "encoder", ("cls_token", "pos_embed", "patch_embed.", "blocks.")),
+        ("cls+avg", "blocks:1", ("cls_token", "pos_embed", "patch_embed.", "blocks.0.")),
+    ],
+)
+def test_frozen_weights_keep_their_bits_and_the_model_is_used_as_it_was_evaluated(
+    shards: Path, held_out: Path, pretrained: Path, tmp_path: Path, pool: str, freeze: str, kept: tuple[str, ...]
+) -> None:
+    """The shape of the model is that of the pretrained one: no flag names it."""
+    places = ["--data.shards", str(shards), "--eval_shards", str(held_out), "--init", str(pretrained)]
+    words = [*places, *TINY[len(MODEL) + len(DATA) :], "--run_dir", str(tmp_path / "run"), "--eval_overlap", "1"]
+    folder = run(parse(FinetuneSettings, [*words, "--data.workers", "0", "--pool", pool, "--freeze", freeze], "test"))
+    before, after = load_file(pretrained / "model.safetensors"), load_file(folder.model)
+    same = {name for name in after if name in before and torch.equal(before[name], after[name])}
+    assert same == {name for name in after if name.startswith(kept)}
+    model = load(folder.path)
+    assert model.description.pool == pool
+    views = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    features, logits = model.features_and_logits_of(views)
+    tokens: Any = pool
+    torch.testing.assert_close(model.network.head(select(features, tokens, "normed")), logits)
+    difference = export_timm(after, model.description, tmp_path / "timm", folder.model)
+    assert difference == 0
 
 
 def test_an_unfinished_run_is_no_source(shards: Path, held_out: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ import pytest
 import torch
 from conftest import in_fork
 from models.test_devices import fake_gpu, require_gpu, to_gpu
+from sklearn.utils.class_weight import compute_class_weight
+from timm.data import Mixup
+from torch import Tensor, nn
 
 from mae.data.batch import empty_batch
 from mae.data.images.augment import AugmentSettings
@@ -21,7 +24,9 @@ from mae.data.source import statistics_of
 from mae.errors import UserError
 from mae.models.flops import classifier_flops
 from mae.models.settings import EncoderSettings
-from mae.tasks.finetuning import FinetuneOptimSettings, FinetuneSettings, Finetuning, RegularizationSettings
+from mae.tasks.classification_loss import ClassificationLoss, RegularizationSettings
+from mae.tasks.finetune_settings import FinetuneOptimSettings, FinetuneSettings
+from mae.tasks.finetuning import Finetuning
 
 MODEL = EncoderSettings(width=16, depth=2, heads=2, patch_size=(2,))
 UNMIXED = RegularizationSettings(drop_path=0.0, label_smoothing=0.2, mixup=0.0, cutmix=0.0)
@@ -188,3 +193,75 @@ def test_its_loss_on_a_gpu_is_float32_and_needs_no_value_on_the_host(make_shards
             labels = torch.empty(4, dtype=torch.int64, device="cuda")
             loss = loss_of(model, batch._replace(images=images, labels=labels))
         require_gpu(torch.float32, loss)
+
+
+def test_class_weights_are_those_of_scikit_learn(make_shards: Callable[..., Path]) -> None:
+    made = open_task(make_shards([10]), class_weights="balanced")
+    labels = made.source.index.label
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    assert len({*np.bincount(labels).tolist()}) > 1
+    assert made.class_weights is not None
+    np.testing.assert_allclose(made.class_weights.numpy(), expected, rtol=1e-6)
+
+
+class Fixed(nn.Module):
+    """A model that returns the same logits for all images."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.logits
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.8])
+def test_the_weighted_loss_is_the_sum_of_its_definition(make_shards: Callable[..., Path], mixup: float) -> None:
+    rules = RegularizationSettings(label_smoothing=0.2, mixup=mixup, cutmix=0.0)
+    weights = torch.tensor([0.5, 1.0, 1.5, 2.0])
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 0])
+    np.random.seed(0)
+    found = ClassificationLoss(rules, 4, weights)(Fixed(logits), torch.rand(6, 1, 8, 8), labels)
+    np.random.seed(0)
+    if mixup:
+        _, targets = Mixup(mixup, 0.0, label_smoothing=0.2, num_classes=4)(torch.rand(6, 1, 8, 8), labels)
+    else:
+        targets = 0.8 * torch.eye(4)[labels] + 0.05
+    expected = sum(-weights[c] * targets[n, c] * logits[n].log_softmax(0)[c] for n in range(6) for c in range(4)) / 6
+    torch.testing.assert_close(found, torch.as_tensor(expected))
+
+
+def test_equal_weights_leave_the_loss_as_it_is() -> None:
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 0])
+    plain, weighted = (
+        ClassificationLoss(UNMIXED, 4, weights)(Fixed(logits), torch.rand(6, 1, 8, 8), labels)
+        for weights in (None, torch.ones(4))
+    )
+    torch.testing.assert_close(plain, weighted)
+
+
+def test_classes_without_samples_are_reported_and_cannot_be_balanced(
+    named: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = named("six", "cat dog emu fox gnu hen")
+    open_task(shards, say=print)
+    expected = "warning: 2 of 6 classes have no training sample, so they are not learned: gnu; hen"
+    assert expected in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"2 of 6 have none: gnu; hen; add samples, remove .* or set class_weights none"
+    ):
+        open_task(shards, class_weights="balanced")
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg", "cls+avg"])
+def test_layer_decay_is_the_formula_for_each_pool(task: Callable[..., Finetuning], pool: Any) -> None:
+    """Of L = 2 blocks: the stem has decay**3, block i decay**(2 - i), everything after the blocks 1."""
+    made = task(pool=pool, optim=FinetuneOptimSettings(layer_decay=0.5))
+    model = made.build_model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(p)]: group["lr_scale"] for group in made.parameter_groups(model) for p in group["params"]}
+    scales = {"cls_token": 0.125, "pos_embed": 0.125, "patch_embed": 0.125, "blocks.0": 0.25, "blocks.1": 0.5}
+    expected = {name: next((s for start, s in scales.items() if name.startswith(start)), 1.0) for name in found}
+    assert found == expected
+    assert found.keys() == set(names.values())
+    assert ("fc_norm.weight" in found) == (pool == "avg")

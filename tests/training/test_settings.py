@@ -7,7 +7,7 @@ import pytest
 from mae.errors import UserError
 from mae.schema import settings_of
 from mae.settings import dump, parse
-from mae.tasks.finetuning import FinetuneSettings
+from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.settings import TrainSettings, spelled_out
 
@@ -73,8 +73,8 @@ OWN: dict[type[TrainSettings], tuple[str, str]] = {
     ),
     FinetuneSettings: (
         "eval_shards eval_every eval_overlap",
-        "head labels_per_class regularization.drop_path regularization.label_smoothing regularization.mixup "
-        "regularization.cutmix optim.layer_decay",
+        "head pool freeze class_weights labels_per_class regularization.drop_path regularization.label_smoothing "
+        "regularization.mixup regularization.cutmix optim.layer_decay",
     ),
 }
 

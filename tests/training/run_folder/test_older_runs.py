@@ -10,7 +10,7 @@ import pytest
 from mae.errors import UserError
 from mae.pipelines import finetune, pretrain
 from mae.settings import parse
-from mae.tasks.finetuning import FinetuneSettings
+from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.checkpoints.manifest import FORMAT_VERSION
 

@@ -1,0 +1,63 @@
+"""Settings that a fine-tuning run takes from the model it starts with, where they are not given."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mae.errors import UserError
+from mae.models.description import find_model, read_description
+from mae.settings import flatten, load_yaml
+from mae.training.run_folder.folder import SETTINGS_FILE
+from mae.training.settings import SCRATCH
+
+_SIZE = "model.size"
+_SHAPE = ("model.width", "model.depth", "model.heads", "model.patch_size")
+_IMAGES = ("data.image_size", "data.channels", "data.crop_pct")
+_LARGEST_CROPPED = 224
+
+
+def shape_of_init(given: Mapping[str, str]) -> list[str]:
+    """Return flags for the shape of the encoder and the size of the images, as the model that `init` names has them.
+
+    A run that has been started already keeps its own. Settings that are given stay as they are; with `model.size`, all
+    of `model.*` is left to the settings. Images larger than 224 pixels are not cropped in evaluation unless
+    `data.crop_pct` is given or the model was trained on them, as in the published evaluation (timm's crop_pct 1).
+
+    Raises:
+        UserError: if there is no such model, or another program wrote it.
+    """
+    known = _settings_of_run(given) or _settings_of_model(given)
+    if "data.crop_pct" not in given and _is_large(given.get("data.image_size")):
+        known["data.crop_pct"] = 1.0
+    wanted = _IMAGES if _SIZE in given else (_SIZE, *_SHAPE, *_IMAGES)
+    names = [name for name in wanted if name in known and name not in given]
+    return [word for name in names for word in (f"--{name}", *_words(known[name]))]
+
+
+def _settings_of_run(given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings that the run folder holds; none for a new run."""
+    path = Path(given.get("run_dir", "")) / SETTINGS_FILE
+    if "run_dir" not in given or not path.is_file():
+        return {}
+    try:
+        return flatten(load_yaml(path))
+    except UserError:  # the run is refused later, where that can be recorded in its folder
+        return {}
+
+
+def _settings_of_model(given: Mapping[str, str]) -> dict[str, Any]:
+    init = given.get("init", SCRATCH)
+    if init == SCRATCH:
+        return {}
+    model = read_description(find_model(Path(init)))
+    values: tuple[Any, ...] = (model.width, model.depth, model.heads, model.patch_size)
+    images: tuple[Any, ...] = (model.image_size, model.channels, model.crop_pct)
+    return dict(zip((*_SHAPE, *_IMAGES), (*values, *images), strict=True))
+
+
+def _is_large(image_size: str | None) -> bool:
+    return image_size is not None and image_size.isdecimal() and int(image_size) > _LARGEST_CROPPED
+
+
+def _words(value: object) -> Iterator[str]:
+    return map(str, value if isinstance(value, list | tuple) else [value])
