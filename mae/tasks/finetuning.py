@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches
 from mae.data.eval_batches import labelled_subset
 from mae.data.images.augment import AugmentSettings
+from mae.data.images.erasing import erase
 from mae.data.index import ShardIndex
 from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
 from mae.data.loader import normalize
@@ -100,7 +101,9 @@ class FinetuneSettings(TrainSettings):
     """Largest share of the evaluation samples that may also be training samples; such samples are counted and named."""
     labels_per_class: int | None = None
     """Number of samples of each class to train on, chosen by the seed; None: all samples."""
-    augment: AugmentSettings = field(default_factory=lambda: AugmentSettings(crop_scale=(0.08, 1.0), rand_augment=9))
+    augment: AugmentSettings = field(
+        default_factory=lambda: AugmentSettings(crop_scale=(0.08, 1.0), rand_augment="torchvision-9")
+    )
     regularization: RegularizationSettings = field(default_factory=RegularizationSettings)
     optim: FinetuneOptimSettings = field(default_factory=FinetuneOptimSettings)
 
@@ -239,7 +242,8 @@ class Finetuning(Task):
         mix = Mixup(regularization.mixup, regularization.cutmix, label_smoothing=smoothing, num_classes=self.classes)
 
         def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-            inputs, targets = normalize(batch.images, statistics), batch.labels
+            inputs = erase(normalize(batch.images, statistics), batch.words, self.settings.augment.erase)
+            targets = batch.labels
             if regularization.mixes:
                 inputs, targets = mix(inputs, targets)
             loss: Tensor = criterion(model(inputs).float(), targets)
