@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     HELD_OUT = 11
     FEW_SHOT = 12
     EVALUATION = 13
+    ERASE = 14
 
 
 def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -2,6 +2,7 @@
 
     log_every: MayChange[int] = 50
     new_order: Annotated[int, Before(1)] = 2
+    colour: Annotated[str, Formerly(name_of_number)] = "red"
 
 A settings class may also have these class variables: `EXAMPLE`, a command line for its help; `FIRST`, the full names of
 the settings that its help shows first; `REMOVED`, the last default of each setting that it no longer has, by full name.
@@ -10,7 +11,7 @@ are.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
@@ -27,6 +28,13 @@ class Before:
     """Value that an added setting has in runs from before it was added; needed only if its default is another."""
 
     value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Formerly:
+    """How the values of a setting are read that are written as in earlier versions; all others stay as they are."""
+
+    read: Callable[[Any], Any]
 
 
 class Setting(NamedTuple):
@@ -67,6 +75,12 @@ def values_before(schema: type) -> dict[str, Any]:
     """Return the value of each setting marked `Before` in runs that are older than it, by full name."""
     marked = ((setting.name, mark) for setting in settings_of(schema) for mark in setting.marks)
     return {name: mark.value for name, mark in marked if isinstance(mark, Before)}
+
+
+def as_today(schema: type, name: str, value: Any) -> Any:
+    """Return the value of a setting, by its full name, in today's form if it is in that of an earlier version."""
+    marks = (mark for setting in settings_of(schema) if setting.name == name for mark in setting.marks)
+    return next((mark.read(value) for mark in marks if isinstance(mark, Formerly)), value)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

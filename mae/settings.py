@@ -25,7 +25,7 @@ import yaml
 from mae.errors import UserError, is_rank_zero
 from mae.files import read_bounded
 from mae.help import help_of
-from mae.schema import settings_of, values_before
+from mae.schema import as_today, settings_of, values_before
 
 Settings = TypeVar("Settings")
 
@@ -249,7 +249,7 @@ def _flags(
             raise UserError(f"{path}: {name} takes a value, got a section of settings")
         else:
             yield f"--{name}"
-            yield from _words(value, section, f"{path}: {name}")
+            yield from _words(as_today(schema, key, value), section, f"{path}: {name}")
 
 
 def _words(value: object, annotation: Any, name: str) -> Iterator[str]:

@@ -58,7 +58,7 @@ def test_the_purposes_keep_their_numbers() -> None:
     """A renumbered purpose would change every crop, mask and order of a resumed run."""
     assert {p.name: p.value for p in Purpose} == {
         "ORDER": 1, "CROP": 2, "MASK": 3, "STEP": 4, "LABELS": 5, "AUGMENT": 6, "PACK": 7, "PICTURE": 8,
-        "STREAM": 9, "BASELINE": 10, "HELD_OUT": 11, "FEW_SHOT": 12, "EVALUATION": 13,
+        "STREAM": 9, "BASELINE": 10, "HELD_OUT": 11, "FEW_SHOT": 12, "EVALUATION": 13, "ERASE": 14,
     }  # fmt: skip
 
 

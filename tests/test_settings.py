@@ -289,6 +289,25 @@ def test_a_value_out_of_range_is_refused_by_name_k02(
         from_yaml(schema, name, value, tmp_path)
 
 
+@pytest.mark.parametrize("schema", PIPELINES)
+def test_rand_augment_of_earlier_versions_is_read_as_it_is_named_today(schema: Pipeline, tmp_path: Path) -> None:
+    """They saved torchvision's magnitude, and 0 for none; users have it in files and flags."""
+    for earlier, name in ((0, "none"), (9, "torchvision-9"), ("9", "torchvision-9"), ("rand-m9", "rand-m9")):
+        assert from_yaml(schema, "augment.rand_augment", earlier, tmp_path).augment.rand_augment == name
+        flags = ["--run_dir", "a", "--augment.rand_augment", str(earlier)]
+        assert parse(schema, flags, prog="test").augment.rand_augment == name
+    for other in (31, -1, 9.0, True, None):
+        with pytest.raises(UserError, match=r"augment\.rand_augment") as caught:
+            from_yaml(schema, "augment.rand_augment", other, tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_random_erasing_is_for_fine_tuning_only(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"augment\.erase is 0\.25; allowed: 0 in pretraining"):
+        from_yaml(PretrainSettings, "augment.erase", 0.25, tmp_path)
+    assert from_yaml(FinetuneSettings, "augment.erase", 0.25, tmp_path).augment.erase == 0.25
+
+
 @pytest.mark.parametrize("value", [0, 1, 1.5, 75])
 def test_a_mask_ratio_outside_0_and_1_is_refused_k02_n07(value: float, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.mask_ratio is .*; allowed: above 0 and below 1"):

@@ -11,10 +11,12 @@ from torch.utils.data import Dataset
 
 from mae.data.images.augment import AugmentSettings
 from mae.data.images.device import Encoded, decode_into
+from mae.data.images.rand_augment import NONE
 from mae.data.plan import BatchPlan
 from mae.data.scan import NO_LABEL
 from mae.data.settings import DataSettings
 from mae.data.store.shards import Shard
+from mae.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -26,6 +28,8 @@ class Batch(NamedTuple):
     """Sample ids."""
     noise: Float32[Tensor, "batch noise_columns"]
     """Uniform random numbers from 0 to 1, keyed by sample and epoch; pretraining makes its masks from them."""
+    words: list[int]
+    """Random 64-bit word of each image, keyed by sample and epoch, by which `erase` draws; empty: nothing is erased."""
     bad: list[str]
     """Images that could not be read or decoded, with shard, key and reason. Up to `data.max_bad_samples` in a run are
     replaced by their neighbours; one more stops the run before it saves anything learned from this batch."""
@@ -45,6 +49,16 @@ class BatchRecipe:
     augment: AugmentSettings
     noise_columns: int = 0
     """Number of random numbers per row that the task needs in `Batch.noise`."""
+
+    def __post_init__(self) -> None:
+        name, channels = self.augment.rand_augment, self.data.channels
+        if name != NONE and self.data.decode_on == "device":
+            raise UserError("augment.rand_augment needs the decoded image in the worker; set data.decode_on to cpu")
+        if name != NONE and channels not in (1, 3):
+            raise UserError(
+                f"augment.rand_augment is {name} but the images have {channels} channels; it supports gray and RGB "
+                f"only: set it to {NONE}"
+            )
 
 
 class TrainingBatches(ABC):
@@ -82,6 +96,7 @@ def empty_batch(rows: int, data: DataSettings, noise_columns: int) -> Batch:
         labels=torch.full((rows,), NO_LABEL),
         ids=torch.full((rows,), -1),
         noise=torch.zeros(rows, noise_columns),
+        words=[],
         bad=[],
         encoded=None,
         lost="",

@@ -134,7 +134,7 @@ class StreamBatches(TrainingBatches):
         numbers = keyed.uniform(key, rows, NUMBERS_PER_SAMPLE)
         words = keyed.bits(key ^ np.uint64(Purpose.AUGMENT), rows, 1)[:, 0].tolist()
         batch.noise.copy_(torch.from_numpy(keyed.uniform_float32(key ^ np.uint64(Purpose.MASK), rows, noise_columns)))
-        cut, row = TrainViews(batch.images, numbers, self.recipe.augment, words, self.recipe.data.value_range), 0
+        cut, row = TrainViews(batch.images, numbers, self.recipe.augment, words, data.value_range, data.mean), 0
         while row < len(rows) and len(batch.bad) <= data.max_bad_samples:
             sample = next(source)
             try:

@@ -101,6 +101,7 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         places, epochs = self._images_of(micro_step)
         ids = self._ids(places)
         batch = labelled_batch(self.index, ids.repeat(self.views), self.data, self.recipe.noise_columns)
+        batch = batch._replace(words=self._words(Purpose.ERASE, ids, epochs) if self.augment.erase else [])
         draws = self._draw(batch, ids, epochs)
         if not self._lost:
             try:
@@ -165,21 +166,28 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
         Every random number is keyed by seed, epoch and sample id, and numbered over the views of the image.
         """
         numbers = np.empty((len(ids), self.views * NUMBERS_PER_SAMPLE))
-        words = np.empty((len(ids), self.views), dtype=np.uint64)
         noise = batch.noise.view(len(ids), self.views * self.recipe.noise_columns).numpy()
         for epoch in np.unique(epochs).tolist():
             rows = epochs == epoch
-            crop, masks, word = (
-                keyed.key(purpose, self.recipe.seed, epoch) for purpose in (Purpose.CROP, Purpose.MASK, Purpose.AUGMENT)
-            )
+            crop, masks = (keyed.key(purpose, self.recipe.seed, epoch) for purpose in (Purpose.CROP, Purpose.MASK))
             numbers[rows] = keyed.uniform(crop, ids[rows], numbers.shape[1])
             noise[rows] = keyed.uniform_float32(masks, ids[rows], noise.shape[1])
-            words[rows] = keyed.bits(word, ids[rows], self.views)
-        return _Draws(numbers.reshape(-1, NUMBERS_PER_SAMPLE), words.ravel().tolist())
+        return _Draws(numbers.reshape(-1, NUMBERS_PER_SAMPLE), self._words(Purpose.AUGMENT, ids, epochs))
+
+    def _words(self, purpose: Purpose, ids: NDArray[np.int64], epochs: NDArray[np.int64]) -> list[int]:
+        """Return a random word for each row, keyed by seed, epoch and sample id, and numbered over the views."""
+        words = np.empty((len(ids), self.views), dtype=np.uint64)
+        for epoch in np.unique(epochs).tolist():
+            rows = epochs == epoch
+            words[rows] = keyed.bits(keyed.key(purpose, self.recipe.seed, epoch), ids[rows], self.views)
+        found: list[int] = words.ravel().tolist()
+        return found
 
     def _fill(self, batch: Batch, draws: _Draws, images: Sequence[_Image]) -> list[str]:
         """Decode and crop some images, and return the names of the bad ones."""
-        views = TrainViews(batch.images, draws.numbers, self.augment, draws.words, self.data.value_range)
+        views = TrainViews(
+            batch.images, draws.numbers, self.augment, draws.words, self.data.value_range, self.data.mean
+        )
         bad: list[str] = []
         for image in images:
             rows = self._rows(image)
@@ -252,10 +260,3 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
                 f"allowed: 1 to {self.samples}"
             )
         require_whole_images(plan, data.views_per_image)
-        if self.augment.rand_augment and data.decode_on == "device":
-            raise UserError("augment.rand_augment needs the decoded image in the worker; set data.decode_on to cpu")
-        if self.augment.rand_augment and data.channels not in (1, 3):
-            raise UserError(
-                f"augment.rand_augment is {self.augment.rand_augment} but the images have {data.channels} "
-                "channels; it supports gray and RGB only: set it to 0"
-            )

@@ -66,7 +66,7 @@ def measure_baselines(task: Pretraining) -> Baselines | None:
         most = _LEAST  # each is a request
     crops = empty_batch(most, data, 0).images
     numbers, words = _numbers(settings.seed, most)
-    views, filled = TrainViews(crops, numbers, settings.augment, words, data.value_range), 0
+    views, filled = TrainViews(crops, numbers, settings.augment, words, data.value_range, data.mean), 0
     for _, image in task.source.some_images(most, data):
         try:
             if isinstance(image, bytes):

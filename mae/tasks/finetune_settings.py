@@ -64,7 +64,9 @@ class FinetuneSettings(TrainSettings):
     """Largest share of the evaluation samples that may also be training samples; such samples are counted and named."""
     labels_per_class: int | None = None
     """Number of samples of each class to train on, chosen by the seed; None: all samples."""
-    augment: AugmentSettings = field(default_factory=lambda: AugmentSettings(crop_scale=(0.08, 1.0), rand_augment=9))
+    augment: AugmentSettings = field(
+        default_factory=lambda: AugmentSettings(crop_scale=(0.08, 1.0), rand_augment="torchvision-9")
+    )
     regularization: RegularizationSettings = field(default_factory=RegularizationSettings)
     optim: FinetuneOptimSettings = field(default_factory=FinetuneOptimSettings)
 

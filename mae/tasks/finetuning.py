@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches
 from mae.data.eval_batches import labelled_subset
+from mae.data.images.erasing import erase
 from mae.data.index import ShardIndex
 from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
 from mae.data.loader import normalize
@@ -184,7 +185,8 @@ class Finetuning(Task):
         criterion = ClassificationLoss(regularization, self.classes, self.class_weights)
 
         def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-            return criterion(model, normalize(batch.images, statistics), batch.labels)
+            inputs = erase(normalize(batch.images, statistics), batch.words, self.settings.augment.erase)
+            return criterion(model, inputs, batch.labels)
 
         return loss_of
 

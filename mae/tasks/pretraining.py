@@ -49,6 +49,12 @@ class PretrainSettings(TrainSettings):
         super().__post_init__()
         check(self.picture_every >= 1, "picture_every", self.picture_every, "1 or more")
         check(self.picture_images >= 1, "picture_images", self.picture_images, "1 or more")
+        check(
+            self.augment.erase == 0,
+            "augment.erase",
+            self.augment.erase,
+            "0 in pretraining, which would learn to predict noise",
+        )
         self.model.check_image_size(self.data.size)
 
 

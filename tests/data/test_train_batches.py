@@ -26,7 +26,7 @@ from mae.data.train_batches import TrainBatches
 from mae.errors import UserError
 
 DATA = DataSettings(channels=1, image_size=(8,))
-ALL_OF_IT = AugmentSettings(rand_augment=9)
+ALL_OF_IT = AugmentSettings(rand_augment="rand-m9-mstd0.5-inc1", erase=0.5)
 COUNT = 23
 TENSORS = ("images", "labels", "ids", "noise")
 # 23 samples in chunks of 2, windows of 2 chunks and at most 3 lanes.
@@ -43,20 +43,22 @@ def train_batches(
 def assert_equal(left: Batch, right: Batch) -> None:
     for name in TENSORS:
         assert torch.equal(getattr(left, name), getattr(right, name)), name
-    assert (left.bad, left.lost) == (right.bad, right.lost)
+    assert (left.words, left.bad, left.lost) == (right.words, right.bad, right.lost)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     parts = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in TENSORS}
-    return batches[0]._replace(**parts, bad=[name for batch in batches for name in batch.bad])
+    words = [word for batch in batches for word in batch.words]
+    return batches[0]._replace(**parts, words=words, bad=[name for batch in batches for name in batch.bad])
 
 
 def by_epoch_and_id(batches: TrainBatches, micro_steps: int) -> dict[tuple[int, int], tuple[Any, ...]]:
-    """(epoch, id) -> pixels and noise."""
+    """(epoch, id) -> pixels, noise and word."""
     whole = joined([batches[step] for step in range(micro_steps)])
     epochs = [place // batches.samples for place in range(len(whole.ids))]
     pixels, noise = whole.images.flatten(1).tolist(), whole.noise.tolist()
-    return {(e, n): (p, m) for e, n, p, m in zip(epochs, whole.ids.tolist(), pixels, noise, strict=True)}
+    rows = zip(epochs, whole.ids.tolist(), pixels, noise, whole.words, strict=True)
+    return {(epoch, number): of_image for epoch, number, *of_image in rows}
 
 
 def test_a_batch_holds_what_belongs_to_its_ids(index: ShardIndex) -> None:
@@ -66,7 +68,7 @@ def test_a_batch_holds_what_belongs_to_its_ids(index: ShardIndex) -> None:
     assert batch.labels.tolist() == [n % 4 for n in batch.ids.tolist()]
     assert (batch.noise.dtype, tuple(batch.noise.shape)) == (torch.float32, (8, 4))
     assert batch.noise.unique().numel() == 32
-    assert (batch.bad, batch.lost) == ([], "")
+    assert (len(set(batch.words)), batch.bad, batch.lost) == (8, [], "")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_a_batch_holds_what_belongs_to_its_ids(index: ShardIndex) -> None:
     ids=["whole", "lanes", "kept", "two-views"],
 )
 def test_batches_are_the_same_for_any_workers_and_threads_o01_o10(index: ShardIndex, other: dict[str, Any]) -> None:
-    """Over an epoch's end, with RandAugment."""
+    """Over an epoch's end, with RandAugment and random erasing."""
     data = replace(DATA, **other)
     alone = train_batches(index, data=data)
     expected = [alone[step] for step in range(5)]
@@ -156,10 +158,11 @@ def test_another_epoch_or_seed_gives_other_pixels_and_noise_o11(index: ShardInde
     first = by_epoch_and_id(train_batches(index), 6)
     other_seed = by_epoch_and_id(train_batches(index, seed=1), 6)
     for number in range(COUNT):
-        pixels, noise = first[0, number]
-        for other_pixels, other_noise in (first[1, number], other_seed[0, number]):
+        pixels, noise, word = first[0, number]
+        for other_pixels, other_noise, other_word in (first[1, number], other_seed[0, number]):
             assert pixels != other_pixels
             assert noise != other_noise
+            assert word != other_word
 
 
 def test_augmenting_leaves_the_trainers_generator_as_it_was(index: ShardIndex) -> None:
@@ -349,7 +352,7 @@ def test_a_batch_larger_than_the_data_is_refused_d16(index: ShardIndex) -> None:
 
 def test_rand_augment_of_other_than_gray_or_rgb_is_refused_at_the_start(index: ShardIndex) -> None:
     four = DataSettings(channels=4, image_size=(8,))
-    with pytest.raises(UserError, match=r"augment\.rand_augment is 9 but the images have 4 channels"):
+    with pytest.raises(UserError, match=r"augment\.rand_augment is rand-m9-.* but the images have 4 channels.* none$"):
         train_batches(index, data=four)
     assert train_batches(index, data=four, augment=AugmentSettings())[0].images.shape == (8, 4, 8, 8)
 

@@ -141,8 +141,9 @@ def test_layer_decay_reaches_the_weights(
 def test_mixup_and_cutmix_resume_to_the_same_bits(
     shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drop path, mixup and RandAugment draw from generators keyed by step and sample, so none is lost."""
-    flags = ["--regularization.drop_path", "0.3", "--augment.rand_augment", "9"]
+    """Drop path, mixup, RandAugment and erasing draw from generators keyed by step and sample, so none is lost."""
+    flags = ["--regularization.drop_path", "0.3", "--augment.rand_augment", "rand-m9-mstd0.5-inc1"]
+    flags += ["--augment.erase", "0.25"]
     straight = run(settings(shards, held_out, tmp_path / "straight", *flags))
     save = CheckpointWriter.save
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mae.data.batch import empty_batch
 from mae.data.images.augment import AugmentSettings
+from mae.data.images.erasing import erase
 from mae.data.loader import normalize
 from mae.data.plan import plan_batches
 from mae.data.settings import DataSettings
@@ -170,6 +171,22 @@ def test_its_loss_is_the_smoothed_cross_entropy(task: Callable[..., Finetuning])
     target = torch.full((3, 4), 0.2 / 4)
     target[torch.arange(3), batch.labels] += 0.8
     torch.testing.assert_close(found, -(target * logits).sum(1).mean())
+
+
+def test_its_images_are_erased_after_they_are_normalised(task: Callable[..., Finetuning]) -> None:
+    made = task(augment=AugmentSettings(erase=0.5))
+    batch = made.batches(plan_batches(8, 1, None), 0).starting_at(0)[0]
+    seen = []
+
+    class Classifier(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return torch.zeros(len(images), 4)
+
+    made.loss_of(8)(Classifier(), batch)
+    plain = normalize(batch.images, statistics_of(made.settings.data))
+    assert torch.equal(seen[0], erase(plain.clone(), batch.words, 0.5))
+    assert 1 <= (seen[0] != plain).flatten(1).any(dim=1).sum() <= 7
 
 
 def test_an_odd_number_of_images_cannot_be_mixed(task: Callable[..., Finetuning]) -> None:

@@ -5,12 +5,11 @@ same sample in the same epoch gets the same crop in any worker of any process.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,7 +19,9 @@ from mae.data.images import jpeg
 from mae.data.images.decode import decode_pixels, jpeg_header
 from mae.data.images.jpeg import Box, cut
 from mae.data.images.levels import ValueRange
-from mae.data.images.rand_augment import rand_augment
+from mae.data.images.rand_augment import NONE, name_of, rand_augment_of
+from mae.data.images.resizing import resized, resized_together
+from mae.schema import Formerly
 from mae.settings import check
 
 _TRIES = 10
@@ -38,7 +39,7 @@ CROP_VERSION = 1
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Settings of the crop, flip and RandAugment of training images."""
+    """Settings of the crop, flip, RandAugment and random erasing of training images."""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest area of a random crop, as a share of the image's area."""
@@ -46,16 +47,22 @@ class AugmentSettings:
     """Smallest and largest width / height of a random crop before it is resized."""
     flip: bool = True
     """Mirror half of the images left to right; turn it off if left and right have a meaning in the images."""
-    rand_augment: int = 0
-    """Magnitude of torchvision's RandAugment with two operations, 0 to 30; 0 turns it off. The MAE paper uses 9 for
-    fine-tuning and 0 for pretraining."""
+    rand_augment: Annotated[str, Formerly(name_of)] = NONE
+    """Random changes of colour and shape. none; a string of timm, such as rand-m9-mstd0.5-inc1, the one of the published
+    fine-tuning (m: magnitude, mstd: its noise, n: number of operations, p: probability of each, inc1: all grow with m);
+    or torchvision-N: torchvision's two operations of magnitude N, 0 to 30, weaker, but for nearly all images."""
+    erase: float = 0.0
+    """Probability that a box of an image is filled with noise (timm's random erasing, mode pixel), in fine-tuning only;
+    published: 0.25 after pretraining with normalised targets, else 0."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         check(0 < low <= high <= 1, "augment.crop_scale", self.crop_scale, "0 < least <= greatest <= 1")
         low, high = self.crop_ratio
         check(0 < low <= high < math.inf, "augment.crop_ratio", self.crop_ratio, "0 < least <= greatest")
-        check(0 <= self.rand_augment <= 30, "augment.rand_augment", self.rand_augment, "0 to 30")
+        object.__setattr__(self, "rand_augment", name_of(self.rand_augment))
+        rand_augment_of(self.rand_augment, channels=3)  # refuses other names
+        check(0 <= self.erase <= 1, "augment.erase", self.erase, "0 to 1")
 
 
 def crop_box(height: int, width: int, numbers: Sequence[float], settings: AugmentSettings) -> Box:
@@ -114,10 +121,15 @@ class TrainViews:
         settings: AugmentSettings,
         words: Sequence[int] = (),
         value_range: ValueRange = None,
+        mean: Sequence[float] | None = None,
     ) -> None:
-        """Fill `out` by `numbers`, float64 [rows, `NUMBERS_PER_SAMPLE`]; the word of each row keys RandAugment."""
+        """Fill `out` by `numbers`, float64 [rows, `NUMBERS_PER_SAMPLE`]; the word of each row keys RandAugment.
+
+        `mean` is the colour with which timm's RandAugment fills what it moves into an image; see `rand_augment_of`.
+        """
         self.out, self.numbers, self.settings, self.words = out, numbers, settings, words
         self.value_range = value_range
+        self._change = rand_augment_of(settings.rand_augment, out.shape[1], mean)
         self.size = (out.shape[2], out.shape[3])
         self._flips = settings.flip & (numbers[:, FLIP] < 0.5)
         self._pixels = out.permute(0, 2, 3, 1).numpy()
@@ -155,7 +167,7 @@ class TrainViews:
         heights, widths = np.array([pixels.shape[:2] for pixels in images]).T
         boxes = crop_boxes(heights, widths, self.numbers[rows], self.settings).tolist()
         crops = [cut(pixels, Box(*box)) for pixels, box in zip(images, boxes, strict=True)]
-        for row, view in zip(rows, _resized_together(crops, self._flips[rows], self.size), strict=True):
+        for row, view in zip(rows, resized_together(crops, self._flips[rows], self.size), strict=True):
             self._pixels[row] = view
             self._rand_augment(row)
         self._small.clear()
@@ -172,13 +184,13 @@ class TrainViews:
 
     def _make(self, rows: Sequence[int], crops: Sequence[NDArray[np.uint8]]) -> None:
         for row, crop in zip(rows, crops, strict=True):
-            self._pixels[row] = _resized(crop, self.size, bool(self._flips[row])).numpy()
+            self._pixels[row] = resized(crop, self.size, bool(self._flips[row])).numpy()
             self._rand_augment(row)
 
     def _rand_augment(self, row: int) -> None:
-        if self.settings.rand_augment:
+        if self._change is not None:
             view = self.out[row]
-            view.copy_(rand_augment(view, self.settings.rand_augment, self.words[row]))
+            view.copy_(self._change(view, self.words[row]))
 
 
 def pixels_to_keep(
@@ -217,7 +229,7 @@ def resize(
     """Resize an image to `size` = (height, width), bicubic with antialiasing, in uint8."""
     if tuple(image.shape[1:]) == size:
         return image
-    return _resized(image.permute(1, 2, 0).numpy(), size).permute(2, 0, 1)
+    return resized(image.permute(1, 2, 0).numpy(), size).permute(2, 0, 1)
 
 
 def _by_region(header: jpeg.Header, channels: int, size: tuple[int, int]) -> bool:
@@ -255,47 +267,3 @@ def _scale(boxes: Sequence[Box], size: tuple[int, int]) -> int:
     """Return how many times an image may be reduced if every box must stay at least 1.5 times as large as `size`."""
     least = min(min(2 * box.height // (3 * size[0]), 2 * box.width // (3 * size[1])) for box in boxes)
     return next(scale for scale in jpeg.SCALES if scale <= max(least, 1))
-
-
-def _resized(pixels: NDArray[np.uint8], size: tuple[int, int], flip: bool = False) -> Tensor:
-    """Resize pixels [height width channels] and mirror them if `flip`: uint8 [out_height out_width channels]."""
-    # torch's kernel is several times faster if the channels of a pixel are adjacent in memory.
-    planes = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
-    planes = F.interpolate(planes, size, mode="bicubic", antialias=True)
-    return (planes.flip(-1) if flip else planes)[0].permute(1, 2, 0)
-
-
-def _resized_together(
-    crops: list[NDArray[np.uint8]], flips: NDArray[np.bool_], size: tuple[int, int]
-) -> list[NDArray[np.uint8]]:
-    """Return `_resized` of each crop, computed with fewer calls.
-
-    For a small crop, torch's kernel spends most of its time on two tables of weights. It first resizes the rows of
-    pixels, rounds, and then resizes the columns. So crops of one width can share the first step, and crops of one
-    height the second.
-    """
-    height, width = size
-    halfway, views = list(crops), list(crops)
-    mirrored_first = np.argsort(~flips, kind="stable").tolist()
-    for members in _groups(mirrored_first, [crop.shape[1] for crop in crops]):
-        joined = np.concatenate([crops[n] for n in members])
-        rows = _resized(joined, (len(joined), width))
-        mirrored = rows[: sum(len(crops[n]) for n in members if flips[n])].flip(1).numpy()
-        plain, start = rows.numpy(), 0
-        for n in members:
-            end = start + len(crops[n])
-            halfway[n], start = (mirrored if flips[n] else plain)[start:end], end
-    for members in _groups(range(len(crops)), [len(crop) for crop in crops]):
-        joined = np.concatenate([halfway[n] for n in members], axis=1)
-        columns = _resized(joined, (height, joined.shape[1])).numpy()
-        for place, n in enumerate(members):
-            views[n] = columns[:, place * width : (place + 1) * width]
-    return views
-
-
-def _groups(numbers: Iterable[int], sizes: Sequence[int]) -> Iterable[list[int]]:
-    """Group the numbers by size, in their order."""
-    found: dict[int, list[int]] = {}
-    for number in numbers:
-        found.setdefault(sizes[number], []).append(number)
-    return found.values()

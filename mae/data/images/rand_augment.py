@@ -1,69 +1,60 @@
-"""RandAugment (Cubuk et al. 2019, arXiv:1909.13719) of one image, as a function of a 64-bit word.
+"""RandAugment (Cubuk et al. 2019, arXiv:1909.13719) by its name in the settings: torchvision's or timm's.
 
-The operations, their strengths and the order of the draws are those of torchvision's `v2.RandAugment` with two
-operations and 31 magnitudes. torchvision draws from torch's global generator, which threads would share.
+Both depend only on the image and a 64-bit word. timm's is the one of the published fine-tuning: an image of 224 pixels
+changes by more on average, but a quarter of the images stay as they are.
 """
 
-import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
-_OPERATIONS = 2
-GREATEST_MAGNITUDE = 30
+from mae.data.images.rand_augment_timm import TimmRandAugment
+from mae.data.images.rand_augment_torchvision import GREATEST_MAGNITUDE, rand_augment
+from mae.errors import UserError
 
+Change = Callable[[UInt8[Tensor, "channels height width"], int], UInt8[Tensor, "channels height width"]]
+"""Function of an image and a 64-bit word."""
 
-def rand_augment(
-    image: UInt8[Tensor, "channels height width"], magnitude: int, word: int
-) -> UInt8[Tensor, "channels height width"]:
-    """Apply two random operations of a magnitude of 0 to 30 to a gray or an RGB image."""
-    generator = torch.Generator().manual_seed(word)
-    for _ in range(_OPERATIONS):
-        operation, strengths, signed = _SPACE[int(torch.randint(len(_SPACE), (), generator=generator))]
-        strength = float(strengths(image.shape[-2], image.shape[-1])[magnitude])
-        if signed and torch.rand((), generator=generator) <= 0.5:
-            strength = -strength
-        image = operation(image, strength)
-    return image
-
-
-def _even(start: float, end: float) -> Tensor:
-    return torch.linspace(start, end, GREATEST_MAGNITUDE + 1)
-
-
-def _affine(image: Tensor, translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    # As in torchvision, shear about the corner; a translation needs no centre.
-    corner = [0.0, 0.0] if any(shear) else None
-    moved: Tensor = vision.affine(image, 0.0, list(translate), 1.0, list(shear), center=corner)
-    return moved
-
-
-def _tilt(strength: float) -> float:
-    return math.degrees(math.atan(strength))
-
-
-_Strengths = Callable[[int, int], Tensor]
-_NONE: _Strengths = lambda height, width: torch.zeros(GREATEST_MAGNITUDE + 1)  # noqa: E731
-_BITS = (8 - torch.arange(GREATEST_MAGNITUDE + 1) / (GREATEST_MAGNITUDE / 4)).round()
-_FARTHEST = 150 / 331  # of the image's side; the paper moved images of 331 pixels by up to 150
-
-# Operation, its strength at each magnitude (by height and width), and whether the sign is random.
-_SPACE: tuple[tuple[Callable[[Tensor, float], Tensor], _Strengths, bool], ...] = (
-    (lambda image, _: image, _NONE, False),
-    (lambda image, s: _affine(image, shear=(_tilt(s), 0.0)), lambda h, w: _even(0.0, 0.3), True),
-    (lambda image, s: _affine(image, shear=(0.0, _tilt(s))), lambda h, w: _even(0.0, 0.3), True),
-    (lambda image, s: _affine(image, translate=(int(s), 0)), lambda h, w: _even(0.0, _FARTHEST * w), True),
-    (lambda image, s: _affine(image, translate=(0, int(s))), lambda h, w: _even(0.0, _FARTHEST * h), True),
-    (vision.rotate, lambda h, w: _even(0.0, 30.0), True),
-    (lambda image, s: vision.adjust_brightness(image, 1 + s), lambda h, w: _even(0.0, 0.9), True),
-    (lambda image, s: vision.adjust_saturation(image, 1 + s), lambda h, w: _even(0.0, 0.9), True),
-    (lambda image, s: vision.adjust_contrast(image, 1 + s), lambda h, w: _even(0.0, 0.9), True),
-    (lambda image, s: vision.adjust_sharpness(image, 1 + s), lambda h, w: _even(0.0, 0.9), True),
-    (lambda image, s: vision.posterize(image, int(s)), lambda h, w: _BITS, False),
-    (lambda image, s: vision.solarize(image, 255 * s), lambda h, w: _even(1.0, 0.0), False),
-    (lambda image, _: vision.autocontrast(image), _NONE, False),
-    (lambda image, _: vision.equalize(image), _NONE, False),
+NONE = "none"
+"""Name of no RandAugment."""
+FORMS = (
+    f"{NONE}; torchvision-N with N from 0 to {GREATEST_MAGNITUDE}; or timm's, such as rand-m9-mstd0.5-inc1, with some "
+    "of m (0 to 100), mstd (0 to 100), n (1 to 100), p (0 to 1) and inc (0 or 1), each once"
 )
+"""Names that are allowed, in words."""
+# Colour for pixels from outside the image if the mean of the data is not known; timm has the same.
+_GRAY = 128 / 255
+_NUMBER = re.compile(r"[0-9]{1,3}")
+_TORCHVISION = re.compile(r"torchvision-([0-9]{1,2})")
+
+
+def name_of(value: object) -> object:
+    """Return the name of a value that earlier versions had: torchvision's magnitude, 0 for none; others unchanged."""
+    text = str(value) if type(value) is int else value
+    if isinstance(text, str) and _NUMBER.fullmatch(text):
+        return f"torchvision-{int(text)}" if int(text) else NONE
+    return text
+
+
+def rand_augment_of(name: str, channels: int, mean: Sequence[float] | None = None) -> Change | None:
+    """Return the RandAugment of a name, for images of 1 or 3 channels; None for `NONE`.
+
+    timm's fills pixels from outside the image with `mean`, the mean of each channel on a scale of 0 to 1, and
+    torchvision's with black.
+
+    Raises:
+        UserError: if the name is not allowed.
+    """
+    if name == NONE:
+        return None
+    found = _TORCHVISION.fullmatch(name)
+    if found is not None and int(found[1]) <= GREATEST_MAGNITUDE:
+        magnitude = int(found[1])
+        return lambda image, word: rand_augment(image, magnitude, word)
+    timms = TimmRandAugment.parse(name)
+    if timms is None:
+        raise UserError(f"augment.rand_augment is {name}; allowed: {FORMS}")
+    fill = [min(255, round(255 * value)) for value in mean or [_GRAY] * channels]
+    return lambda image, word: timms(image, word, fill)

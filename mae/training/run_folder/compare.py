@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mae.schema import REQUIRED, settings_of, values_before
+from mae.schema import REQUIRED, as_today, settings_of, values_before
 from mae.settings import flatten, plain, to_dict
 
 
@@ -17,12 +17,12 @@ def differences(saved: Mapping[str, Any], settings: Any) -> list[str]:
     """Return each difference between saved settings, by full name, and `settings` that would change the weights.
 
     A setting that was added since then counts as its `Before`, else as its default. One that was removed since then
-    makes no difference if it had its last default.
+    makes no difference if it had its last default. Values in the form of an earlier version count as those of today.
     """
     schema, unset = type(settings), "(not set)"
     defaults = {setting.name: setting.default for setting in settings_of(schema)}
     before = {name: plain(value) for name, value in (defaults | values_before(schema)).items() if value is not REQUIRED}
-    before |= saved
+    before |= {name: as_today(schema, name, value) for name, value in saved.items()}
     changed = [
         f"{name} was {before.get(name, unset)}, is {value}"
         for name, value in deciding(settings).items()

@@ -32,7 +32,8 @@ from mae.data.images.augment import (
 )
 from mae.data.images.decode import decode, decode_pixels
 from mae.data.images.jpeg import Box
-from mae.data.images.rand_augment import rand_augment
+from mae.data.images.rand_augment import rand_augment_of
+from mae.data.images.rand_augment_torchvision import rand_augment
 from mae.errors import BadImageError, UserError
 from mae.keyed import Purpose
 
@@ -245,8 +246,21 @@ def test_rand_augment_changes_each_view_by_its_own_word(image_size: tuple[int, i
     image, numbers = image_of(*image_size), numbers_of(1)[0]
     plain = view_of(image, (32, 32), numbers, AugmentSettings())
     for word in (5, 2**64 - 1, 6, 7):
-        view = view_of(image, (32, 32), numbers, AugmentSettings(rand_augment=9), word)
+        view = view_of(image, (32, 32), numbers, AugmentSettings(rand_augment="torchvision-9"), word)
         assert torch.equal(view, rand_augment(plain, 9, word))
+
+
+def test_the_mean_of_the_data_fills_what_timms_rand_augment_moves_into_a_view() -> None:
+    image, numbers, name = image_of(40, 40), np.array(numbers_of(30)), "rand-m9-p1-inc1"
+    for mean in ((0.1, 0.2, 0.3), None):
+        plain, found = (torch.zeros(30, 3, 16, 16, dtype=torch.uint8) for _ in range(2))
+        train_views(image.permute(1, 2, 0).numpy(), numbers, AugmentSettings(), plain)
+        views = TrainViews(found, numbers, AugmentSettings(rand_augment=name), range(30), mean=mean)
+        views.add(image.permute(1, 2, 0).numpy(), range(30))
+        views.finish()
+        change = rand_augment_of(name, 3, mean)
+        assert change is not None
+        assert torch.equal(found, torch.stack([change(view, word) for word, view in enumerate(plain)]))
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -262,7 +276,7 @@ def mixture() -> list[bytes]:
     return [*small, encoded(photo(40, 30)), *large, subsampled(photo(64, 64), "Gray"), png(photo(28, 28))] * 2
 
 
-ALL_OF_IT = AugmentSettings(rand_augment=9)
+ALL_OF_IT = AugmentSettings(rand_augment="torchvision-9")
 
 
 def batch_of(
@@ -468,7 +482,8 @@ def test_an_image_of_the_right_size_is_left_as_it_is() -> None:
     [
         ("crop_scale", [(0.0, 1.0), (-0.1, 1.0), (0.5, 0.2), (0.2, 1.1), (math.nan, 1.0), (0.2, math.nan)]),
         ("crop_ratio", [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (1.0, math.inf), (math.nan, 1.0)]),
-        ("rand_augment", [-1, 31]),
+        ("rand_augment", ["-1", "31", "torchvision-31", "rand-m9-mmax5", "autoaugment", ""]),
+        ("erase", [-0.1, 1.1, math.nan]),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(name: str, values: list[object]) -> None:
@@ -478,4 +493,9 @@ def test_settings_out_of_range_are_refused_by_name(name: str, values: list[objec
 
 
 def test_settings_at_the_edge_of_their_range_are_taken() -> None:
-    AugmentSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), rand_augment=30)
+    AugmentSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), rand_augment="torchvision-30", erase=1.0)
+
+
+def test_rand_augment_has_one_name_however_it_is_written() -> None:
+    assert AugmentSettings(rand_augment="9") == AugmentSettings(rand_augment="torchvision-9")
+    assert AugmentSettings(rand_augment="0") == AugmentSettings()

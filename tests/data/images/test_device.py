@@ -115,4 +115,4 @@ def test_options_that_need_the_pixels_in_the_worker_are_refused(
     index = open_index([str(path)], tmp_path / "cache")
     data = DataSettings(image_size=(16,), decode_on="device", cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match=r"augment\.rand_augment"):
-        TrainBatches(index, plan_batches(8, 1, None), 0, BatchRecipe(0, data, AugmentSettings(rand_augment=9)))
+        TrainBatches(index, plan_batches(8, 1, None), 0, BatchRecipe(0, data, AugmentSettings(rand_augment="rand-m9")))

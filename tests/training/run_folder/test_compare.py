@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from mae.schema import Before, MayChange
+from mae.schema import Before, Formerly, MayChange
 from mae.training.run_folder.compare import deciding, differences
 
 
@@ -13,6 +13,7 @@ class Inner:
     workers: MayChange[int] = 4
     sizes: tuple[int, ...] = (1,)
     order: Annotated[int, Before(1)] = 2
+    color: Annotated[str, Formerly(lambda value: "red" if value == 0 else value)] = "blue"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Outer:
 
 
 SETTINGS = Outer(Path("a"))
-SAVED = {"seed": 0, "inner.sizes": [2, 3], "inner.order": 2}
+SAVED = {"seed": 0, "inner.sizes": [2, 3], "inner.order": 2, "inner.color": "blue"}
 
 
 def test_what_may_change_does_not_decide() -> None:
@@ -45,3 +46,9 @@ def test_a_removed_setting_counts_only_if_it_was_changed() -> None:
     assert differences(SAVED | {"inner.old": [0.5]}, SETTINGS) == []
     assert differences(SAVED | {"inner.old": [0.6]}, SETTINGS) == ["inner.old was [0.6], is [0.5] since it was removed"]
     assert differences(SAVED | {"newer": None}, SETTINGS) == ["newer was None, is (not set)"]
+
+
+def test_a_value_in_the_form_of_an_earlier_version_counts_as_that_of_today() -> None:
+    red = Outer(Path("a"), inner=Inner(sizes=(2, 3), color="red"))
+    assert differences(SAVED | {"inner.color": 0}, red) == []
+    assert differences(SAVED | {"inner.color": 0}, SETTINGS) == ["inner.color was red, is blue"]

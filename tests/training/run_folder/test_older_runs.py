@@ -1,6 +1,7 @@
 """Runs that an older version began, resumed by this one: see fixtures/README.md."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,19 @@ def test_a_removed_setting_is_passed_over_at_its_last_default_and_named_otherwis
     saved.write_text(text.replace("optim:\n", "optim:\n  amsgrad: false\n") + "old: {size: [3]}\n")
     resume(stage)
     assert_as_before(stage)
+
+
+def test_a_magnitude_of_rand_augment_is_saved_in_older_runs_and_checkpoints() -> None:
+    """As a number, torchvision's; the same run is resumed, and another RandAugment is refused by its name of today."""
+    for saved in Path("finetune").rglob("*"):
+        if saved.suffix in (".yaml", ".json"):
+            text = saved.read_text()
+            saved.write_text(re.sub(r'(rand_augment"?): 0', r"\1: 9", text))
+    with pytest.raises(UserError, match=r"augment.rand_augment was torchvision-9, is torchvision-8;"):
+        resume("finetune", "--augment.rand_augment", "torchvision-8")
+    resume("finetune", "--augment.rand_augment", "torchvision-9")
+    before, after = log("finetune", FIXTURE), log("finetune")
+    assert [before[key] == pytest.approx(after[key], rel=1e-5) for key in (("train", 4), ("train", 5))] == [True, False]
 
 
 def test_a_setting_that_no_version_has_had_is_refused() -> None:
