@@ -140,7 +140,7 @@ class _Loop:
         )
         step_unless(job.optimizer, ~norm.isfinite())
         job.optimizer.zero_grad()
-        job.state.update_average()
+        job.state.update_average(self.done + 1)
         self.meter.add(loss, norm, ids)
 
     def backward(self) -> tuple[Tensor, list[Tensor]]:

@@ -132,7 +132,7 @@ def _prepare(
         compile_blocks(model)
     shard_each_block(accelerator, model)
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    state = TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay)
+    state = TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay, settings.ema_warmup)
     if found:
         state.restore(found)
     return prepared, state

@@ -25,11 +25,13 @@ _ADAMW, _MUON = ("exp_avg", "exp_avg_sq", STEP), ("momentum_buffer",)
 class TrainingState:
     """All tensors of a run, whole or sharded, under their names in files."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, ema_decay: float | None) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, ema_decay: float | None, ema_warmup: bool = False
+    ) -> None:
         """Hold the unwrapped model, and the optimiser as Accelerate prepared it."""
         self._model, self.optimizer = model, optimizer
         self._parameters = {name_in_file(name): p for name, p in model.named_parameters() if p.requires_grad}
-        self._average = None if ema_decay is None else WeightAverage(self._parameters, ema_decay)
+        self._average = None if ema_decay is None else WeightAverage(self._parameters, ema_decay, ema_warmup)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return all tensors by group, without copying."""
@@ -72,10 +74,10 @@ class TrainingState:
         }
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
-    def update_average(self) -> None:
-        """Update the average, if there is one, with the weights of this step."""
+    def update_average(self, step: int) -> None:
+        """Update the average, if there is one, with the weights after `step` steps."""
         if self._average is not None:
-            self._average.update()
+            self._average.update(step)
 
     def are_finite(self) -> bool:
         """Return whether every weight is finite; waits for the device."""

@@ -23,6 +23,8 @@ TINY = [
     "--optim.warmup_epochs", "1", "--optim.base_lr", "0.05", "--augment.rand_augment", "0",
 ]  # fmt: skip
 
+MUON = ("--optim.name", "muon", "--optim.layer_decay", "0.5", "--ema_decay", "0.9", "--ema_warmup", "True")
+
 
 @pytest.fixture
 def shards(make_shards: Callable[..., Path]) -> Path:
@@ -135,7 +137,7 @@ def test_layer_decay_reaches_the_weights(
     assert f"peak lr {peak * 0.1**3:.3e}" in shown
 
 
-@pytest.mark.parametrize("more", [(), ("--optim.name", "muon", "--optim.layer_decay", "0.5")], ids=["adamw", "muon"])
+@pytest.mark.parametrize("more", [(), MUON], ids=["adamw", "muon"])
 def test_mixup_and_cutmix_resume_to_the_same_bits(
     more: tuple[str, ...], shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

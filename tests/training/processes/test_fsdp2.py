@@ -103,7 +103,7 @@ class Trainer:
         set_learning_rate(self.optimizer, 0.01)
         step_unless(self.optimizer, ~norm.isfinite())
         self.optimizer.zero_grad()
-        self.state.update_average()
+        self.state.update_average(number + 1)
         return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
 
     def tensors(self) -> dict[str, Tensor]:
