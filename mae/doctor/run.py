@@ -15,6 +15,7 @@ from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.places import broken_link, missing_mounts, nearest_folder
 from mae.errors import UserError
 from mae.training.checkpoints.reader import require_same_data
+from mae.training.muon import hidden_matrices
 from mae.training.run_folder.folder import RunFolder
 from mae.training.run_folder.lock import LOCK_FILE
 
@@ -130,7 +131,7 @@ def _refuse_what_cannot_be_written(folder: Path, run_dir: Path) -> None:
 def disk_space(examination: Examination) -> Finding:
     """Check the room for one more checkpoint than are kept: the oldest is removed after the newest is written."""
     asked = examination.settings
-    size = checkpoint_bytes(examination.model, asked.ema_decay is not None)
+    size = checkpoint_bytes(examination.model, asked.ema_decay is not None, asked.optim.name)
     kept = asked.keep_checkpoints
     permanent = examination.total_steps // asked.keep_every if asked.keep_every else 0
     there = len(list(examination.folder.checkpoints.glob("step-*")))
@@ -148,8 +149,12 @@ def disk_space(examination: Examination) -> Finding:
     return Finding(found, problems=(f"free another {gigabytes(needed - free)}, give another run_dir{fewer}",))
 
 
-def checkpoint_bytes(model: nn.Module, has_average: bool) -> int:
-    """Return the bytes of a checkpoint: weights, AdamW's two moments, and the running average if there is one."""
+def checkpoint_bytes(model: nn.Module, has_average: bool, optimizer: str) -> int:
+    """Return the bytes of a checkpoint: weights, optimiser state, and the running average if there is one.
+
+    AdamW has two moments of each weight, Muon one of those that it trains.
+    """
     weights: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return weights + (_ADAMW_MOMENTS + has_average) * _FLOAT32_BYTES * trained
+    saved = sum(weight.numel() for weight in hidden_matrices(model)) if optimizer == "muon" else 0
+    return weights + ((_ADAMW_MOMENTS + has_average) * trained - saved) * _FLOAT32_BYTES

@@ -15,7 +15,6 @@ from mae.data.batch import Batch
 from mae.data.loader import load
 from mae.data.plan import BatchPlan
 from mae.errors import UserError, first_of
-from mae.training.optimizer import build_optimizer
 from mae.training.step_cost import Cost, OutOfRoomError, gradient_bytes, take_steps
 from mae.training.task import Task
 
@@ -64,8 +63,8 @@ def measure(task: Task, accelerator: Accelerator, model: nn.Module, plan: BatchP
     Raises:
         UserError: if not even `task.unit` images fit, data cannot be read, or more images are bad than allowed.
     """
-    device, asked, unit, optim = accelerator.device, plan.per_process, task.unit, task.settings.optim
-    optimizer = build_optimizer(task.parameter_groups(model), optim, device)
+    device, asked, unit = accelerator.device, plan.per_process, task.unit
+    optimizer = task.build_optimizer(model, device)
     micro_batches = min(2, plan.accumulation)
 
     def cost_of(images: int) -> Cost:

@@ -18,8 +18,9 @@ def nan_gradients_if_nonfinite(loss: Tensor) -> Tensor:
 
 def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
     """Take a step, unless `skip`, a flag on the device, is set: then weights and optimiser state stay as they are."""
-    on_host = skip.device.type == "cpu"  # where reading the flag costs no wait
-    if not on_host and all(group["fused"] for group in optimizer.param_groups):
+    # Where reading the flag costs no wait. On a GPU, Muon waits for it: its kernels cannot skip.
+    on_host = skip.device.type == "cpu"
+    if not on_host and all(group.get("fused") for group in optimizer.param_groups):
         step_unless_on_device(optimizer, skip)
     elif not skip:
         optimizer.step()

@@ -22,7 +22,7 @@ from mae.training.checkpoints.reader import newest_checkpoint
 from mae.training.guard import nan_gradients_if_nonfinite, step_unless
 from mae.training.job import Job
 from mae.training.meter import Meter, Steps
-from mae.training.optimizer import set_learning_rate
+from mae.training.optimizer import learning_rates, set_learning_rate
 from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.fsdp2 import local_value
 from mae.training.processes.signals import StopRequest, stop_on_signal
@@ -140,7 +140,7 @@ class _Loop:
         )
         step_unless(job.optimizer, ~norm.isfinite())
         job.optimizer.zero_grad()
-        job.state.update_average()
+        job.state.update_average(self.done + 1)
         self.meter.add(loss, norm, ids)
 
     def backward(self) -> tuple[Tensor, list[Tensor]]:
@@ -174,6 +174,7 @@ class _Loop:
             "step": done,
             "epoch": job.epoch_after(done),
             "lr": job.schedule(done - 1),
+            **({"layer_lr": by_layer} if (by_layer := learning_rates(job.optimizer)) else {}),
             **self.meter.steps.means(),
             **timing,
         }

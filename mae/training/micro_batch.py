@@ -19,7 +19,6 @@ from mae.data.settings import DataSettings
 from mae.errors import UserError
 from mae.models.execution import checkpoint_activations
 from mae.training.memory import forget_peak_memory, free_memory, give_back, memory_in_use, total_memory
-from mae.training.optimizer import build_optimizer
 from mae.training.step_cost import Cost, OutOfRoomError, bytes_beside, gradient_bytes, take_steps
 from mae.training.task import Task
 
@@ -90,7 +89,7 @@ def _search(task: Task, accelerator: Accelerator, processes: int, sizes: Sequenc
     except torch.OutOfMemoryError:
         raise UserError("the model alone does not fit into memory; choose a smaller one") from None
     checkpoint_activations(model, settings.activation_checkpointing)
-    optimizer = build_optimizer(task.parameter_groups(model), settings.optim, device)
+    optimizer = task.build_optimizer(model, device)
 
     def cost_of(images: int) -> Cost:
         batch = _random_batch(images, settings.data, task.noise_columns)

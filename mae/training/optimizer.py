@@ -1,10 +1,10 @@
-"""AdamW, its parameter groups, and its learning rate at each step."""
+"""Optimisers, their parameter groups, and the learning rate at each step."""
 
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -13,14 +13,18 @@ from torch.optim import AdamW, Optimizer
 
 from mae.models.decoders import Decoder
 from mae.settings import check
+from mae.training.muon import build_muon
 
 _BATCH_OF_BASE_LR = 256
 
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """AdamW with warm-up and cosine decay; the defaults are the paper's pretraining recipe."""
+    """AdamW or Muon with warm-up and cosine decay; the defaults are the paper's pretraining recipe."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: timm's Muon for the matrices of the transformer blocks, and AdamW for everything else. Its steps are scaled
+    to the size of AdamW's (arXiv 2502.16982), so all other settings keep their meaning."""
     base_lr: float = 1.5e-4
     """Learning rate per 256 images of the global batch; the peak is base_lr * batch_size / 256."""
     min_lr: float = 0.0
@@ -79,7 +83,7 @@ def cosine_schedule(
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups, each with its `name`, `lr_scale` and weight decay.
+    """Return the optimiser's parameter groups, each with `name`, `layer`, `lr_scale` and weight decay.
 
     With `layer_decay` below 1, later layers of a ViT learn faster (BEiT, arXiv 2106.08254). With L blocks the stem has
     the scale layer_decay**(L+1), block i layer_decay**(L-i), and the final norm, the head and a decoder 1.
@@ -92,11 +96,13 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     for name, parameter in named:
         decayed = parameter.ndim > 1 and _may_decay(name, owners[id(parameter)])
         layer = _layer(name, last) if layer_decay < 1 else last
-        label = f"{'all' if layer_decay == 1 else _layer_name(layer, last)}{'' if decayed else ', no decay'}"
+        layer_name = "all" if layer_decay == 1 else _layer_name(layer, last)
+        label = layer_name if decayed else f"{layer_name}, no decay"
         group = groups.setdefault(
             label,
             {
                 "name": label,
+                "layer": layer_name,
                 "params": [],
                 "lr_scale": layer_decay ** (last - layer),
                 "weight_decay": weight_decay if decayed else 0.0,
@@ -107,7 +113,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def build_optimizer(groups: Sequence[dict[str, Any]], optim: OptimSettings, device: torch.device) -> Optimizer:
-    """Return fused AdamW, which is several times faster than the loop, on CPU and GPU alike."""
+    """Return the optimiser that `optim.name` names; Muon takes groups from `muon.divide_groups`.
+
+    Fused AdamW is several times faster than the loop, on CPU and GPU alike.
+    """
+    if optim.name == "muon":
+        return build_muon(groups, optim.betas)
     return AdamW(list(groups), lr=0.0, betas=optim.betas, fused=device.type in ("cpu", "cuda"))
 
 
@@ -115,6 +126,14 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Set the learning rate of each group to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return the present learning rate of each layer; empty if all layers have the same."""
+    groups = optimizer.param_groups
+    if len({group["lr_scale"] for group in groups}) == 1:
+        return {}
+    return {group["layer"]: group["lr"] for group in groups}
 
 
 def describe_groups(groups: list[dict[str, Any]], peak: float) -> list[str]:

@@ -69,6 +69,8 @@ class TrainSettings:
     it is resumed from its own."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights, which is then drawn, evaluated and published. None: no average."""
+    ema_warmup: bool = False
+    """Let the decay rise to ema_decay as in timm: it is 1 - step^(-2/3) as long as that is less."""
     skip_at_most: MayChange[int] = 10
     """Number of steps that may be skipped in a row because loss or gradient is not finite. Then the run returns once to
     the weights of its last checkpoint and continues with new data; the second time it ends."""
@@ -92,6 +94,7 @@ class TrainSettings:
             value = getattr(self, name)
             check(value in (None, AUTO) or value >= 1, name, value, "1 or more")
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1, or None")
+        check(not self.ema_warmup or self.ema_decay is not None, "ema_warmup", True, "False, or set ema_decay")
         check(1 <= self.timeout < math.inf, "timeout", self.timeout, "1 or more seconds")
 
     @property

@@ -23,7 +23,7 @@ from mae.training.checkpoints.tensor_files import files_of
 from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
 from mae.training.job import Job, total_steps
 from mae.training.micro_batch import agree_on_micro_batch
-from mae.training.optimizer import build_optimizer, cosine_schedule
+from mae.training.optimizer import cosine_schedule
 from mae.training.overview import overview
 from mae.training.processes.agreement import require_agreement
 from mae.training.processes.fsdp2 import is_sharded, shard_each_block
@@ -126,13 +126,13 @@ def _prepare(
 ) -> tuple[nn.Module, TrainingState]:
     """Build model and optimiser, let Accelerate wrap them, and restore `found`."""
     model = task.build_model()
-    groups = task.parameter_groups(model)
+    optimizer = task.build_optimizer(model, accelerator.device)  # before the model is wrapped
     checkpoint_activations(model, settings.activation_checkpointing)
     if settings.compile:
         compile_blocks(model)
     shard_each_block(accelerator, model)
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(groups, settings.optim, accelerator.device))
-    state = TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    state = TrainingState(accelerator.unwrap_model(prepared), optimizer, settings.ema_decay, settings.ema_warmup)
     if found:
         state.restore(found)
     return prepared, state

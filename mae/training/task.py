@@ -4,12 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mae.data.batch import Batch, TrainingBatches
 from mae.data.plan import BatchPlan
 from mae.data.source import Source
 from mae.models.description import ModelDescription
+from mae.training.muon import divide_groups
+from mae.training.optimizer import build_optimizer
 from mae.training.settings import TrainSettings
 
 LossOf = Callable[[nn.Module, Batch], Tensor]
@@ -50,7 +54,12 @@ class Task(ABC):
 
     @abstractmethod
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Return the groups that the optimiser gets."""
+        """Return the groups of parameters by learning rate and weight decay."""
+
+    def build_optimizer(self, model: nn.Module, device: torch.device) -> Optimizer:
+        """Return the optimiser of the settings for a model that is not wrapped yet."""
+        optim, groups = self.settings.optim, self.parameter_groups(model)
+        return build_optimizer(divide_groups(groups, model) if optim.name == "muon" else groups, optim, device)
 
     @abstractmethod
     def batches(self, plan: BatchPlan, rank: int) -> TrainingBatches:

@@ -28,16 +28,19 @@ def test_too_little_disk_is_told_before_it_is_needed_c04(
     assert "8 checkpoints of" in found["disk space"][1], "2 and one more, and 5 that stay for ever"
 
 
-@pytest.mark.parametrize("average", [[], ["--ema_decay", "0.9"]])
+@pytest.mark.parametrize(
+    ("more", "has_average", "optimizer"),
+    [([], False, "adamw"), (["--ema_decay", "0.9"], True, "adamw"), (["--optim.name", "muon"], False, "muon")],
+)
 def test_the_size_of_a_checkpoint_is_known_before_there_is_one_c04(
-    flags: list[str], tmp_path: Path, average: list[str]
+    flags: list[str], tmp_path: Path, more: list[str], has_average: bool, optimizer: str
 ) -> None:
-    pretrain.main([*flags, *average])
+    pretrain.main([*flags, *more])
     model = PretrainExamination(flags, lambda text: None).model
     parameters = len(list(model.parameters()))
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        told = checkpoint_bytes(model, bool(average))
+        told = checkpoint_bytes(model, has_average, optimizer)
         # What is left are names in headers and the optimiser's step counts.
         assert told < on_disk < told + 500 * parameters
         assert (folder / "manifest.json").stat().st_size < 5000

@@ -26,6 +26,8 @@ TINY = [
     "--optim.warmup_epochs", "1", "--optim.base_lr", "0.05", "--augment.rand_augment", "0",
 ]  # fmt: skip
 
+MUON = ("--optim.name", "muon", "--optim.layer_decay", "0.5", "--ema_decay", "0.9", "--ema_warmup", "True")
+
 
 @pytest.fixture
 def shards(make_shards: Callable[..., Path]) -> Path:
@@ -138,12 +140,13 @@ def test_layer_decay_reaches_the_weights(
     assert f"peak lr {peak * 0.1**3:.3e}" in shown
 
 
+@pytest.mark.parametrize("more", [(), MUON], ids=["adamw", "muon"])
 def test_mixup_and_cutmix_resume_to_the_same_bits(
-    shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: tuple[str, ...], shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drop path, mixup, RandAugment and erasing draw from generators keyed by step and sample, so none is lost."""
     flags = ["--regularization.drop_path", "0.3", "--augment.rand_augment", "rand-m9-mstd0.5-inc1"]
-    flags += ["--augment.erase", "0.25"]
+    flags += ["--augment.erase", "0.25", *more]
     straight = run(settings(shards, held_out, tmp_path / "straight", *flags))
     save = CheckpointWriter.save
 
@@ -163,6 +166,16 @@ def test_mixup_and_cutmix_resume_to_the_same_bits(
         return [(record["step"], record["loss"]) for record in records]
 
     assert trace(cut.metrics()) == trace(straight.metrics())
+    if more:
+        *_, last = (record for record in cut.metrics() if record["kind"] == "train")
+        assert last["layer_lr"] == pytest.approx(
+            {
+                name: last["lr"] * 0.5**power
+                for power, name in enumerate(["norm and head", "block 1", "block 0", "stem"])
+            }
+        )
+        with pytest.raises(UserError, match=r"optim\.name"):
+            run(settings(shards, held_out, tmp_path / "cut", *flags, "--optim.name", "adamw"))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,11 @@ def test_any_other_micro_batch_is_refused_k02(value: str) -> None:
         parse(TrainSettings, ["--run_dir", "run", "--micro_batch_size", value], prog="train")
 
 
+def test_a_warm_up_of_no_average_is_refused() -> None:
+    with pytest.raises(UserError, match="ema_warmup is True; allowed: False, or set ema_decay"):
+        TrainSettings(Path("run"), ema_warmup=True)
+
+
 # A new setting has to be added to one of these lists: may it change when a run is resumed (speed, places, what is shown
 # or evaluated), or does it decide the weights?
 MAY_CHANGE = (
@@ -57,12 +62,12 @@ MAY_CHANGE = (
     "data.cache_bytes data.index data.max_bad_samples data.skip_without_image"
 )
 DECIDING = (
-    "init seed epochs batch_size micro_batch_size precision compile ema_decay data.image_size data.channels data.mean "
-    "data.std data.crop_pct data.image_extension data.value_range data.decode_on "
+    "init seed epochs batch_size micro_batch_size precision compile ema_decay ema_warmup data.image_size data.channels "
+    "data.mean data.std data.crop_pct data.image_extension data.value_range data.decode_on "
     "data.reader data.stream_samples data.views_per_image data.chunk_samples "
     "data.window_chunks data.lanes augment.crop_scale augment.crop_ratio augment.flip augment.rand_augment "
-    "augment.erase model.size model.width model.depth model.heads model.patch_size optim.base_lr optim.min_lr "
-    "optim.warmup_epochs optim.weight_decay optim.betas optim.clip_grad"
+    "augment.erase model.size model.width model.depth model.heads model.patch_size optim.name optim.base_lr "
+    "optim.min_lr optim.warmup_epochs optim.weight_decay optim.betas optim.clip_grad"
 )
 OWN: dict[type[TrainSettings], tuple[str, str]] = {
     PretrainSettings: (

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from mae.errors import UserError
@@ -31,11 +32,11 @@ def trained(seed: int, decay: float | None, width: int = 4) -> tuple[nn.Module, 
     state = TrainingState(prepared, optimizer, decay)
     for group in optimizer.param_groups:
         group["lr"] = 0.1
-    for _ in range(3):
+    for step in range(1, 4):
         prepared(torch.rand(5, width)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        state.update_average()
+        state.update_average(step)
     return prepared, optimizer, state
 
 
@@ -103,11 +104,29 @@ def test_the_average_follows_its_formula() -> None:
     weight = torch.tensor([1.0, 2.0])
     average = WeightAverage({"w": weight}, 0.75)
     expected = weight.clone()
-    for _ in range(4):
+    for step in range(1, 5):
         weight += 1
-        average.update()
+        average.update(step)
         expected = 0.75 * expected + 0.25 * weight
     torch.testing.assert_close(average.tensors["w"], expected)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
+def test_a_warm_up_has_the_decays_and_the_averages_of_timm(decay: float) -> None:
+    model = nn.Linear(3, 2)
+    timms = ModelEmaV3(model, decay=decay, use_warmup=True)
+    average = WeightAverage(dict(model.named_parameters()), decay, warmup=True)
+    for step in range(1, 60):
+        with torch.no_grad():
+            model.weight.normal_()
+            model.bias.normal_()
+        timms.update(model, step=step)
+        average.update(step)
+        assert average.decay_at(step) == pytest.approx(timms.get_decay(step), abs=1e-12)
+        assert average.decay_at(step) <= decay
+        for name, weight in timms.module.named_parameters():
+            torch.testing.assert_close(average.tensors[name], weight)
+    assert average.decay_at(1) == 0
 
 
 def test_a_weight_that_is_not_finite_is_seen_n03() -> None:

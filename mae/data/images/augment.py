@@ -48,7 +48,7 @@ class AugmentSettings:
     flip: bool = True
     """Mirror half of the images left to right; turn it off if left and right have a meaning in the images."""
     rand_augment: Annotated[str, Formerly(name_of)] = NONE
-    """Random changes of colour and shape. none; a string of timm, such as rand-m9-mstd0.5-inc1, the one of the published
+    """Random changes of colour and shape. none; a string of timm, such as rand-m9-mstd0.5-inc1, that of the published
     fine-tuning (m: magnitude, mstd: its noise, n: number of operations, p: probability of each, inc1: all grow with m);
     or torchvision-N: torchvision's two operations of magnitude N, 0 to 30, weaker, but for nearly all images."""
     erase: float = 0.0
