@@ -2,7 +2,7 @@
 
     log_every: MayChange[int] = 50
     new_order: Annotated[int, Before(1)] = 2
-    color: Annotated[str, Formerly(name_of_number)] = "red"
+    colour: Annotated[str, Formerly(name_of_number)] = "red"
 
 A settings class may also have these class variables: `EXAMPLE`, a command line for its help; `FIRST`, the full names of
 the settings that its help shows first; `REMOVED`, the last default of each setting that it no longer has, by full name.

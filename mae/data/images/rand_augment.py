@@ -24,15 +24,16 @@ FORMS = (
     "of m (0 to 100), mstd (0 to 100), n (1 to 100), p (0 to 1) and inc (0 or 1), each once"
 )
 """Names that are allowed, in words."""
-# Color for pixels from outside the image if the mean of the data is not known; timm has the same.
+# Colour for pixels from outside the image if the mean of the data is not known; timm has the same.
 _GRAY = 128 / 255
+_NUMBER = re.compile(r"[0-9]{1,3}")
 _TORCHVISION = re.compile(r"torchvision-([0-9]{1,2})")
 
 
 def name_of(value: object) -> object:
     """Return the name of a value that earlier versions had: torchvision's magnitude, 0 for none; others unchanged."""
     text = str(value) if type(value) is int else value
-    if isinstance(text, str) and text.isdecimal():
+    if isinstance(text, str) and _NUMBER.fullmatch(text):
         return f"torchvision-{int(text)}" if int(text) else NONE
     return text
 

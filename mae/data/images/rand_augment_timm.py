@@ -69,7 +69,7 @@ class TimmRandAugment:
     def __call__(
         self, image: UInt8[Tensor, "channels height width"], word: int, fill: Sequence[int]
     ) -> UInt8[Tensor, "channels height width"]:
-        """Apply random operations to a gray or an RGB image; `fill` is the color of pixels from outside of it.
+        """Apply random operations to a gray or an RGB image; `fill` is the colour of pixels from outside of it.
 
         The result is timm's after `random.seed(word)` and `np.random.seed([word % 2**32, word // 2**32])`.
         """

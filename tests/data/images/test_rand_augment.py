@@ -22,7 +22,7 @@ def test_the_values_of_earlier_versions_are_torchvisions_magnitudes() -> None:
     assert [name_of(value) for value in (0, 9, "0", "9", "30")] == [
         "none", "torchvision-9", "none", "torchvision-9", "torchvision-30",
     ]  # fmt: skip
-    for other in ("none", "torchvision-9", "rand-m9", "-1", "9.0", 9.0, True, False, None, [9]):
+    for other in ("none", "torchvision-9", "rand-m9", "-1", "٣", "9" * 5000, "9.0", 9.0, True, False, None, [9]):
         assert name_of(other) is other
 
 

@@ -71,7 +71,7 @@ def test_it_is_timms_under_the_same_seeds(channels: int, text: str) -> None:
 
 
 def test_the_published_one_is_that_of_timms_transform_for_training() -> None:
-    """As in the first code of masked autoencoders: the color from outside the image is the mean, moves are bicubic."""
+    """As in the first code of masked autoencoders: the colour from outside the image is the mean, moves are bicubic."""
     steps = create_transform(
         (48, 40), is_training=True, color_jitter=None, auto_augment=PUBLISHED, interpolation="bicubic", mean=MEAN
     )
