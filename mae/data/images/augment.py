@@ -48,9 +48,10 @@ class AugmentSettings:
     flip: bool = True
     """Mirror half of the images left to right; turn it off if left and right have a meaning in the images."""
     rand_augment: Annotated[str, Formerly(name_of)] = NONE
-    """Random changes of colour and shape. none; a string of timm, such as rand-m9-mstd0.5-inc1, that of the published
-    fine-tuning (m: magnitude, mstd: its noise, n: number of operations, p: probability of each, inc1: all grow with m);
-    or torchvision-N: torchvision's two operations of magnitude N, 0 to 30, weaker, but for nearly all images."""
+    """Random changes of colour and shape. none; a string of timm, such as rand-m9-mstd0.5-inc1, which the published
+    fine-tuning uses (m: magnitude, mstd: its noise, n: number of operations, p: probability of each, inc1: all grow
+    with m); or torchvision-N: torchvision's two operations of magnitude N, 0 to 30, which are weaker, but change nearly
+    all images."""
     erase: float = 0.0
     """Probability that a box of an image is filled with noise (timm's random erasing, mode pixel), in fine-tuning only;
     published: 0.25 after pretraining with normalised targets, else 0."""
