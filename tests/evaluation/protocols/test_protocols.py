@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
 
 from mae.errors import UserError
 from mae.evaluation.feature_set import KINDS, PIXELS, FeatureSet, split_off
@@ -126,3 +127,13 @@ def test_few_shots_are_of_each_class_and_not_held_out() -> None:
     assert not np.array_equal(first, second)
     with pytest.raises(UserError, match=r"class 0 has 22 training samples .* needs 30 .*allowed: 1 to 22"):
         few_shot.choose(labels, fit, 30, 0, 0)
+
+
+def test_the_support_vector_machine_is_that_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (90, 12)).astype(np.float32)
+    labels = np.arange(90) % 3
+    known, queries = FeatureSet(pixels[:60], labels[:60]), pixels[60:]
+    model = SVC(C=10.0, break_ties=True).fit(known.of(PIXELS), known.labels)
+    expected = model.decision_function(queries)
+    np.testing.assert_allclose(svm.scores_of(known, queries, 10.0, 3), expected, rtol=1e-4, atol=1e-6)
