@@ -78,7 +78,7 @@ OWN: dict[type[TrainSettings], tuple[str, str]] = {
     ),
     FinetuneSettings: (
         "eval_shards eval_every eval_overlap",
-        "head labels_per_class regularization.drop_path regularization.label_smoothing regularization.mixup "
+        "head patience labels_per_class regularization.drop_path regularization.label_smoothing regularization.mixup "
         "regularization.cutmix optim.layer_decay",
     ),
 }
