@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mae.data.plan import plan_batches
-from mae.evaluation.best import evaluate_and_keep_best, evaluation_due, verify_best
+from mae.evaluation.best import end_without_progress, evaluate_and_keep_best, evaluation_due, verify_best
 from mae.report.run import write_finetune_report
 from mae.settings import parse
 from mae.tasks.finetune_settings import FinetuneSettings
@@ -42,6 +42,7 @@ def run(settings: FinetuneSettings) -> RunFolder:
         for step in steps:
             if task.held_out is not None and evaluation_due(job, step, settings.eval_every):
                 evaluate_and_keep_best(job, task.held_out, step)
+                end_without_progress(job, step, settings.patience)
         finish_job(job)
         verify_best(job)
         if accelerator.is_main_process:

@@ -14,8 +14,10 @@ from mae.models.selection import Selection
 from mae.models.weights import file_tensors
 from mae.training.checkpoints.manifest import step_folder
 from mae.training.checkpoints.reader import verify_checkpoint
-from mae.training.job import Job
+from mae.training.job import EARLY_END, Job
 from mae.training.state import final_weights
+
+_WITHOUT_BETTER = "evaluations_without_better"
 
 
 def evaluation_due(job: Job, step: int, every: float) -> bool:
@@ -35,6 +37,7 @@ def evaluate_and_keep_best(job: Job, held_out: ShardIndex, step: int) -> None:
     with job.state.evaluation_weights() as model:
         result = evaluate(accelerator, model, batches, statistics_of(data), data.workers)
         is_best = result.accuracy > job.notes.get("best", {}).get("accuracy", -1.0)
+        job.notes[_WITHOUT_BETTER] = 0 if is_best else job.notes.get(_WITHOUT_BETTER, 0) + 1
         if is_best:
             job.notes["best"] = {"step": step, "accuracy": result.accuracy, "fingerprint": held_out.fingerprint}
         if accelerator.is_main_process:
@@ -46,6 +49,19 @@ def evaluate_and_keep_best(job: Job, held_out: ShardIndex, step: int) -> None:
         f"epoch {epoch:.1f}: accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {result.samples:,} samples"
         + (", the best so far" if is_best else "")
     )
+
+
+def end_without_progress(job: Job, step: int, patience: int | None) -> None:
+    """End the run at `step` if the last `patience` evaluations were no better than the best before.
+
+    All ranks decide alike: accuracy is a sum over them, and the count is among the notes of each checkpoint.
+    """
+    count = job.notes.get(_WITHOUT_BETTER, 0)
+    if patience is None or count < patience or step == job.total:
+        return
+    best = job.notes["best"]
+    job.end_early(step, f"patience {count}, no accuracy above {best['accuracy']:.2%}, that of step {best['step']:,}")
+    job.progress.say(f"ended early at step {step:,} of {job.total:,}: {job.notes[EARLY_END]['why']}")
 
 
 def verify_best(job: Job) -> None:

@@ -62,6 +62,8 @@ class FinetuneSettings(TrainSettings):
     """Epochs between evaluations."""
     eval_overlap: Annotated[MayChange[float], Before(1.0)] = 0.01
     """Largest share of the evaluation samples that may also be training samples; such samples are counted and named."""
+    patience: int | None = None
+    """Number of evaluations without a better accuracy after which the run ends. None: it trains for all epochs."""
     labels_per_class: int | None = None
     """Number of samples of each class to train on, chosen by the seed; None: all samples."""
     augment: AugmentSettings = field(
@@ -74,6 +76,9 @@ class FinetuneSettings(TrainSettings):
         super().__post_init__()
         labels = self.labels_per_class
         check(labels is None or labels >= 1, "labels_per_class", labels, "1 or more, or None")
+        check(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more, or None")
+        measured = self.patience is None or bool(self.eval_shards)
+        check(measured, "patience", self.patience, "None without eval_shards, on which accuracy is measured")
         check(0 < self.eval_every < math.inf, "eval_every", self.eval_every, "above 0")
         check(0 <= self.eval_overlap <= 1, "eval_overlap", self.eval_overlap, "from 0 to 1")
         frozen_blocks(self.freeze, self.model.shape.depth)

@@ -17,10 +17,10 @@ def finish_job(job: Job) -> None:
     """
     if job.accelerator.is_main_process:
         last = newest_checkpoint(job.folder.checkpoints, job.progress.say)
-        if last is None or last.step != job.total:
-            raise CheckpointError(f"the checkpoint of step {job.total} has vanished from {job.folder.checkpoints}")
+        if last is None or last.step != job.last_step:
+            raise CheckpointError(f"the checkpoint of step {job.last_step} has vanished from {job.folder.checkpoints}")
         weights, metadata = final_weights(last), job.task.description.metadata()
-        is_new = job.start.step < job.total
+        is_new = not job.was_complete
         damage = None if is_new else job.folder.damage(MODEL_FILE, sha256(weights, metadata))
         if damage and not holds_tensors(job.folder.model, weights):  # else only its header is of another version
             job.progress.say(f"warning: {job.folder.model} {damage}; it is written again from {last.path.name}")

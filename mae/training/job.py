@@ -21,6 +21,8 @@ from mae.training.settings import TrainSettings
 from mae.training.state import TrainingState
 from mae.training.task import LossOf, Task
 
+EARLY_END = "early_end"
+"""Note of a pipeline that has ended its run before its last step: that `step`, and `why`."""
 # A stuck data worker is reported before the ranks that wait for this one give up.
 _WORKER_SHARE_OF_TIMEOUT = 0.8
 
@@ -55,6 +57,26 @@ class Job:
     def optimizer(self) -> Optimizer:
         """Optimiser as Accelerate prepared it."""
         return self.state.optimizer
+
+    @property
+    def last_step(self) -> int:
+        """Number of steps after which the run ends: `total`, unless the pipeline has ended it early."""
+        return int(self.notes[EARLY_END]["step"]) if EARLY_END in self.notes else self.total
+
+    @property
+    def ending(self) -> str:
+        """Number of steps of a run that has ended, and why it has ended early if it has."""
+        early = f", ended early: {self.notes[EARLY_END]['why']}" if EARLY_END in self.notes else ""
+        return f"{self.last_step} steps{early}"
+
+    @property
+    def was_complete(self) -> bool:
+        """Whether an earlier start has taken the last step."""
+        return self.start.step == self.total or EARLY_END in self.start.notes.get("pipeline", {})
+
+    def end_early(self, step: int, why: str) -> None:
+        """Make `step`, which was just taken, the last of the run. Every rank has to call it."""
+        self.notes[EARLY_END] = {"step": step, "why": why}
 
     @property
     def plan(self) -> BatchPlan:

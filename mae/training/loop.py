@@ -57,8 +57,8 @@ def training(job: Job) -> Iterator[Iterator[int]]:
         raise
     else:
         if job.accelerator.is_main_process:
-            _log_lost_output(job, job.total)
-            job.folder.record_exit(FINISHED, f"{job.total} steps")
+            _log_lost_output(job, job.last_step)
+            job.folder.record_exit(FINISHED, job.ending)
     finally:
         watchdog.stop()
         if job.writer is not None:
@@ -104,7 +104,10 @@ class _Loop:
         job = self.job
         if self.step_hook_pending:
             yield self.done
-        while self.done < job.total:
+            if self.done == job.last_step:  # the checkpoint of this step does not know that yet
+                self.save()
+                self.require_written()
+        while self.done < job.last_step:
             self.watchdog.reset()
             self.consensus.submit(self.stop.number, job.writer.failures_in_a_row if job.writer else 0)
             self.step()
@@ -123,10 +126,13 @@ class _Loop:
             if stop_signal and not last:
                 self.leave(signal.Signals(stop_signal).name)
             yield self.done
+            last = self.done == job.last_step
+            if last and not (saving or self.is_new_line()):
+                self.report()
             # While steps are being skipped there is nothing new to save, and the weights may be the reason.
-            if saving and (last or not self.meter.skipped_in_a_row):
+            if last or (saving and not self.meter.skipped_in_a_row):
                 self.save()
-        if job.start.step < job.total:
+        if job.start.step < job.last_step:
             self.require_written()
 
     def step(self) -> None:

@@ -21,7 +21,7 @@ from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, require_same_data, verify_checkpoint
 from mae.training.checkpoints.tensor_files import files_of
 from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
-from mae.training.job import Job, total_steps
+from mae.training.job import EARLY_END, Job, total_steps
 from mae.training.micro_batch import agree_on_micro_batch
 from mae.training.optimizer import cosine_schedule
 from mae.training.overview import overview
@@ -188,19 +188,28 @@ def _start_position(folder: RunFolder, found: Checkpoint | None, beginning: RunP
     else:
         samples = old.samples
     position = DataPosition(samples, now.fingerprint, now.global_batch)
-    return RunPosition(found.step, position, beginning.settings, found.run_position.notes)
+    notes = dict(found.run_position.notes)
+    if not _is_own(folder, found):  # that the other run has ended does not end this one
+        notes["pipeline"] = {key: note for key, note in notes.get("pipeline", {}).items() if key != EARLY_END}
+    return RunPosition(found.step, position, beginning.settings, notes)
+
+
+def _is_own(folder: RunFolder, found: Checkpoint) -> bool:
+    return found.path.parent == folder.checkpoints
 
 
 def _say_where(folder: RunFolder, found: Checkpoint | None, total: int, progress: TrainingProgress) -> None:
     if found is None:
         progress.say(f"starting {folder.path} at step 0 of {total:,}")
     else:
-        progress.say(f"resuming {folder.path} from {found.path.name}: {found.step:,} of {total:,} steps are done")
+        early = found.run_position.notes.get("pipeline", {}).get(EARLY_END) if _is_own(folder, found) else None
+        why = f", and the run has ended early: {early['why']}" if early else ""
+        progress.say(f"resuming {folder.path} from {found.path.name}: {found.step:,} of {total:,} steps are done{why}")
 
 
 def _say_overview(job: Job) -> None:
     """Print what the run begins with; nothing if it has no steps left."""
-    for line in overview(job) if job.start.step < job.total else ():
+    for line in () if job.was_complete else overview(job):
         job.progress.say(line)
 
 

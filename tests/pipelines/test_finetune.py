@@ -1,5 +1,6 @@
 """Fine-tuning end to end: from a pretrained run and from scratch, with effective layer decay."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mae.errors import UserError
+from mae.errors import PreemptedError, UserError
 from mae.export.timm import export_timm
 from mae.inference.model import load
 from mae.models.readout import select
 from mae.pipelines import finetune, pretrain
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
-from mae.training import micro_batch
+from mae.training import loop, micro_batch
 from mae.training.checkpoints.manifest import RunPosition
 from mae.training.checkpoints.writer import CheckpointWriter
 
@@ -176,6 +177,77 @@ def test_mixup_and_cutmix_resume_to_the_same_bits(
         )
         with pytest.raises(UserError, match=r"optim\.name"):
             run(settings(shards, held_out, tmp_path / "cut", *flags, "--optim.name", "adamw"))
+
+
+def test_without_progress_a_run_ends_early_and_stays_finished(
+    shards: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first evaluation is the best, since nothing is learned; with 3 of patience the fourth is the last."""
+    flags = ["--optim.base_lr", "1e-30", "--epochs", "6", "--patience", "3", "--log_every", "9"]
+    asked = settings(shards, held_out, tmp_path / "run", *flags)
+    save = CheckpointWriter.save
+
+    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, run_position: RunPosition) -> None:
+        if run_position.step == 12:
+            raise KeyboardInterrupt
+        save(self, tensors, metadata, run_position)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CheckpointWriter, "save", dying_save)
+        run(asked)
+    folder = run(asked)  # from step 8, after two of the four evaluations
+    why = "ended early: patience 3, no accuracy above"
+    assert "ended early at step 13 of 19: patience 3, no accuracy above" in capsys.readouterr().out
+    records = folder.metrics()
+    assert [record["step"] for record in records if record["kind"] == "eval"] == [4, 7, 10, 13]
+    assert [record["step"] for record in records if record["kind"] == "train"] == [4, 8, 9, 12, 13]
+    assert folder.last_exit() == "finished"
+    assert f"13 steps, {why}" in (folder.path / "exit.json").read_text()
+    assert folder.report.exists()
+    published = folder.model.read_bytes()
+    run(asked)
+    again = capsys.readouterr().out
+    assert "13 of 19 steps are done, and the run has ended early: patience 3" in again
+    assert "written again" not in again
+    assert folder.metrics() == records
+    assert folder.model.read_bytes() == published
+
+    # Another run that begins from its checkpoint goes on.
+    on = ["--resume", str(folder.checkpoints / "step-000000013"), "--patience", "9"]
+    longer = run(settings(shards, held_out, tmp_path / "on", *flags, *on))
+    assert longer.last_exit() == "finished"
+    assert (longer.checkpoints / "step-000000019").exists()
+
+
+def test_a_run_that_is_stopped_at_the_step_of_its_early_end_ends_there(
+    shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--optim.base_lr", "1e-30", "--epochs", "6", "--patience", "1"]
+    asked = settings(shards, held_out, tmp_path / "run", *flags)
+    step = loop._Loop.step
+
+    def signalled(self: loop._Loop) -> None:
+        step(self)
+        if self.done == 5:  # told to all ranks with the next step, the seventh
+            self.stop.number = signal.SIGTERM
+
+    with monkeypatch.context() as patch, pytest.raises(PreemptedError):
+        patch.setattr(loop._Loop, "step", signalled)
+        run(asked)
+    assert "saved at step" in (tmp_path / "run" / "exit.json").read_text()
+    for _ in range(2):
+        folder = run(asked)
+        assert folder.last_exit() == "finished"
+        assert [record["step"] for record in folder.metrics() if record["kind"] == "eval"] == [4, 7]
+        assert folder.model.exists()
+    assert "written again" not in capsys.readouterr().out
+
+
+def test_patience_needs_something_to_wait_for(shards: Path, held_out: Path) -> None:
+    with pytest.raises(UserError, match=r"patience is 0; allowed: 1 or more"):
+        settings(shards, held_out, Path("run"), "--patience", "0")
+    with pytest.raises(UserError, match=r"patience is 2; allowed: None without eval_shards"):
+        parse(FinetuneSettings, [*TINY, "--run_dir", "run", "--patience", "2"], prog="mae finetune")
 
 
 @pytest.mark.parametrize(

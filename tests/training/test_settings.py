@@ -78,8 +78,8 @@ OWN: dict[type[TrainSettings], tuple[str, str]] = {
     ),
     FinetuneSettings: (
         "eval_shards eval_every eval_overlap",
-        "head pool freeze class_weights labels_per_class regularization.drop_path regularization.label_smoothing "
-        "regularization.mixup regularization.cutmix optim.layer_decay",
+        "head pool freeze class_weights patience labels_per_class regularization.drop_path "
+        "regularization.label_smoothing regularization.mixup regularization.cutmix optim.layer_decay",
     ),
 }
 
