@@ -25,7 +25,10 @@ MayChange = Annotated[T, _MAY_CHANGE]
 
 @dataclasses.dataclass(frozen=True)
 class Before:
-    """Value that an added setting has in runs from before it was added; needed only if its default is another."""
+    """Value that a setting has in runs from before it was added, or its default in runs from before that was changed.
+
+    A new setting needs it only if its default is another.
+    """
 
     value: Any
 

@@ -201,7 +201,10 @@ def _parse(schema: type[Settings], words: Sequence[str], prog: str) -> Settings:
 
 
 def _earlier_values(schema: type, config: Path | None, run_dir: Path | None) -> list[str]:
-    """Return flags for the settings that were added since the run in `run_dir`, or the run that saved `config`."""
+    """Return flags for settings that are newer than the run in `run_dir` or the run that saved `config`.
+
+    These were added since then, or had a default that was changed since then, and the run has it.
+    """
     before = values_before(schema)
     if not before:
         return []
@@ -214,8 +217,12 @@ def _earlier_values(schema: type, config: Path | None, run_dir: Path | None) -> 
             saved = flatten(load_yaml(file))
         except UserError:  # the run is refused later, where that can be recorded in its folder
             continue
-        missing = {name: value for name, value in before.items() if name not in saved}
-        for name, value in missing.items():
+        kept = {
+            name: value
+            for name, value in before.items()
+            if name not in saved or as_today(schema, name, saved[name]) == plain(value)
+        }
+        for name, value in kept.items():
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
     return words
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from mae.data.images.augment import AugmentSettings
+from mae.data.images.rand_augment import name_of
 from mae.models.freezing import frozen_blocks
 from mae.models.vit import TokenKind
-from mae.schema import Before, MayChange
+from mae.schema import Before, Formerly, MayChange
 from mae.settings import check
 from mae.tasks.classification_loss import RegularizationSettings
 from mae.training.inherited import shape_of_init
@@ -18,15 +19,15 @@ from mae.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class FinetuneOptimSettings(OptimSettings):
-    """AdamW with layer decay; the defaults are the paper's ViT-B fine-tuning recipe."""
+    """Optimiser with layer decay; the defaults are the published ones for a ViT-B that predicted normalised pixels."""
 
-    base_lr: float = 1e-3
+    base_lr: Annotated[float, Before(1e-3)] = 5e-4
     """Learning rate per 256 images of the global batch; the peak is base_lr * batch_size / 256."""
     warmup_epochs: float = 5.0
     """Epochs over which the learning rate rises linearly from 0."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
-    layer_decay: float = 0.75
+    layer_decay: Annotated[float, Before(0.75)] = 0.65
     """Factor between the learning rate of a block and that of the next block; 1 turns layer decay off."""
 
     def __post_init__(self) -> None:
@@ -35,9 +36,27 @@ class FinetuneOptimSettings(OptimSettings):
 
 
 @dataclass(frozen=True)
-class FinetuneSettings(TrainSettings):
-    """Fine-tune an encoder with a head on its cls token; the defaults are the paper's ViT-B/16 recipe.
+class FinetuneAugmentSettings(AugmentSettings):
+    """Augmentation of labelled images; the defaults are published for a ViT that predicted normalised pixels."""
 
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest area of a random crop, as a share of the image's area."""
+    rand_augment: Annotated[str, Formerly(name_of), Before("torchvision-9")] = "rand-m9-mstd0.5-inc1"
+    """Random changes of colour and shape. none; a string of timm, such as rand-m9-mstd0.5-inc1, which the published
+    fine-tuning uses (m: magnitude, mstd: its noise, n: number of operations, p: probability of each, inc1: all grow
+    with m); or torchvision-N: torchvision's two operations of magnitude N, 0 to 30, which are weaker, but change nearly
+    all images."""
+    erase: Annotated[float, Before(0.0)] = 0.25
+    """Probability that a box of an image is filled with noise (timm's random erasing, mode pixel). Published: 0.25
+    after pretraining with normalised targets, else 0."""
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(TrainSettings):
+    """Fine-tune an encoder with an MLP head on its cls token; configs/finetune/ has the published recipes.
+
+    The defaults are the published ones for a ViT-B/16 that predicted normalised pixels, which has a linear head on the
+    mean of its patch tokens there.
     The shape of the encoder and the size of the images are those of the model that `init` names, unless they are given.
     """
 
@@ -66,9 +85,7 @@ class FinetuneSettings(TrainSettings):
     """Number of evaluations without a better accuracy after which the run ends. None: it trains for all epochs."""
     labels_per_class: int | None = None
     """Number of samples of each class to train on, chosen by the seed; None: all samples."""
-    augment: AugmentSettings = field(
-        default_factory=lambda: AugmentSettings(crop_scale=(0.08, 1.0), rand_augment="torchvision-9")
-    )
+    augment: FinetuneAugmentSettings = field(default_factory=FinetuneAugmentSettings)
     regularization: RegularizationSettings = field(default_factory=RegularizationSettings)
     optim: FinetuneOptimSettings = field(default_factory=FinetuneOptimSettings)
 
