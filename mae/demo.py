@@ -16,16 +16,27 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import timm
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from mae import cli
+from mae.data.eval_batches import labelled_subset
+from mae.data.index import ShardIndex
 from mae.data.packing.digits import SPLITS
+from mae.data.prepare import open_shards
+from mae.data.settings import DataSettings
 from mae.errors import UserError, one_line_errors
+from mae.evaluation.feature_set import PIXELS, FeatureSet
+from mae.evaluation.protocols import svm
+from mae.evaluation.protocols.outcome import accuracy
 from mae.evaluation.seeds import Cell, table_of
 from mae.files import write_atomically
+from mae.inference.image_set import ShardImages
+from mae.inference.model import view_of
+from mae.models.description import ModelDescription, read_description
 from mae.processes import default_workers
 from mae.report.demo import demo_page
 from mae.settings import check, parse
@@ -47,7 +58,8 @@ COLUMNS = (
     Column("10 labels per class", 10, 100),
     Column("all labels", None, 20),
 )
-PRETRAINED, FROM_SCRATCH = "pretrained", "from scratch"
+PRETRAINED, FROM_SCRATCH, PIXELS_ALONE = "pretrained", "from scratch", "no encoder: SVM on pixels"
+_STRENGTH = 10.0  # C of the support vector machine; not tuned
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,7 @@ def run(settings: DemoSettings) -> Path:
         command("pretrain", ["--data.shards", str(shards / "train-*.tar"), "--run_dir", str(pretrained.path)])
     with _timed("fine-tune", seconds):
         cells, first = _finetune(settings, pretrained.path)
+        cells += _without_encoder(settings, pretrained)
     with _timed("export", seconds):
         command("export", [str(pretrained.path), "--out", str(encoder)])
         features = _feature_shape(encoder)
@@ -143,6 +156,31 @@ def _finetune(settings: DemoSettings, pretrained: Path) -> tuple[list[Cell], Run
     per_cell = [tuple(accuracies[at : at + settings.seeds]) for at in range(0, len(runs), settings.seeds)]
     filled = [Cell(encoder, column.name, of) for (column, encoder), of in zip(cells, per_cell, strict=True)]
     return filled, RunFolder(runs[0].run_dir)
+
+
+def _without_encoder(settings: DemoSettings, pretrained: RunFolder) -> list[Cell]:
+    """Classify by a support vector machine on the pixels, with the labels that fine-tuning has for each seed."""
+    description = read_description(pretrained.model)
+    (index, train), (_, test) = (_pixels(settings, split, description) for split in ("train", settings.eval_split))
+    cells = []
+    for column in COLUMNS:
+        accuracies = []
+        for seed in range(settings.seeds):
+            per_class = column.labels_per_class
+            known = train if per_class is None else train.take(labelled_subset(index, per_class, seed))
+            scores = svm.scores_of(known, test.of(PIXELS), _STRENGTH, index.label_count())
+            accuracies.append(accuracy(scores, test.labels))
+        cells.append(Cell(PIXELS_ALONE, column.name, tuple(accuracies)))
+    return cells
+
+
+def _pixels(settings: DemoSettings, split: str, description: ModelDescription) -> tuple[ShardIndex, FeatureSet]:
+    shards = (str(settings.out / "shards" / f"{split}-*.tar"),)
+    data = DataSettings(shards=shards, image_size=description.image_size, channels=description.channels)
+    index = open_shards(shards, data, lambda text: None)
+    images = ShardImages(index, data)
+    views = [view_of(images.read(number), description).flatten().numpy() for number in range(len(images))]
+    return index, FeatureSet(np.stack(views), index.label)
 
 
 def _finetuning(settings: DemoSettings, column: Column, encoder: str, init: str, seed: int) -> _Run:

@@ -1,5 +1,6 @@
 """The demo, with two seeds and few epochs: the ordinary commands on the shipped settings."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,9 @@ def test_the_demo_runs_from_images_to_an_exported_encoder(
     shown = capsys.readouterr().out
     assert "pretrained" in shown
     assert "from scratch" in shown
+    (row,) = (line for line in shown.splitlines() if "no encoder" in line)
+    assert 80 < float(re.search(r"([\d.]+)% ±", row)[1]) < 92  # type: ignore[index]
+    assert "no encoder: SVM on pixels" in text
     assert str(report) in shown
     assert "$ mae pretrain --config " in shown
     encoder = timm.create_model(f"local-dir:{tmp_path}/demo/encoder", pretrained=True).eval()
