@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,28 @@ from mae.data.settings import DataSettings
 from mae.errors import UserError, first_of
 
 
+class ShardSettings(NamedTuple):
+    """Names of the settings that give the shards, for messages."""
+
+    trained: str = "data.shards"
+    held_out: str = "eval_shards"
+
+
+class OverlapLimit(NamedTuple):
+    """Largest share of the evaluation samples that may also be training samples."""
+
+    share: float
+    setting: str = "eval_overlap"
+    """What sets it, for messages."""
+    held_out: str = "eval_shards"
+    """Setting that gives the evaluation shards, for messages."""
+
+
 def agreed_names(
-    trained: ShardIndex, held_out: ShardIndex | None, say: Callable[[str], None]
+    trained: ShardIndex,
+    held_out: ShardIndex | None,
+    say: Callable[[str], None],
+    settings: ShardSettings = ShardSettings(),  # noqa: B008 - it cannot be changed
 ) -> tuple[str, ...] | None:
     """Return the class names of the training shards, after comparing those of the evaluation shards with them.
 
@@ -27,14 +48,19 @@ def agreed_names(
         return names
     held_out_names = class_names([entry.shard for entry in held_out.entries], say)
     if names is not None and held_out_names is not None:
-        require_same_classes(names, "data.shards", held_out_names, "eval_shards")
+        require_same_classes(names, settings.trained, held_out_names, settings.held_out)
     elif (names is None) != (held_out_names is None):
-        without = "data.shards" if names is None else "eval_shards"
+        without = settings.trained if names is None else settings.held_out
         say(f"{without} have no {CLASSES_FILE}: their labels are taken by number")
     return names
 
 
-def count_classes(trained: ShardIndex, held_out: ShardIndex | None, names: tuple[str, ...] | None) -> int:
+def count_classes(
+    trained: ShardIndex,
+    held_out: ShardIndex | None,
+    names: tuple[str, ...] | None,
+    settings: ShardSettings = ShardSettings(),  # noqa: B008 - it cannot be changed
+) -> int:
     """Return the number of classes of the training shards, with those that have a name but no sample.
 
     Raises:
@@ -43,8 +69,8 @@ def count_classes(trained: ShardIndex, held_out: ShardIndex | None, names: tuple
     classes = trained.class_count(names)
     if held_out is not None and (count := held_out.label_count()) > classes:
         raise UserError(
-            f"eval_shards have labels up to {count - 1}, data.shards only up to {classes - 1}; pack both with the "
-            "same class list"
+            f"{settings.held_out} have labels up to {count - 1}, {settings.trained} only up to {classes - 1}; pack "
+            "both with the same class list"
         )
     return classes
 
@@ -52,20 +78,17 @@ def count_classes(trained: ShardIndex, held_out: ShardIndex | None, names: tuple
 def limit_overlap(
     trained: ShardIndex,
     held_out: ShardIndex,
-    share: float,
+    limit: OverlapLimit,
     data: DataSettings,
     say: Callable[[str], None],
     subset: NDArray[np.int64] | None = None,
-    setting: str = "eval_overlap",
 ) -> None:
     """Report evaluation samples that are also training samples, of which only those in `subset` count if it is given.
 
-    The error names `setting` as what limits the share.
-
     Raises:
-        UserError: if they are more than a `share` of the evaluation samples.
+        UserError: if they are more than the limit.
     """
-    most = int(share * len(held_out))
+    most = int(limit.share * len(held_out))
     found = list(islice(shared_samples(trained, held_out, data, subset), most + 1))
     if not found:
         return
@@ -73,7 +96,7 @@ def limit_overlap(
     pairs = first_of([f"{sample.second} is {sample.first}" for sample in found], most=2)
     if len(found) > most:
         raise UserError(
-            f"{count} are also training samples: {pairs}; allowed: {share:.1%} ({setting}). Give separate shards as "
-            "eval_shards: accuracy on training samples tells nothing"
+            f"{count} are also training samples: {pairs}; allowed: {limit.share:.1%} ({limit.setting}). Give separate "
+            f"shards as {limit.held_out}: accuracy on training samples tells nothing"
         )
     say(f"warning: {count} are also training samples: {pairs}")

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from mae import keyed
 from mae.data.eval_batches import EvalBatches, first_per_class
 from mae.data.index import ShardIndex
-from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
+from mae.data.labelled_sets import OverlapLimit, ShardSettings, agreed_names, count_classes, limit_overlap
 from mae.data.loader import load, normalize
 from mae.data.prepare import open_shards
 from mae.data.scan import NO_LABEL
@@ -43,7 +43,8 @@ KIND = "evaluation"
 NEIGHBOURS, STRENGTH = 20, 1.0
 """Number of neighbours of k-NN, and C of the few-shot probe."""
 _SHARE_OF_FLOPS = 0.03
-_MOST_OVERLAP = 0.01
+_SETTINGS = ShardSettings("evaluation.train_shards", "evaluation.eval_shards")
+_LIMIT = OverlapLimit(0.01, "a fixed limit", _SETTINGS.held_out)
 
 
 class OnlineSets(NamedTuple):
@@ -71,14 +72,14 @@ def open_sets(task: Pretraining, say: Callable[[str], None]) -> OnlineSets | Non
         return None
     held_out = open_shards(settings.eval_shards, data, say)
     if isinstance(task.source, IndexedSource):
-        limit_overlap(task.source.index, held_out, _MOST_OVERLAP, data, say, setting="a fixed limit")
+        limit_overlap(task.source.index, held_out, _LIMIT, data, say)
     known, classes = None, 0
     if settings.train_shards and NO_LABEL in held_out.label:
         say("evaluation.eval_shards have samples without labels: only held-out loss and rank are measured")
     elif settings.train_shards:
         known = open_shards(settings.train_shards, data, say)
-        classes = count_classes(known, held_out, agreed_names(known, held_out, say))
-        limit_overlap(known, held_out, _MOST_OVERLAP, data, say, setting="a fixed limit")
+        classes = count_classes(known, held_out, agreed_names(known, held_out, say, _SETTINGS), _SETTINGS)
+        limit_overlap(known, held_out, _LIMIT, data, say)
     ids, known_ids = _spread(held_out, settings.images), _spread(known, settings.images)
     if known is not None:
         require_two_classes(known.label[known_ids], "the images taken of evaluation.train_shards")

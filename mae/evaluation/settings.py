@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
-from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
+from mae.data.labelled_sets import OverlapLimit, agreed_names, count_classes, limit_overlap
 from mae.data.prepare import open_shards
 from mae.evaluation.feature_set import KINDS
 from mae.evaluation.judging import LabelledSets, Protocol
@@ -89,5 +89,5 @@ def open_sets(settings: EvaluateSettings, model: ModelDescription, say: Callable
     names = agreed_names(train, test, say)
     classes = count_classes(train, test, names)
     require_two_classes(train.label, "data.shards")
-    limit_overlap(train, test, settings.eval_overlap, data, say)
+    limit_overlap(train, test, OverlapLimit(settings.eval_overlap), data, say)
     return LabelledSets(train, test, classes, names)

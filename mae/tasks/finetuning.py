@@ -15,7 +15,7 @@ from mae.data.batch import Batch, BatchRecipe, TrainingBatches
 from mae.data.eval_batches import labelled_subset
 from mae.data.images.erasing import erase
 from mae.data.index import ShardIndex
-from mae.data.labelled_sets import agreed_names, count_classes, limit_overlap
+from mae.data.labelled_sets import OverlapLimit, agreed_names, count_classes, limit_overlap
 from mae.data.loader import normalize
 from mae.data.plan import BatchPlan
 from mae.data.prepare import open_shards
@@ -70,7 +70,8 @@ class Finetuning(Task):
         task.say_empty_classes(say)
         _ = task.class_weights
         if held_out is not None:
-            limit_overlap(source.index, held_out, settings.eval_overlap, settings.data, say, task.subset)
+            limit = OverlapLimit(settings.eval_overlap)
+            limit_overlap(source.index, held_out, limit, settings.data, say, task.subset)
         return task
 
     @cached_property
