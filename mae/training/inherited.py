@@ -19,6 +19,8 @@ _LARGEST_CROPPED = 224
 def shape_of_init(given: Mapping[str, str]) -> list[str]:
     """Return flags for the shape of the encoder and the size of the images, as the model that `init` names has them.
 
+    Without `run_dir`, the run is beside the run that `init` names, with `-finetuned` added to its name.
+
     A run that has been started already keeps its own. Settings that are given stay as they are; with `model.size`, all
     of `model.*` is left to the settings. Images larger than 224 pixels are not cropped in evaluation unless
     `data.crop_pct` is given or the model was trained on them, as in the published evaluation (timm's crop_pct 1).
@@ -26,18 +28,27 @@ def shape_of_init(given: Mapping[str, str]) -> list[str]:
     Raises:
         UserError: if there is no such model, or another program wrote it.
     """
-    known = _settings_of_run(given) or _settings_of_model(given)
+    run_dir = given.get("run_dir") or _beside(Path(given.get("init", SCRATCH)))
+    known = (_settings_of_run(Path(run_dir)) if run_dir else {}) or _settings_of_model(given)
+    if run_dir:
+        known["run_dir"] = run_dir
     if "data.crop_pct" not in given and _is_large(given.get("data.image_size")):
         known["data.crop_pct"] = 1.0
-    wanted = _IMAGES if _SIZE in given else (_SIZE, *_SHAPE, *_IMAGES)
+    wanted = ("run_dir", *(_IMAGES if _SIZE in given else (_SIZE, *_SHAPE, *_IMAGES)))
     names = [name for name in wanted if name in known and name not in given]
     return [word for name in names for word in (f"--{name}", *_words(known[name]))]
 
 
-def _settings_of_run(given: Mapping[str, str]) -> dict[str, Any]:
+def _beside(init: Path) -> str | None:
+    """Return a folder for the fine-tuning of a run; None if `init` is a checkpoint, a file or no run."""
+    is_run = init.name != "" and (init / SETTINGS_FILE).is_file()
+    return f"{init}-finetuned" if is_run else None
+
+
+def _settings_of_run(run_dir: Path) -> dict[str, Any]:
     """Return the settings that the run folder holds; none for a new run."""
-    path = Path(given.get("run_dir", "")) / SETTINGS_FILE
-    if "run_dir" not in given or not path.is_file():
+    path = run_dir / SETTINGS_FILE
+    if not path.is_file():
         return {}
     try:
         return flatten(load_yaml(path))

@@ -70,6 +70,15 @@ def test_a_run_keeps_its_shape_when_the_model_is_gone(model: Path, tmp_path: Pat
         parse(FinetuneSettings, ["--run_dir", str(tmp_path / "other"), *words], prog="mae finetune")
 
 
+def test_a_run_is_fine_tuned_beside_itself(model: Path, tmp_path: Path) -> None:
+    words = ["--init", f"{model}/"]
+    with pytest.raises(UserError, match="run_dir"):  # an export: perhaps in a folder of packages
+        parse(FinetuneSettings, words, prog="mae finetune")
+    (model / "settings.yaml").write_text("seed: 1\n")
+    assert parse(FinetuneSettings, words, prog="mae finetune").run_dir == tmp_path / "pre-finetuned"
+    assert settings_of(tmp_path, *words).run_dir == tmp_path / "run"
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [({}, []), ({"data.image_size": "224"}, []), ({"data.image_size": "384"}, ["--data.crop_pct", "1.0"])],
