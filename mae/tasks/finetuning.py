@@ -9,8 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from mae.data.batch import Batch, BatchRecipe, TrainingBatches
@@ -29,6 +27,7 @@ from mae.models.flops import classifier_flops
 from mae.models.weights import load_encoder
 from mae.schema import Before, MayChange
 from mae.settings import check
+from mae.tasks.classification_loss import ClassificationLoss, RegularizationSettings
 from mae.training.optimizer import OptimSettings, parameter_groups
 from mae.training.origin import find_origin, with_statistics
 from mae.training.run_folder.folder import RunFolder
@@ -52,33 +51,6 @@ class FinetuneOptimSettings(OptimSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0, at most 1")
-
-
-@dataclass(frozen=True)
-class RegularizationSettings:
-    """Regularization of a classifier: stochastic depth, label smoothing, mixup and cutmix."""
-
-    drop_path: float = 0.1
-    """Rate of stochastic depth at the last block; it rises linearly from 0 at the first."""
-    label_smoothing: float = 0.1
-    """Share of the target that is spread evenly over all classes."""
-    mixup: float = 0.8
-    """Alpha of mixup's beta distribution; 0 turns it off."""
-    cutmix: float = 1.0
-    """Alpha of cutmix's beta distribution; 0 turns it off. With both on, one is chosen at random for each batch."""
-
-    def __post_init__(self) -> None:
-        for name in ("drop_path", "label_smoothing"):
-            value = getattr(self, name)
-            check(0 <= value < 1, f"regularization.{name}", value, "from 0, below 1")
-        for name in ("mixup", "cutmix"):
-            value = getattr(self, name)
-            check(0 <= value < math.inf, f"regularization.{name}", value, "0 or more")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed in pairs."""
-        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True)
@@ -234,16 +206,10 @@ class Finetuning(Task):
                 "batch_size that gives each process an even number, or set regularization.mixup and "
                 "regularization.cutmix to 0"
             )
-        smoothing = regularization.label_smoothing
-        criterion = SoftTargetCrossEntropy() if regularization.mixes else nn.CrossEntropyLoss(label_smoothing=smoothing)
-        mix = Mixup(regularization.mixup, regularization.cutmix, label_smoothing=smoothing, num_classes=self.classes)
+        criterion = ClassificationLoss(regularization, self.classes)
 
         def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-            inputs, targets = normalize(batch.images, statistics), batch.labels
-            if regularization.mixes:
-                inputs, targets = mix(inputs, targets)
-            loss: Tensor = criterion(model(inputs).float(), targets)
-            return loss
+            return criterion(model, normalize(batch.images, statistics), batch.labels)
 
         return loss_of
 
