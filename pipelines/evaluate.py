@@ -1,19 +1,20 @@
-"""Judge encoders by labelled samples, without training them: nearest neighbours, linear probes, and what pixels give.
+"""Judge encoders by labelled samples: nearest neighbours, linear probes, fine-tuning, and what pixels give.
 
 mae evaluate runs/first --data.shards 'shards/train-*.tar' --eval_shards 'shards/test-*.tar'
 """
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from mae.data.index import ShardIndex
 from mae.evaluation.features import compute, read, speed
-from mae.evaluation.judging import JudgingRules, judge, subjects
+from mae.evaluation.judging import judge, load_models, subjects
 from mae.evaluation.results import Row, chosen, plain
 from mae.evaluation.settings import EvaluateSettings, open_sets
+from mae.evaluation.trained import judge_trained, require_trainable, trainees
 from mae.models.description import find_best_model, read_description
 from mae.output import say as print_line
 from mae.report.evaluation import write_evaluation
@@ -24,7 +25,7 @@ from mae.versions import library_versions
 
 
 def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
-    """Compute features, judge them, and write the results; return the rows, on the first process only."""
+    """Judge all models by all protocols, and write the results; return the rows, on the first process only."""
     accelerator = start_accelerator("fp32")
     say = print_line if accelerator.is_main_process else lambda text: None
     models = [find_best_model(source) for source in settings.source]
@@ -32,23 +33,24 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     check_name("out", out)
     first = read_description(models[0])
     sets = open_sets(settings, first, say)
-    rules = JudgingRules(
-        settings.protocols, settings.kinds, settings.seeds, settings.shots, settings.splits, accelerator.device
-    )
-    judged = subjects(settings.source, sets, rules)
+    rules = settings.rules(accelerator.device)
+    loaded = load_models(settings.source, accelerator.device)
+    judged, trained = subjects(loaded, sets, rules), trainees(loaded, sets, rules)
+    if trained:
+        require_trainable(sets, rules, accelerator)
     for subject in judged:
         for extraction in subject.extractions:
             data = settings.data.as_seen_by(extraction.description)
             for index in (sets.train, sets.test):
                 compute(extraction, index, data, accelerator, subject.name)
+    # Before the rest, in which all processes but the first have nothing to do, and would wait too long.
+    tuned = list(_said(judge_trained(trained, sets, rules, settings.data.as_seen_by, accelerator), say))
     if not accelerator.is_main_process:
         return []
     cache = settings.data.as_seen_by(first).cache
-    rows = []
-    for subject in judged:
-        for row in judge(subject, partial(read, cache=cache), sets, rules):
-            say(f"{row.encoder}, {row.protocol}: top-1 {row.mean('top1'):.1%}, {chosen(row)}")
-            rows.append(row)
+    read_cached = partial(read, cache=cache)
+    frozen = [row for subject in judged for row in _said(judge(subject, read_cached, sets, rules), say)]
+    rows = [*frozen, *tuned]
     about = {
         "command": command,
         "versions": library_versions(),
@@ -61,6 +63,13 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     for line in (*plain(rows), f"results with all that was chosen: {out / 'results.md'}"):
         say(line)
     return rows
+
+
+def _said(rows: Iterable[Row], say: Callable[[str], None]) -> Iterator[Row]:
+    """Yield the rows, and report each at once."""
+    for row in rows:
+        say(f"{row.encoder}, {row.protocol}: top-1 {row.mean('top1'):.1%}, {chosen(row)}")
+        yield row
 
 
 def _described(index: ShardIndex, shards: Sequence[str]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Accuracy of a classifier, in which each sample counts once on any number of processes."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import nn
 
 from mae.data.eval_batches import EvalBatches
@@ -55,11 +58,27 @@ def evaluate(
     return Accuracy(correct_count / samples, loss_sum / samples, int(samples))
 
 
-def require_good_images(bad: list[str]) -> None:
+def gather_rows(rows: Sequence[NDArray[Any]], samples: int) -> NDArray[Any]:
+    """Return one row for each sample, in their order, on every rank. Collective.
+
+    Args:
+        rows: Rows of this rank in parts [samples, value]; of the samples of `EvalBatches`, rank r has r, r + ranks, ...
+        samples: Number of samples of all ranks.
+    """
+    parts = gather_object([np.concatenate(rows) if rows else None])
+    first = next(part for part in parts if part is not None)
+    gathered = np.empty((samples, first.shape[1]), first.dtype)
+    for number, part in enumerate(parts):
+        if part is not None:
+            gathered[number :: len(parts)] = part
+    return gathered
+
+
+def require_good_images(bad: list[str], where: str = "the evaluation shards") -> None:
     """Raise a `UserError` on every rank if any rank has met a bad image. Collective."""
     names: list[str] = gather_object(bad)
     if names:
         raise UserError(
-            f"{len(names)} bad image{'s' if len(names) > 1 else ''} in the evaluation shards: "
+            f"{len(names)} bad image{'s' if len(names) > 1 else ''} in {where}: "
             f"{first_of(names)}; pack the shards again without them"
         )

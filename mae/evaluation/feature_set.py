@@ -49,17 +49,22 @@ class FeatureSet:
 
 
 def split_off(train: FeatureSet, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ids of training samples to fit on, and of those that are held out to choose by; see `split`."""
+    return split(train.labels, seed)
+
+
+def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the ids of training samples to fit on, and of those that are held out to choose by.
 
     A tenth of each class is held out, chosen by the seed, but at most 2,000 samples in all. A class of one sample is
     not divided.
     """
-    order = keyed.shuffled(keyed.key(Purpose.HELD_OUT, seed), np.arange(len(train)))
-    share = min(_HELD_OUT_SHARE, _MOST_HELD_OUT / len(train))
+    order = keyed.shuffled(keyed.key(Purpose.HELD_OUT, seed), np.arange(len(labels)))
+    share = min(_HELD_OUT_SHARE, _MOST_HELD_OUT / len(labels))
     held_out = []
-    for label in np.unique(train.labels).tolist():
-        members = order[train.labels[order] == label]
+    for label in np.unique(labels).tolist():
+        members = order[labels[order] == label]
         count = max(1, round(share * len(members))) if len(members) > 1 else 0
         held_out.append(members[:count])
     chosen = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(np.arange(len(train)), chosen), chosen
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen

@@ -1,6 +1,6 @@
 """What is judged (encoders, their heads, untrained encoders, pixels) and by which protocols."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,12 +14,17 @@ from mae.evaluation.feature_set import PIXELS, FeatureSet
 from mae.evaluation.features import Extraction, encoder_features, head_logits, pixels, untrained_features
 from mae.evaluation.protocols import few_shot, knn, linear, svm
 from mae.evaluation.protocols.outcome import Outcome
+from mae.evaluation.protocols.training import TrainingRules
 from mae.evaluation.results import Row, row_of
 from mae.inference.model import Model, load
 from mae.models.description import ModelDescription
 
-Protocol = Literal["knn", "linear", "few_shot", "pixels", "untrained"]
-"""Ways to judge features; `pixels` and `untrained` show what the others give without pretraining."""
+Protocol = Literal[
+    "knn", "linear", "few_shot", "pixels", "untrained",
+    "attentive", "linear_paper", "partial", "finetune", "scratch", "resnet",
+]  # fmt: skip
+"""Ways to judge an encoder. `pixels` and `untrained` show what knn, linear and few_shot give without pretraining; the
+names in the second line train, see `mae.evaluation.trained`."""
 HEAD, SVM = "head", "svm"
 
 
@@ -46,6 +51,7 @@ class JudgingRules:
     splits: int
     """Number of choices of these samples for each seed."""
     device: torch.device
+    training: TrainingRules
 
 
 @dataclass(frozen=True)
@@ -60,26 +66,31 @@ class Subject:
     remarks: tuple[str, ...] = ()
 
 
-def subjects(sources: Sequence[Path], sets: LabelledSets, rules: JudgingRules) -> list[Subject]:
-    """Return all that is to be judged: each encoder and its head, and what stands for no pretraining.
+def load_models(sources: Sequence[Path], device: torch.device) -> dict[str, Model]:
+    """Return the models by their names.
 
     Raises:
         UserError: if a model cannot be loaded, or is named twice.
     """
-    asked = tuple(name for name in ("knn", "linear", "few_shot") if name in rules.protocols)
-    models = {str(source): load(source, rules.device) for source in sources}
+    models = {str(source): load(source, device) for source in sources}
     if len({model.path.resolve() for model in models.values()}) < len(sources):
         raise UserError(f"a model is named twice: {' '.join(map(str, sources))}; name each once")
+    return models
+
+
+def subjects(models: Mapping[str, Model], sets: LabelledSets, rules: JudgingRules) -> list[Subject]:
+    """Return all that is to be judged without training: each encoder and its head, and what shows no pretraining."""
+    asked = tuple(name for name in ("knn", "linear", "few_shot") if name in rules.protocols)
     found = [subject for name, model in models.items() for subject in _of_model(name, model, sets, asked)]
-    for description in _prepared_alike(model.description for model in models.values()):
+    for description in prepared_alike(model.description for model in models.values()):
         if "untrained" in rules.protocols:
             random = tuple(untrained_features(description, seed, rules.device) for seed in range(rules.seeds))
-            found.append(Subject(f"untrained {_shape(description)}", random, asked, {}))
+            found.append(Subject(f"untrained {shape_of(description)}", random, asked, {}))
         if "pixels" in rules.protocols:
             plain = pixels(description)
             rows, columns = plain.identity["pixels"]
             found.append(Subject(f"pixels {rows}x{columns}", (plain,), (*asked, SVM), {}))
-    return found
+    return [subject for subject in found if subject.protocols]
 
 
 def judge(
@@ -119,12 +130,16 @@ def _judge_once(
 
 def _of_model(name: str, model: Model, sets: LabelledSets, asked: tuple[str, ...]) -> Iterator[Subject]:
     about = {"model": str(model.path), "sha256": model.sha256}
-    remarks: tuple[str, ...] = ()
-    if model.selection is not None and model.selection.fingerprint == sets.test.fingerprint:
-        remarks = ("selected on this set",)
+    remarks = selection_remarks(model, sets.test)
     yield Subject(name, (encoder_features(model),), asked, about, remarks)
     if model.has_head and _knows(model, sets):
         yield Subject(name, (head_logits(model),), (HEAD,), about, remarks)
+
+
+def selection_remarks(model: Model, test: ShardIndex) -> tuple[str, ...]:
+    """Return a remark if the model was selected on the test samples."""
+    is_selected = model.selection is not None and model.selection.fingerprint == test.fingerprint
+    return ("selected on this set",) if is_selected else ()
 
 
 def _knows(model: Model, sets: LabelledSets) -> bool:
@@ -133,13 +148,13 @@ def _knows(model: Model, sets: LabelledSets) -> bool:
     return model.classes == sets.names if named else len(model.classes) == sets.classes
 
 
-def _shape(description: ModelDescription) -> str:
+def shape_of(description: ModelDescription) -> str:
     """Return the shape of an encoder in short: width x depth / patch size."""
     patch = "x".join(map(str, dict.fromkeys(description.patch_size)))
     return f"{description.width}x{description.depth}/{patch}"
 
 
-def _prepared_alike(descriptions: Iterable[ModelDescription]) -> list[ModelDescription]:
+def prepared_alike(descriptions: Iterable[ModelDescription]) -> list[ModelDescription]:
     """Return each encoder once, with the preparation of its images, whatever its decoder or head."""
     plain = [replace(each, kind="classifier", decoder=None, classes=None, pool="cls") for each in descriptions]
     return list(dict.fromkeys(plain))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch.distributed.fsdp import register_fsdp_forward_method
 
@@ -26,7 +25,7 @@ from mae.data.prepare import open_shards
 from mae.data.scan import NO_LABEL
 from mae.data.source import IndexedSource, statistics_of
 from mae.evaluation.best import evaluation_due
-from mae.evaluation.classification import require_good_images
+from mae.evaluation.classification import gather_rows, require_good_images
 from mae.evaluation.protocols.knn import votes
 from mae.evaluation.protocols.logistic import probabilities
 from mae.evaluation.protocols.outcome import accuracy, require_two_classes
@@ -174,14 +173,7 @@ class _OnlineEvaluation:
                 bad += batch.bad
         require_good_images(bad)
         total = accelerator.reduce(total, reduction="sum")
-        # Rank r has the samples r, r + ranks, ...
-        parts = gather_object([np.concatenate(rows) if rows else None])
-        width = next(part.shape[1] for part in parts if part is not None)
-        features = np.empty((len(ids), width), np.float32)
-        for number, part in enumerate(parts):
-            if part is not None:
-                features[number::ranks] = part
-        return float(total) / len(ids), features
+        return float(total) / len(ids), gather_rows(rows, len(ids))
 
     def judge(self, features: NDArray[np.float32], known: NDArray[np.float32] | None) -> dict[str, Any]:
         """Return rank, and the accuracies of k-NN and few-shot probe if there are labels; None if not finite."""

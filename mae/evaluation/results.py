@@ -128,7 +128,7 @@ def _figure(row: Row, measure: str) -> str:
 
 def chosen(row: Row) -> str:
     """Return what was chosen; of several trials, each choice once."""
-    names = ("feature", "k", "C", "shots")
+    names = ("feature", "k", "C", "shots", "lr", "epochs", "steps", "seconds")
     each = [", ".join(_word(name, t.chosen[name]) for name in names if name in t.chosen) for t in row.trials]
     return " / ".join(dict.fromkeys(each))
 

@@ -13,7 +13,9 @@ from conftest import png, write_shards
 
 import mae
 from mae.data.indexing import open_index
+from mae.errors import UserError
 from mae.evaluation import features
+from mae.evaluation.protocols import resnet
 from mae.evaluation.settings import EvaluateSettings
 from mae.inference import parts
 from mae.inference.image_set import ShardImages
@@ -231,3 +233,52 @@ def test_unlabelled_and_bad_images_are_named(places: Path, capfd: pytest.Capture
         for number in range(4):
             tar.write({"__key__": f"{number}", "png": png(number)[:50], "cls": f"{number}".encode()})
     assert "4 images are bad: " in message(capfd, *words, "bad.tar")
+
+
+TRAINED = ["attentive", "linear_paper", "partial 0", "partial 1/2", "partial 1", "finetune", "scratch", "resnet"]
+
+
+def test_protocols_that_train_are_rows_beside_the_others(
+    places: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resnet, "RATES", (0.1,))  # to save seconds
+    names = dict.fromkeys(name.split()[0] for name in TRAINED)
+    few = ["--epochs", "1", "--batch_size", "36", "--augment.rand_augment", "none"]
+    rows = evaluate.run(settings("--protocols", "knn", *names, *few), "mae evaluate ...")
+    assert sorted(row.protocol for row in rows) == sorted(["knn", *TRAINED])
+    found = {row["protocol"]: row for row in results(places / "run" / "evaluation")["rows"]}
+    for protocol in TRAINED:
+        (trial,) = found[protocol]["trials"]
+        assert trial["fitted_on"] == 80
+        assert trial["chosen"]["steps"] == 3
+        assert (trial["chosen"]["epochs"], trial["chosen"]["batch_size"]) == (1.0, 36)
+        assert trial["chosen"]["seconds"] > 0
+        assert 0 <= trial["measures"]["top1"] <= 1
+    assert found["finetune"]["encoder"] == "run"
+    assert found["scratch"]["encoder"] == "untrained 16x2/4"
+    assert "resnet18" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--batch_size", "128"), r"batch_size is 128, but data.shards have only 72 samples .* allowed: 1 to 72"),
+        (("--batch_size", "9"), r"mixup and cutmix pair the images of a batch, but a process takes 9 at a time"),
+        (("--epochs", "0"), r"epochs is 0.0; allowed: above 0"),
+        (("--augment.rand_augment", "strong"), r"augment.rand_augment is strong; allowed: none"),
+        (("--protocols", "finetuned"), r"protocols"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(places: Path, words: tuple[str, ...], message: str) -> None:
+    given = words if words[0] == "--protocols" else ("--protocols", "finetune", *words)
+    with pytest.raises(UserError, match=message):
+        evaluate.run(settings(*given))
+
+
+def test_a_class_without_samples_cannot_be_trained(places: Path) -> None:
+    for folder in (places / "train", places):
+        (folder / "classes.txt").write_text("ant\nbee\ncat\ndog\nemu\n")
+    with pytest.raises(
+        UserError, match=r"1 of 5 classes have no sample in data.shards, .*: emu; add samples, or leave"
+    ):
+        evaluate.run(settings("--protocols", "scratch", "--batch_size", "36"))

@@ -1,0 +1,144 @@
+"""Protocols that train: which recipe for which encoder, the choice of the learning rate, and the row of the result."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from mae.data.settings import DataSettings
+from mae.errors import UserError, first_of
+from mae.evaluation.feature_set import split
+from mae.evaluation.judging import JudgingRules, LabelledSets, prepared_alike, selection_remarks, shape_of
+from mae.evaluation.protocols import attentive, linear_paper, partial, resnet, tuned
+from mae.evaluation.protocols.outcome import Outcome, accuracy
+from mae.evaluation.protocols.starting import Start
+from mae.evaluation.protocols.training import Recipe, Samples, TrainingRules, plan_of, predict, train
+from mae.evaluation.results import Row, row_of
+from mae.inference.model import Model
+from mae.models.description import ModelDescription
+from mae.training.job import total_steps
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """Something to train and judge by one protocol."""
+
+    name: str
+    protocol: str
+    recipe: Recipe
+    description: ModelDescription
+    """Model that decides how the images are prepared."""
+    about: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+
+
+def trainees(models: Mapping[str, Model], sets: LabelledSets, rules: JudgingRules) -> list[Trainee]:
+    """Return all that is to be trained: by each protocol, each encoder, and what starts from random weights."""
+    found = list[Trainee]()
+    for name, model in models.items():
+        about, remarks = {"model": str(model.path), "sha256": model.sha256}, selection_remarks(model, sets.test)
+        for protocol, recipe in _of_encoder(Start.of(model), sets.classes, rules):
+            found.append(Trainee(name, protocol, recipe, model.description, about, remarks))
+    for description in prepared_alike(model.description for model in models.values()):
+        if "scratch" in rules.protocols:
+            recipe = tuned.recipe(Start(description), sets.classes, rules.training)
+            found.append(Trainee(f"untrained {shape_of(description)}", "scratch", recipe, description, {}))
+        if "resnet" in rules.protocols:
+            recipe = resnet.recipe(description, sets.classes, rules.training)
+            found.append(Trainee(resnet.NAME, "resnet", recipe, description, {}))
+    return found
+
+
+def _of_encoder(start: Start, classes: int, rules: JudgingRules) -> Iterator[tuple[str, Recipe]]:
+    """Yield the recipes of an encoder with their names; there are several of partial fine-tuning."""
+    for protocol, module in (("attentive", attentive), ("linear_paper", linear_paper), ("finetune", tuned)):
+        if protocol in rules.protocols:
+            yield protocol, module.recipe(start, classes, rules.training)
+    if "partial" in rules.protocols:
+        yield from partial.recipes(start, classes, rules.training).items()
+
+
+def require_trainable(sets: LabelledSets, rules: JudgingRules, accelerator: Accelerator) -> None:
+    """Refuse what cannot be trained before anything is computed.
+
+    Raises:
+        UserError: if the batch is too large or cannot be divided, a class has no training sample, or FSDP2 is on.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise UserError("protocols that train do not shard their models; start the processes without FSDP2")
+    plan_of(rules.training, accelerator.num_processes)
+    empty = np.flatnonzero(np.bincount(sets.train.label, minlength=sets.classes) == 0).tolist()
+    if empty:
+        names = [str(label) if sets.names is None else sets.names[label] for label in empty]
+        raise UserError(
+            f"{len(empty)} of {sets.classes} classes have no sample in data.shards, which protocols that train cannot "
+            f"learn: {first_of(names)}; add samples, or leave these protocols out"
+        )
+    smallest = min(len(split(sets.train.label, seed)[0]) for seed in range(rules.seeds))
+    if smallest < rules.training.batch_size:
+        raise UserError(
+            f"batch_size is {rules.training.batch_size}, but data.shards have only {smallest} samples that are not "
+            f"held out; allowed: 1 to {smallest}"
+        )
+
+
+def judge_trained(
+    trainees: list[Trainee],
+    sets: LabelledSets,
+    rules: JudgingRules,
+    prepared: Callable[[ModelDescription], DataSettings],
+    accelerator: Accelerator,
+) -> Iterator[Row]:
+    """Train and judge each trainee; yield its row on every process. Collective.
+
+    Raises:
+        UserError: on every process, if images are bad or a training does not stay finite.
+    """
+    for trainee in trainees:
+        data = prepared(trainee.description)
+        outcomes = [
+            (seed, _judge(trainee, sets, rules.training, seed, data, accelerator)) for seed in range(rules.seeds)
+        ]
+        yield row_of(trainee.name, trainee.protocol, outcomes, sets.test.label, trainee.remarks, trainee.about)
+
+
+def _judge(
+    trainee: Trainee,
+    sets: LabelledSets,
+    rules: TrainingRules,
+    seed: int,
+    data: DataSettings,
+    accelerator: Accelerator,
+) -> Outcome:
+    """Choose the learning rate on held-out training samples, train on all, and predict the test samples once."""
+    began, recipe = time.monotonic(), trainee.recipe
+    every = Samples(sets.train, np.arange(len(sets.train)), data, sets.classes)
+    test = Samples(sets.test, np.arange(len(sets.test)), data, sets.classes)
+    fit, held_out = (every.take(ids) for ids in split(sets.train.label, seed))
+
+    def probabilities(rate: float, known: Samples, queries: Samples, title: str) -> Any:
+        title = f"{trainee.name}, {trainee.protocol}, seed {seed}, {title}"
+        return predict(train(recipe, rate, known, rules, seed, accelerator, title), queries, accelerator)
+
+    measured = []
+    for rate in recipe.rates:
+        found = probabilities(rate, fit, held_out, f"choice of rate {rate:g}")
+        measured.append((accuracy(found, held_out.labels) if np.isfinite(found).all() else 0.0, rate))
+    best, rate = max(measured, key=lambda each: each[0])
+    scores = probabilities(rate, every, test, f"rate {rate:g}")
+    if not np.isfinite(scores).all():
+        raise UserError(f"{trainee.name}, {trainee.protocol}: training with learning rate {rate:g} did not stay finite")
+    steps = total_steps(len(every.ids), rules.epochs, rules.batch_size)
+    chosen = {
+        "lr": rate,
+        "held_out_top1": best,
+        "epochs": rules.epochs,
+        "steps": steps,
+        "batch_size": rules.batch_size,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return Outcome(scores, True, len(every.ids), chosen | dict(recipe.about))
