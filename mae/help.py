@@ -99,7 +99,15 @@ def _docs(owner: type) -> Iterator[tuple[str, str]]:
 
 
 def _entry(heading: str, text: str, columns: int) -> list[str]:
-    return [f"  {heading}", *_wrapped(text, columns, indent=" " * 6)]
+    first = wrap(
+        heading,
+        columns,
+        initial_indent="  ",
+        subsequent_indent=" " * 10,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [*first, *_wrapped(text, columns, indent=" " * 6)]
 
 
 def _wrapped(text: str, columns: int, indent: str = "") -> list[str]:

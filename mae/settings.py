@@ -23,9 +23,9 @@ import tyro
 import yaml
 
 from mae.errors import UserError, is_rank_zero
-from mae.files import read_bounded
 from mae.help import help_of
 from mae.schema import as_today, settings_of, values_before
+from mae.yaml_files import load_yaml
 
 Settings = TypeVar("Settings")
 
@@ -33,7 +33,6 @@ Settings = TypeVar("Settings")
 _SETTINGS_FILE, _LOG_FILE = "settings.yaml", "metrics.jsonl"
 # Codes that change the colour of a terminal, in which tyro writes its complaints.
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
-_MOST_BYTES, _MOST_REPETITIONS = 1 << 24, 16
 
 
 def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
@@ -49,10 +48,7 @@ def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
         raise SystemExit(0)
     path, flags = _split_config_flag(argv)
     words = [*(_flags_of_file(path, schema) if path else ()), *_spelt_out(flags, set(_switches(schema)))]
-    inherited = getattr(schema, "inherited", None)
-    if inherited is not None:
-        words = [*inherited(_given(words)), *words]
-    settings = _parse(schema, words, prog)
+    settings, words = _parse_with_inherited(schema, words, prog)
     earlier = _earlier_values(schema, path, getattr(settings, "run_dir", None))
     return _parse(schema, [*earlier, *words], prog) if earlier else settings
 
@@ -78,28 +74,6 @@ def dump(settings: Any) -> str:
     return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping, and refuse tags and duplicate keys.
-
-    Raises:
-        UserError: if the file is missing, is not YAML or is not a mapping.
-    """
-    try:
-        text = read_bounded(path, _MOST_BYTES).decode("utf-8")
-        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        raise UserError(f"settings file {path} does not exist; check the path given to --config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"settings file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UserError(f"settings file {path} has too many lists in lists, or sections in sections") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"settings file {path} must hold a mapping of settings, not {type(tree).__name__}")
-    return tree
-
-
 def check(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise a `UserError` that names the setting, its value and what is allowed unless `condition` holds."""
     if not condition:
@@ -112,32 +86,6 @@ def check_name(name: str, path: Path) -> None:
         os.fsencode(path).decode()
     except UnicodeError:
         raise UserError(f"{name} is {str(path)!a}; allowed: a path that is UTF-8 text") from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML loader that refuses duplicate keys and keys that are not text, which PyYAML silently accepts.
-
-    Repetitions (`*name`) are few, because each may double what a few lines stand for.
-    """
-
-    _repetitions = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self._repetitions += self.check_event(yaml.AliasEvent)
-        if self._repetitions > _MOST_REPETITIONS:
-            raise yaml.composer.ComposerError(None, None, f"more than {_MOST_REPETITIONS} repetitions (*name)", None)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = set()
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=deep)
-            if not isinstance(name, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is not text", node.start_mark)
-            if name in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {name!r}", node.start_mark)
-            keys.add(name)
-        return super().construct_mapping(node, deep)
 
 
 def _split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -164,6 +112,25 @@ def _spelt_out(flags: Sequence[str], switches: set[str]) -> Iterator[str]:
         yield word
         if word in switches and following not in ("True", "False"):
             yield "True"
+
+
+def _parse_with_inherited(schema: type[Settings], words: list[str], prog: str) -> tuple[Settings, list[str]]:
+    """Return the settings and the words that give them, with those that the schema inherits.
+
+    If there is nothing to inherit from, the settings may still be valid: the run says later what it misses.
+    """
+    missing: UserError | None = None
+    if hasattr(schema, "inherited"):
+        try:
+            words = [*schema.inherited(_given(words)), *words]  # type: ignore[attr-defined]
+        except UserError as error:
+            missing = error
+    try:
+        return _parse(schema, words, prog), words
+    except UserError:
+        if missing is not None:
+            raise missing from None
+        raise
 
 
 def _given(words: Sequence[str]) -> dict[str, str]:

@@ -13,10 +13,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from mae.models.settings import MaskedAutoencoderSettings
-from mae.settings import flatten, load_yaml, parse, plain, to_dict
+from mae.settings import flatten, parse, plain, to_dict
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.processes.fsdp2 import sharding_asked_for
+from mae.yaml_files import load_yaml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ACCELERATE = CONFIGS / "accelerate"

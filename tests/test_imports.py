@@ -24,6 +24,7 @@ FLOORS = (
         "mae.progress",
         "mae.safetensors_file",
         "mae.versions",
+        "mae.yaml_files",
     ),
     ("mae.data.store", "mae.data.images", "mae.models"),
     ("mae.data",),

@@ -13,10 +13,11 @@ import yaml
 from mae.errors import UserError
 from mae.pipelines.pretrain import run
 from mae.schema import Before
-from mae.settings import check, dump, flatten, load_yaml, parse, to_dict
+from mae.settings import check, dump, flatten, parse, to_dict
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.optimizer import cosine_schedule
+from mae.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)

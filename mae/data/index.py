@@ -124,7 +124,7 @@ class ShardIndex:
                 f"{len(unlabelled)} of {len(self)} samples have no .{LABEL_EXTENSION} label; the first is image number "
                 f"{number} of {self.entries[shard].shard}; "
                 + (f"{bad.number} of these are {BAD_LABELS}, the first: {bad.first}; " if bad else "")
-                + "fine-tuning needs a label for each image"
+                + "fine-tuning and evaluation need one label, a class, for each image"
             )
         return int(self.label.max()) + 1
 

@@ -26,7 +26,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         data.shards,
         data.images,
         data.pixels,
-        *((data.labels, data.starting_weights) if stage == "finetune" else ()),
+        *((data.labels, data.starting_weights) if stage == "finetune" else (data.held_out,)),
         run.batches,
         run.schedule,
         run.run_dir,

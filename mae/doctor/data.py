@@ -17,8 +17,9 @@ from mae.data.stream import not_used_of_stream
 from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.places import nearest_folder
-from mae.doctor.stages import FinetuneExamination
+from mae.doctor.stages import FinetuneExamination, PretrainExamination
 from mae.errors import first_of
+from mae.evaluation.online import open_sets
 from mae.models.description import find_model
 from mae.training.settings import SCRATCH
 
@@ -150,6 +151,17 @@ def labels(examination: FinetuneExamination) -> Finding:
     if held_out is None:
         return Finding(f"{found}; without eval_shards no accuracy is measured", warnings=tuple(warnings))
     return Finding(f"{found}; {len(held_out):,} samples to evaluate on", warnings=tuple(warnings))
+
+
+def held_out(examination: PretrainExamination) -> Finding:
+    """Check the images on which the model is to be measured while it trains."""
+    sets = open_sets(examination.task, examination.say)
+    if sets is None:
+        return Finding("without evaluation.eval_shards, nothing is measured while training")
+    found = f"{len(sets.ids):,} of {counted(len(sets.held_out), 'sample')} of evaluation.eval_shards"
+    if sets.known is None:
+        return Finding(f"{found}; no labels: held-out loss and rank only")
+    return Finding(f"{found}; {len(sets.known_ids):,} labelled samples of {sets.classes} classes")
 
 
 def starting_weights(examination: FinetuneExamination) -> Finding:

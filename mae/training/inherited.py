@@ -6,9 +6,10 @@ from typing import Any
 
 from mae.errors import UserError
 from mae.models.description import find_model, read_description
-from mae.settings import flatten, load_yaml
+from mae.settings import flatten
 from mae.training.run_folder.folder import SETTINGS_FILE
 from mae.training.settings import SCRATCH
+from mae.yaml_files import load_yaml
 
 _SIZE = "model.size"
 _SHAPE = ("model.width", "model.depth", "model.heads", "model.patch_size")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import png
+from conftest import png, write_shards
 from webdataset import TarWriter
 
 from doctor.conftest import TINY, Doctor
@@ -251,6 +251,21 @@ def test_a_stream_is_examined_without_an_index(doctor: Doctor, flags: list[str],
     code, found = doctor(*flags, *stream)
     assert code == 2
     assert "a stream cannot measure them" in found["pixels"][1]
+
+
+def test_images_to_measure_on_while_training_are_opened(
+    doctor: Doctor, flags: list[str], make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    code, found = doctor(*flags)
+    assert found["held out"] == ("ok", "without evaluation.eval_shards, nothing is measured while training")
+    write_shards(tmp_path / "more", [40, 9])  # the last nine are other images than the run's
+    others = ["--evaluation.eval_shards", tmp_path / "more" / "train-000001.tar"]
+    code, found = doctor(*flags, *others)
+    assert (code, found["held out"][0]) == (0, "ok")
+    assert found["held out"][1] == "9 of 9 samples of evaluation.eval_shards; no labels: held-out loss and rank only"
+    code, found = doctor(*flags, "--evaluation.eval_shards", tmp_path / "none.tar")
+    assert (code, found["held out"][0]) == (2, "problem")
+    assert "none.tar" in found["held out"][1]
 
 
 def test_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,12 @@ from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.pipelines import pretrain
 from mae.pipelines.pretrain import run
-from mae.settings import load_yaml, parse, to_dict
+from mae.settings import parse, to_dict
 from mae.tasks.pretraining import PretrainSettings
 from mae.training import micro_batch
 from mae.training.checkpoints.manifest import RunPosition
 from mae.training.checkpoints.writer import CheckpointWriter
+from mae.yaml_files import load_yaml
 from pipelines.test_kills import kill_after, start
 
 TINY = [

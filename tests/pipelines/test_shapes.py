@@ -18,10 +18,11 @@ from mae.errors import UserError
 from mae.models.description import find_best_model
 from mae.models.positions import resample_positions
 from mae.pipelines import export, finetune, pretrain
-from mae.settings import dump, load_yaml, parse, to_dict
+from mae.settings import dump, parse, to_dict
 from mae.training.checkpoints.manifest import RunPosition
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.run_folder.folder import RunFolder
+from mae.yaml_files import load_yaml
 
 SAMPLES, CLASSES, STEPS = 16, 4, 4
 COMMON = [

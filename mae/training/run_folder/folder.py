@@ -19,12 +19,13 @@ from mae.files import read_bounded, write_atomically
 from mae.models.description import MODEL_FILE
 from mae.models.weights import write_weights
 from mae.output import warn
-from mae.settings import check, check_name, dump, flatten, load_yaml
+from mae.settings import check, check_name, dump, flatten
 from mae.training.checkpoints.manifest import MALFORMED, FileIdentity, require_types
 from mae.training.run_folder.compare import differences
 from mae.training.run_folder.lock import cannot_be_written, lock_folder
 from mae.training.run_folder.records import keep_up_to, read_records
 from mae.training.settings import AUTO, TrainSettings
+from mae.yaml_files import load_yaml
 
 Settings = TypeVar("Settings", bound=TrainSettings)
 
