@@ -1,7 +1,6 @@
 """Partial fine-tuning (arXiv 2111.06377, figure 9): a linear head and the last blocks of an encoder are trained."""
 
 from collections.abc import Iterator
-from functools import partial
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -37,13 +36,13 @@ def _recipe(start: Start, classes: int, rules: TrainingRules, blocks: float) -> 
         train_last(classifier, blocks)
         return classifier
 
-    return Recipe(build, partial(layerwise), RATES, WARMUP, rules.augment, rules.regularization, {"blocks": blocks})
+    return Recipe(build, layerwise, RATES, WARMUP, rules.augment, rules.regularization, {"blocks": blocks})
 
 
 def train_last(classifier: VisionTransformer, blocks: float) -> None:
     """Let only the head learn, and for more than 0 `blocks` the last norm and the last blocks.
 
-    Blocks that do not learn, not even by half, have no stochastic depth.
+    What does not learn has no stochastic depth.
     """
     classifier.requires_grad_(False)
     layers = list(classifier.blocks)
@@ -51,6 +50,7 @@ def train_last(classifier: VisionTransformer, blocks: float) -> None:
     trained = [classifier.head, *whole]
     if blocks == HALF:
         trained += [layers[-1].norm2, layers[-1].mlp]
+        layers[-1].drop_path1 = nn.Identity()
     if blocks > 0:
         trained.append(classifier.norm)
     for part in trained:

@@ -18,12 +18,18 @@ OPTIM = FinetuneOptimSettings()
 
 
 def recipe(start: Start, classes: int, rules: TrainingRules) -> Recipe:
-    """Return the recipe of fine-tuning, or of training from scratch if the start has no weights."""
+    """Return the recipe of fine-tuning; if the start has no weights, of training from scratch, without layer decay."""
     build = partial(start.classifier, classes, rules.regularization.drop_path)
-    return Recipe(build, layerwise, RATES, WARMUP, rules.augment, rules.regularization)
+    optimizer = adamw if start.weights is None else layerwise
+    return Recipe(build, optimizer, RATES, WARMUP, rules.augment, rules.regularization)
+
+
+def adamw(module: nn.Module, layer_decay: float = 1.0) -> Optimizer:
+    """Return AdamW with the weight decay of our fine-tuning defaults."""
+    device = next(module.parameters()).device
+    return build_optimizer(parameter_groups(module, OPTIM.weight_decay, layer_decay), OPTIM, device)
 
 
 def layerwise(module: nn.Module) -> Optimizer:
-    """Return AdamW with the layer decay of our fine-tuning defaults."""
-    device = next(module.parameters()).device
-    return build_optimizer(parameter_groups(module, OPTIM.weight_decay, OPTIM.layer_decay), OPTIM, device)
+    """Return AdamW with the weight decay and the layer decay of our fine-tuning defaults."""
+    return adamw(module, OPTIM.layer_decay)
