@@ -14,10 +14,10 @@ COMMANDS = {
     "index": ("mae.pipelines.index", "check shards strictly and store the place of every sample"),
     "doctor": ("mae.doctor.command", "check machine, data, batches and disk, and say whether to start"),
     "pretrain": ("mae.pipelines.pretrain", "pretrain a masked autoencoder on unlabelled shards"),
-    "finetune": ("mae.pipelines.finetune", "fine-tune the encoder with a head on its cls token"),
+    "finetune": ("mae.pipelines.finetune", "fine-tune the encoder with a head"),
     "predict": ("mae.pipelines.predict", "predict the classes of images with a fine-tuned model"),
     "embed": ("mae.pipelines.embed", "write the features of images, with thumbnails"),
-    "evaluate": ("mae.pipelines.evaluate", "judge frozen encoders: k-NN, linear and few-shot probes, pixels"),
+    "evaluate": ("mae.pipelines.evaluate", "judge encoders: k-NN, probes, fine-tuning, beside pixels"),
     "export": ("mae.pipelines.export", "write the encoder of a run for timm, then load it back and compare"),
     "demo": ("mae.demo", "all of the above on scikit-learn's scanned digits, in minutes"),
 }

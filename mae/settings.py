@@ -134,12 +134,16 @@ def _parse_with_inherited(schema: type[Settings], words: list[str], prog: str) -
 
 
 def _given(words: Sequence[str]) -> dict[str, str]:
-    """Return the first value of each setting that the words give, as text, by the full name of the setting."""
+    """Return the values of each setting that the words give, joined by spaces, by the full name of the setting."""
     given: dict[str, str] = {}
-    for word, following in zip_longest(words, words[1:], fillvalue=""):
+    name = ""
+    for word in words:
         if word.startswith("--"):
-            name, _, value = word[2:].partition("=")
-            given[name.replace("-", "_")] = value or following
+            flag, _, value = word[2:].partition("=")
+            name = flag.replace("-", "_")
+            given[name] = value
+        else:
+            given[name] = f"{given.get(name, '')} {word}".lstrip()
     return given
 
 

@@ -37,7 +37,7 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     loaded = load_models(settings.source, accelerator.device)
     judged, trained = subjects(loaded, sets, rules), trainees(loaded, sets, rules)
     if trained:
-        require_trainable(sets, rules, accelerator)
+        require_trainable(trained, sets, rules, settings.data.as_seen_by, accelerator)
     for subject in judged:
         for extraction in subject.extractions:
             data = settings.data.as_seen_by(extraction.description)

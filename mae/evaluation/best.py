@@ -60,7 +60,7 @@ def end_without_progress(job: Job, step: int, patience: int | None) -> None:
     if patience is None or count < patience or step == job.total:
         return
     best = job.notes["best"]
-    job.end_early(step, f"patience {count}, no accuracy above {best['accuracy']:.2%}, that of step {best['step']:,}")
+    job.end_early(step, f"patience {patience}, no accuracy above {best['accuracy']:.2%}, that of step {best['step']:,}")
     job.progress.say(f"ended early at step {step:,} of {job.total:,}: {job.notes[EARLY_END]['why']}")
 
 

@@ -1,7 +1,7 @@
 """Protocols that train: which recipe for which encoder, the choice of the learning rate, and the row of the result."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from mae.data.batch import BatchRecipe
 from mae.data.settings import DataSettings
 from mae.errors import UserError, first_of
 from mae.evaluation.feature_set import split
@@ -21,6 +22,10 @@ from mae.evaluation.results import Row, row_of
 from mae.inference.model import Model
 from mae.models.description import ModelDescription
 from mae.training.job import total_steps
+
+# Fewer teach nothing: the learning rate rises from 0.
+_LEAST_STEPS = 5
+_NEW_NORM = "its last norm starts anew"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ def trainees(models: Mapping[str, Model], sets: LabelledSets, rules: JudgingRule
     for name, model in models.items():
         about, remarks = {"model": str(model.path), "sha256": model.sha256}, selection_remarks(model, sets.test)
         for protocol, recipe in _of_encoder(Start.of(model), sets.classes, rules):
-            found.append(Trainee(name, protocol, recipe, model.description, about, remarks))
+            # Of an encoder that pools by `avg`, the norm belongs to the mean of the patch tokens.
+            anew = (_NEW_NORM,) if model.description.pool == "avg" and protocol != "attentive" else ()
+            found.append(Trainee(name, protocol, recipe, model.description, about, (*remarks, *anew)))
     for description in prepared_alike(model.description for model in models.values()):
         if "scratch" in rules.protocols:
             recipe = tuned.recipe(Start(description), sets.classes, rules.training)
@@ -62,15 +69,24 @@ def _of_encoder(start: Start, classes: int, rules: JudgingRules) -> Iterator[tup
         yield from partial.recipes(start, classes, rules.training).items()
 
 
-def require_trainable(sets: LabelledSets, rules: JudgingRules, accelerator: Accelerator) -> None:
+def require_trainable(
+    trainees: Sequence[Trainee],
+    sets: LabelledSets,
+    rules: JudgingRules,
+    prepared: Callable[[ModelDescription], DataSettings],
+    accelerator: Accelerator,
+) -> None:
     """Refuse what cannot be trained before anything is computed.
 
     Raises:
-        UserError: if the batch is too large or cannot be divided, a class has no training sample, or FSDP2 is on.
+        UserError: if the batch is too large or cannot be divided, there are too few steps, images cannot be augmented
+            as asked, a class has no training sample, no sample can be held out, or FSDP2 is on.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         raise UserError("protocols that train do not shard their models; start the processes without FSDP2")
-    plan_of(rules.training, accelerator.num_processes)
+    for trainee in trainees:
+        plan_of(trainee.recipe, rules.training, accelerator.num_processes)
+        BatchRecipe(0, prepared(trainee.description), trainee.recipe.augment)
     empty = np.flatnonzero(np.bincount(sets.train.label, minlength=sets.classes) == 0).tolist()
     if empty:
         names = [str(label) if sets.names is None else sets.names[label] for label in empty]
@@ -78,11 +94,20 @@ def require_trainable(sets: LabelledSets, rules: JudgingRules, accelerator: Acce
             f"{len(empty)} of {sets.classes} classes have no sample in data.shards, which protocols that train cannot "
             f"learn: {first_of(names)}; add samples, or leave these protocols out"
         )
-    smallest = min(len(split(sets.train.label, seed)[0]) for seed in range(rules.seeds))
+    parts = [split(sets.train.label, seed) for seed in range(rules.seeds)]
+    if not all(len(held_out) for _, held_out in parts):
+        raise UserError("data.shards have one sample of each class, so none can be held out; give two or more of each")
+    smallest = min(len(fitted) for fitted, _ in parts)
     if smallest < rules.training.batch_size:
         raise UserError(
             f"batch_size is {rules.training.batch_size}, but data.shards have only {smallest} samples that are not "
             f"held out; allowed: 1 to {smallest}"
+        )
+    steps = total_steps(smallest, rules.training.epochs, rules.training.batch_size)
+    if steps < _LEAST_STEPS:
+        raise UserError(
+            f"{smallest} samples for {rules.training.epochs:g} epochs in batches of {rules.training.batch_size} are "
+            f"only {steps} steps; allowed: {_LEAST_STEPS} or more. Raise epochs or lower batch_size"
         )
 
 

@@ -37,8 +37,11 @@ def name_in_file(name: str) -> str:
 
 
 def file_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return all weights of an autoencoder or classifier by their names in a file, without copying them."""
-    return {name_in_file(name): tensor.detach() for name, tensor in model.state_dict().items()}
+    """Return all weights of an autoencoder or classifier by their names in a file, without copying them.
+
+    They have parameters only, no buffers. A state dict would take apart weights that FSDP2 has gathered.
+    """
+    return {name_in_file(name): parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def load_all(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

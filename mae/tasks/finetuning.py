@@ -54,7 +54,7 @@ class Finetuning(Task):
         """
         source = IndexedSource(open_shards(settings.data.shards, settings.data, say))
         task = cls.without_statistics(settings, source, say)
-        return replace(task, settings=replace(settings, data=with_statistics(settings, source, say)))
+        return replace(task, settings=replace(settings, data=with_statistics(settings, source, say, settings.pool)))
 
     @classmethod
     def without_statistics(

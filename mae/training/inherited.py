@@ -30,11 +30,9 @@ def shape_of_init(given: Mapping[str, str]) -> list[str]:
         UserError: if there is no such model, or another program wrote it.
     """
     run_dir = given.get("run_dir") or _beside(Path(given.get("init", SCRATCH)))
-    known = (_settings_of_run(Path(run_dir)) if run_dir else {}) or _settings_of_model(given)
+    known = (_settings_of_run(Path(run_dir)) if run_dir else {}) or _settings_of_new_run(given)
     if run_dir:
         known["run_dir"] = run_dir
-    if "data.crop_pct" not in given and _is_large(given.get("data.image_size")):
-        known["data.crop_pct"] = 1.0
     wanted = ("run_dir", *(_IMAGES if _SIZE in given else (_SIZE, *_SHAPE, *_IMAGES)))
     names = [name for name in wanted if name in known and name not in given]
     return [word for name in names for word in (f"--{name}", *_words(known[name]))]
@@ -57,18 +55,30 @@ def _settings_of_run(run_dir: Path) -> dict[str, Any]:
         return {}
 
 
-def _settings_of_model(given: Mapping[str, str]) -> dict[str, Any]:
-    init = given.get("init", SCRATCH)
-    if init == SCRATCH:
-        return {}
+def _settings_of_new_run(given: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings that a run takes from the model that `init` names, and the crop of large images."""
+    init, known = given.get("init", SCRATCH), dict[str, Any]()
+    if init != SCRATCH:
+        known = _settings_of_model(init)
+    size = _size(given.get("data.image_size", ""))
+    if size and max(size) > _LARGEST_CROPPED and size != known.get("data.image_size"):
+        known["data.crop_pct"] = 1.0
+    return known
+
+
+def _settings_of_model(init: str) -> dict[str, Any]:
     model = read_description(find_model(Path(init)))
     values: tuple[Any, ...] = (model.width, model.depth, model.heads, model.patch_size)
     images: tuple[Any, ...] = (model.image_size, model.channels, model.crop_pct)
     return dict(zip((*_SHAPE, *_IMAGES), (*values, *images), strict=True))
 
 
-def _is_large(image_size: str | None) -> bool:
-    return image_size is not None and image_size.isdecimal() and int(image_size) > _LARGEST_CROPPED
+def _size(text: str) -> tuple[int, int] | None:
+    """Return height and width that a setting gives, one number or two; None for anything else."""
+    numbers = text.split()
+    if len(numbers) not in (1, 2) or not all(number.isascii() and number.isdecimal() for number in numbers):
+        return None
+    return int(numbers[0][:9]), int(numbers[-1][:9])
 
 
 def _words(value: object) -> Iterator[str]:

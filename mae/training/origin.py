@@ -13,6 +13,7 @@ from mae.data.wide import require_value_range
 from mae.errors import UserError
 from mae.models.description import ModelDescription, find_model, read_description
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
+from mae.models.vit import TokenKind
 from mae.models.weights import for_grid, has_decoder, read_weights
 from mae.training.foreign_file import refuse_foreign_file
 from mae.training.run_folder.folder import RunFolder
@@ -51,7 +52,9 @@ def find_origin(init: str, run: RunFolder) -> Origin | None:
         return Origin(init, path, model, has_decoder(file.keys()))
 
 
-def with_statistics(settings: TrainSettings, source: Source, say: Callable[[str], None]) -> DataSettings:
+def with_statistics(
+    settings: TrainSettings, source: Source, say: Callable[[str], None], pool: TokenKind = "cls"
+) -> DataSettings:
     """Return the data settings of a run with mean and std filled in.
 
     Takes the first that is known: the statistics of the settings, of the run so far, of the model that `init` names, of
@@ -65,6 +68,8 @@ def with_statistics(settings: TrainSettings, source: Source, say: Callable[[str]
     origin = find_origin(settings.init, folder)
     if origin is not None:
         data = inherit_normalization(origin, settings.model, data, say)
+        if (origin.model.pool == "avg") != (pool == "avg"):
+            say(f"{origin.path} pools by {origin.model.pool}, the new model by {pool}: its last norm starts anew")
     require_value_range(source, data)
     return source.with_statistics(data, say)
 

@@ -189,8 +189,8 @@ def _start_position(folder: RunFolder, found: Checkpoint | None, beginning: RunP
         samples = old.samples
     position = DataPosition(samples, now.fingerprint, now.global_batch)
     notes = dict(found.run_position.notes)
-    if not _is_own(folder, found):  # that the other run has ended does not end this one
-        notes["pipeline"] = {key: note for key, note in notes.get("pipeline", {}).items() if key != EARLY_END}
+    if not _is_own(folder, found):  # the other run's end and its best model are not those of this one
+        notes.pop("pipeline", None)
     return RunPosition(found.step, position, beginning.settings, notes)
 
 

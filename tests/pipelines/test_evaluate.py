@@ -243,15 +243,15 @@ def test_protocols_that_train_are_rows_beside_the_others(
 ) -> None:
     monkeypatch.setattr(resnet, "RATES", (0.1,))  # to save seconds
     names = dict.fromkeys(name.split()[0] for name in TRAINED)
-    few = ["--epochs", "1", "--batch_size", "36", "--augment.rand_augment", "none"]
+    few = ["--epochs", "2", "--batch_size", "32", "--augment.rand_augment", "none"]
     rows = evaluate.run(settings("--protocols", "knn", *names, *few), "mae evaluate ...")
     assert sorted(row.protocol for row in rows) == sorted(["knn", *TRAINED])
     found = {row["protocol"]: row for row in results(places / "run" / "evaluation")["rows"]}
     for protocol in TRAINED:
         (trial,) = found[protocol]["trials"]
         assert trial["fitted_on"] == 80
-        assert trial["chosen"]["steps"] == 3
-        assert (trial["chosen"]["epochs"], trial["chosen"]["batch_size"]) == (1.0, 36)
+        assert trial["chosen"]["steps"] == 5
+        assert (trial["chosen"]["epochs"], trial["chosen"]["batch_size"]) == (2.0, 32)
         assert trial["chosen"]["seconds"] > 0
         assert 0 <= trial["measures"]["top1"] <= 1
     assert found["finetune"]["encoder"] == "run"
@@ -265,12 +265,14 @@ def test_protocols_that_train_are_rows_beside_the_others(
         (("--batch_size", "128"), r"batch_size is 128, but data.shards have only 72 samples .* allowed: 1 to 72"),
         (("--batch_size", "9"), r"mixup and cutmix pair the images of a batch, but a process takes 9 at a time"),
         (("--epochs", "0"), r"epochs is 0.0; allowed: above 0"),
+        (("--epochs", "1"), r"72 samples for 1 epochs in batches of 64 are only 2 steps; allowed: 5 or more"),
         (("--augment.rand_augment", "strong"), r"augment.rand_augment is strong; allowed: none"),
         (("--protocols", "finetuned"), r"protocols"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(places: Path, words: tuple[str, ...], message: str) -> None:
-    given = words if words[0] == "--protocols" else ("--protocols", "finetune", *words)
+    size = () if "--batch_size" in words else ("--batch_size", "64")
+    given = words if words[0] == "--protocols" else ("--protocols", "finetune", *size, *words)
     with pytest.raises(UserError, match=message):
         evaluate.run(settings(*given))
 
@@ -282,3 +284,10 @@ def test_a_class_without_samples_cannot_be_trained(places: Path) -> None:
         UserError, match=r"1 of 5 classes have no sample in data.shards, .*: emu; add samples, or leave"
     ):
         evaluate.run(settings("--protocols", "scratch", "--batch_size", "36"))
+
+
+def test_without_a_sample_to_hold_out_nothing_is_trained(places: Path) -> None:
+    write_shards(places / "four", [4])
+    words = ["run", "--data.shards", "four", "--eval_shards", "test.tar", "--protocols", "scratch", "--batch_size", "4"]
+    with pytest.raises(UserError, match=r"data\.shards have one sample of each class, so none can be held out"):
+        evaluate.run(parse(EvaluateSettings, [*words, "--eval_overlap", "1", "--data.workers", "0"], "mae evaluate"))

@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mae.pipelines import finetune
 from mae.pipelines.pretrain import run
+from mae.settings import parse
+from pipelines import test_finetune
 from pipelines.test_pretrain import ROOT, STEPS, TINY, consumed, launch, losses, settings
 
 FLAGS = ["--record_samples", "True", "--ema_decay", "0.5", "--picture_every", "6"]
@@ -61,3 +64,21 @@ def test_a_sharded_run_may_be_compiled(shards: Path, tmp_path: Path) -> None:
     one = run(settings(shards, tmp_path / "one", *FLAGS))
     two = sharded_run(shards, tmp_path / "two", "--compile", "True", "--activation_checkpointing", "blocks")
     assert losses(two) == pytest.approx(losses(one.path), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sharded_fine_tuning_is_evaluated_and_keeps_its_best_model(
+    shards: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    held_out = make_shards([7, 4], name="held-out")
+    words = [*test_finetune.TINY, "--data.shards", str(shards), "--eval_shards", str(held_out), "--eval_overlap", "1"]
+    words += ["--pool", "avg", "--freeze", "blocks:1", "--augment.erase", "0.25"]
+    one = finetune.run(parse(finetune.FinetuneSettings, [*words, "--run_dir", str(tmp_path / "one")], "mae finetune"))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PRESET), "--num_processes", "2"]
+    command += ["--main_process_port", "0", str(ROOT / "pipelines" / "finetune.py"), *words]
+    done = launch([*command, "--run_dir", str(tmp_path / "two")], ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(one.path), rel=1e-3)
+    for name in ("best.safetensors", "model.safetensors"):
+        expected, found = load_file(one.path / name), load_file(tmp_path / "two" / name)
+        assert {key: tensor.shape for key, tensor in found.items()} == {k: t.shape for k, t in expected.items()}

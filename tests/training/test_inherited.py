@@ -81,8 +81,18 @@ def test_a_run_is_fine_tuned_beside_itself(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, []), ({"data.image_size": "224"}, []), ({"data.image_size": "384"}, ["--data.crop_pct", "1.0"])],
+    [
+        ({}, []),
+        ({"data.image_size": "224"}, []),
+        ({"data.image_size": "384"}, ["--data.crop_pct", "1.0"]),
+        ({"data.image_size": "224 448"}, ["--data.crop_pct", "1.0"]),
+    ],
 )
-def test_images_larger_than_published_are_not_cropped(given: dict[str, str], expected: list[str]) -> None:
+def test_images_larger_than_published_are_not_cropped(
+    given: dict[str, str], expected: list[str], tmp_path: Path
+) -> None:
     assert shape_of_init(given) == expected
     assert shape_of_init(given | {"data.crop_pct": "0.9"}) == []
+    # An older run, whose crop was the default then, keeps it.
+    (tmp_path / "settings.yaml").write_text("data: {image_size: [384], crop_pct: 0.875}\n")
+    assert shape_of_init(given | {"run_dir": str(tmp_path)})[-1:] == ["0.875"]

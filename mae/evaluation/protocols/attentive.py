@@ -29,7 +29,9 @@ def recipe(start: Start, classes: int, rules: TrainingRules) -> Recipe:
         return FrozenProbe(start.frozen_encoder(), _raw_patches, head)
 
     about = {"queries": queries, "tokens": "patches raw"}
-    return Recipe(build, _adamw, RATES, warmup=1 / 9, augment=crop_and_flip(rules.augment), about=about)
+    return Recipe(
+        build, _adamw, RATES, warmup=1 / 9, augment=crop_and_flip(rules.augment), about=about, normalizes_batches=True
+    )
 
 
 class EfficientProbe(nn.Module):

@@ -23,7 +23,13 @@ def recipe(start: Start, classes: int, rules: TrainingRules) -> Recipe:
         return FrozenProbe(start.frozen_encoder(), _normed_cls, nn.Sequential(*batch_normed_linear(width, classes)))
 
     return Recipe(
-        build, lars, RATES, warmup=1 / 9, augment=crop_and_flip(rules.augment), about={"tokens": "cls normed"}
+        build,
+        lars,
+        RATES,
+        warmup=1 / 9,
+        augment=crop_and_flip(rules.augment),
+        about={"tokens": "cls normed"},
+        normalizes_batches=True,
     )
 
 

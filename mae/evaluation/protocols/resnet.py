@@ -28,6 +28,7 @@ def recipe(description: ModelDescription, classes: int, rules: TrainingRules) ->
         warmup=1 / 20,
         augment=crop_and_flip(rules.augment),
         regularization=RegularizationSettings(drop_path=0.0, label_smoothing=smoothing, mixup=0.0, cutmix=0.0),
+        normalizes_batches=True,
     )
 
 

@@ -36,6 +36,8 @@ MICRO_BATCH = 64
 """Number of images that go through a module at once. Where it is the same for all numbers of processes, so are the
 statistics of batch norms and the pairs of mixup."""
 _BATCH_OF_RATE = 256
+# Number of images over which the statistics of batch norms are measured, and of those that a norm needs at once.
+_MEASURED, _LEAST_NORMED = 4096, 2
 PLAIN = RegularizationSettings(drop_path=0.0, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
 """No regularization."""
 
@@ -68,6 +70,8 @@ class Recipe:
     regularization: RegularizationSettings = PLAIN
     about: Mapping[str, Any] = field(default_factory=dict)
     """What else is to be said of it in the results."""
+    normalizes_batches: bool = False
+    """Whether the module has batch norms, which need two images or more."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def train(
     """
     torch.manual_seed(seed)
     module = recipe.build().to(accelerator.device).train()
-    optimizer, plan = recipe.optimizer(module), plan_of(rules, accelerator.num_processes)
+    optimizer, plan = recipe.optimizer(module), plan_of(recipe, rules, accelerator.num_processes)
     total = total_steps(len(samples.ids), rules.epochs, rules.batch_size)
     schedule = CosineSchedule(rate * rules.batch_size / _BATCH_OF_RATE, 0.0, recipe.warmup * total, total)
     made = samples.batches(plan, accelerator.process_index, seed, recipe.augment)
@@ -115,6 +119,8 @@ def train(
     loss_of = ClassificationLoss(recipe.regularization, samples.classes)
     is_shared, erasing = accelerator.num_processes > 1, recipe.augment.erase
     prepared = accelerator.prepare_model(module) if is_shared else module
+    if is_shared:
+        prepared.broadcast_buffers = False  # the statistics of batch norms are measured at the end
     steps = _Steps(accelerator, prepared, plan, samples, batches, loss_of, seed, erasing)
     per_epoch = math.ceil(len(samples.ids) / rules.batch_size)
     with progress_bar(title, total) if accelerator.is_main_process else nullcontext(lambda done: None) as advance:
@@ -128,18 +134,26 @@ def train(
                 require_good_images(steps.bad, "data.shards")
     if is_shared:
         accelerator.free_memory()
-        _average_buffers(module, accelerator)
+    if recipe.normalizes_batches:
+        count = min(total, math.ceil(_MEASURED / rules.batch_size)) * plan.accumulation
+        measure_batch_norms(module, made, count, samples.data, accelerator)
     return module.eval()
 
 
-def plan_of(rules: TrainingRules, processes: int) -> BatchPlan:
+def plan_of(recipe: Recipe, rules: TrainingRules, processes: int) -> BatchPlan:
     """Return how the global batch is divided.
 
     Raises:
-        UserError: if it cannot be divided, or mixup and cutmix would have to pair an odd number of images.
+        UserError: if it cannot be divided, mixup and cutmix would have to pair an odd number of images, or a batch norm
+            would see one image.
     """
     plan = plan_batches(rules.batch_size, processes, MICRO_BATCH)
-    if rules.regularization.mixes and plan.per_process % 2:
+    if recipe.normalizes_batches and plan.per_process < _LEAST_NORMED:
+        raise UserError(
+            f"batch norms need at least {_LEAST_NORMED} images, but a process takes {plan.per_process} at a time; "
+            f"choose a batch_size of at least {_LEAST_NORMED * processes}"
+        )
+    if recipe.regularization.mixes and plan.per_process % 2:
         raise UserError(
             f"mixup and cutmix pair the images of a batch, but a process takes {plan.per_process} at a time; choose a "
             "batch_size that gives each process an even number, or set regularization.mixup and regularization.cutmix "
@@ -179,11 +193,24 @@ class _Steps:
                 accelerator.backward(self.loss_of(self.module, inputs, batch.labels) / parts)
 
 
-def _average_buffers(module: nn.Module, accelerator: Accelerator) -> None:
-    """Average the running statistics of batch norms, of which each process has seen its images. Collective."""
-    for buffer in module.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(accelerator.reduce(buffer, reduction="mean"))
+@torch.no_grad()
+def measure_batch_norms(
+    module: nn.Module, batches: TrainBatches, count: int, data: DataSettings, accelerator: Accelerator
+) -> None:
+    """Set the statistics of all batch norms to their means over the first `count` micro-batches of each process.
+
+    Running averages would depend on the number of processes, and after few steps on their start. Collective.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all that follows
+    for batch in load(batches, range(count), data.workers):
+        module(normalize(batch.images.to(accelerator.device), statistics_of(data)))
+    for norm in norms if accelerator.num_processes > 1 else ():
+        for statistic in (norm.running_mean, norm.running_var):
+            assert statistic is not None
+            statistic.copy_(accelerator.reduce(statistic, reduction="mean"))
 
 
 @torch.no_grad()
@@ -203,5 +230,5 @@ def predict(module: nn.Module, samples: Samples, accelerator: Accelerator) -> ND
         inputs = normalize(batch.images.to(accelerator.device), statistics_of(data))
         rows.append(module(inputs).double().softmax(dim=1).cpu().numpy())
         bad += batch.bad
-    require_good_images(bad)
+    require_good_images(bad, "the shards")
     return gather_rows(rows, len(samples.ids))

@@ -14,8 +14,10 @@ from torch import nn
 
 from mae.data.images.augment import AugmentSettings
 from mae.data.indexing import open_index
-from mae.data.loader import load
+from mae.data.loader import load, normalize
 from mae.data.settings import DataSettings
+from mae.data.source import statistics_of
+from mae.errors import UserError
 from mae.evaluation.protocols import attentive, linear_paper, partial, resnet, training, tuned
 from mae.evaluation.protocols.starting import Start
 from mae.evaluation.protocols.training import Recipe, Samples, TrainingRules
@@ -29,9 +31,11 @@ CLASSES = 4
 SETTINGS = EncoderSettings(width=16, depth=3, heads=2, patch_size=(4,))
 DATA = DataSettings(image_size=(8,), channels=1, mean=(0.5,), std=(0.3,), crop_pct=1.0, workers=0)
 DESCRIPTION = describe_model("classifier", SETTINGS, (8, 8), (0.5,), (0.3,), 1.0)
-RULES = TrainingRules(
-    1.0, 16, AugmentSettings(rand_augment="rand-m9-mstd0.5-inc1", erase=0.25), RegularizationSettings()
-)
+AUGMENT = AugmentSettings(rand_augment="rand-m9-mstd0.5-inc1", erase=0.25)
+RULES = TrainingRules(1.0, 16, AUGMENT, RegularizationSettings())
+
+
+PLAIN_RECIPE = Recipe(nn.Module, linear_paper.lars, (1.0,), 0.0, AUGMENT)
 
 
 @pytest.fixture
@@ -72,7 +76,7 @@ def gradients(recipe: Recipe, samples: Samples, processes: int, rank: int) -> di
     """The gradients that one process computes of the first global batch."""
     torch.manual_seed(0)
     module = recipe.build()
-    plan = training.plan_of(RULES, processes)
+    plan = training.plan_of(recipe, RULES, processes)
     batches = load(samples.batches(plan, rank, 5, recipe.augment), range(plan.accumulation), 0)
     loss_of = ClassificationLoss(recipe.regularization, CLASSES)
     accelerator, erasing = OneOfSeveral(processes, rank), recipe.augment.erase
@@ -99,7 +103,7 @@ def test_two_processes_have_the_mean_gradient_of_one(
 @pytest.mark.parametrize("processes", [2, 4])
 def test_each_number_of_processes_sees_the_same_samples(samples: Samples, processes: int) -> None:
     def seen(count: int) -> list[list[int]]:
-        plan = training.plan_of(RULES, count)
+        plan = training.plan_of(PLAIN_RECIPE, RULES, count)
         ranks = [samples.batches(plan, rank, 5, RULES.augment) for rank in range(count)]
         return [[int(n) for made in ranks for n in made[step].ids] for step in range(5)]
 
@@ -193,3 +197,31 @@ def test_a_residual_network_keeps_the_resolution_of_small_images(size: tuple[int
     stem = module.maxpool(module.act1(module.bn1(module.conv1(images))))
     assert stem.flatten(2).shape == (2, 64, cells)
     assert module(images).shape == (2, 3)
+
+
+def test_statistics_of_batch_norms_are_those_of_the_training_images(start: Start, samples: Samples) -> None:
+    """Whatever the number of steps; a running average would still remember how it started."""
+    recipe = linear_paper.recipe(start, CLASSES, RULES)
+    module = training.train(recipe, 1e-3, samples, RULES, 0, Accelerator(cpu=True), "")
+    plan = training.plan_of(recipe, RULES, 1)
+    batches = load(samples.batches(plan, 0, 0, recipe.augment), range(3), 0)
+    with torch.no_grad():
+        features = [module.encoder.eval()(normalize(batch.images, statistics_of(DATA))) for batch in batches]
+    norm = module.head[0]
+    torch.testing.assert_close(norm.running_mean, torch.stack([f.mean(dim=0) for f in features]).mean(dim=0))
+    torch.testing.assert_close(norm.running_var, torch.stack([f.var(dim=0) for f in features]).mean(dim=0))
+
+
+def test_a_batch_norm_needs_two_images_and_mixing_an_even_number(start: Start) -> None:
+    odd, one = replace(RULES, batch_size=7), replace(RULES, batch_size=2)
+    assert training.plan_of(attentive.recipe(start, CLASSES, odd), odd, 1).per_process == 7  # it never mixes
+    with pytest.raises(UserError, match="a process takes 7 at a time"):
+        training.plan_of(tuned.recipe(start, CLASSES, odd), odd, 1)
+    with pytest.raises(UserError, match=r"at least 2 images, but a process takes 1 at a time; choose .* at least 4"):
+        training.plan_of(attentive.recipe(start, CLASSES, one), one, 2)
+
+
+def test_only_random_weights_are_trained_without_layer_decay(start: Start) -> None:
+    for begun, scales in ((start, 5), (Start(DESCRIPTION), 1)):
+        recipe = tuned.recipe(begun, CLASSES, RULES)
+        assert len({group["lr_scale"] for group in recipe.optimizer(recipe.build()).param_groups}) == scales
