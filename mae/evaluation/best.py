@@ -43,7 +43,9 @@ def evaluate_and_keep_best(job: Job, held_out: ShardIndex, step: int) -> None:
         if accelerator.is_main_process:
             job.folder.log({"kind": "eval", "step": step, "epoch": epoch, **result._asdict()})
             if is_best:
-                sha256 = job.folder.publish(file_tensors(model), _metadata(job), BEST_FILE)
+                # Copies, because FSDP2 frees the weights that it has gathered.
+                weights = {name: tensor.clone() for name, tensor in file_tensors(model).items()}
+                sha256 = job.folder.publish(weights, _metadata(job), BEST_FILE)
                 job.notes["best"]["sha256"] = sha256
     job.progress.say(
         f"epoch {epoch:.1f}: accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {result.samples:,} samples"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,10 +54,17 @@ def trainees(models: Mapping[str, Model], sets: LabelledSets, rules: JudgingRule
         if "scratch" in rules.protocols:
             recipe = tuned.recipe(Start(description), sets.classes, rules.training)
             found.append(Trainee(f"untrained {shape_of(description)}", "scratch", recipe, description, {}))
+    for description in dict.fromkeys(_prepared(model.description) for model in models.values()):
         if "resnet" in rules.protocols:
             recipe = resnet.recipe(description, sets.classes, rules.training)
             found.append(Trainee(resnet.NAME, "resnet", recipe, description, {}))
     return found
+
+
+def _prepared(description: ModelDescription) -> ModelDescription:
+    """Return how the images of a model are prepared, whatever the shape of its encoder."""
+    plain = replace(description, kind="classifier", decoder=None, classes=None, pool="cls")
+    return replace(plain, width=1, depth=1, heads=1, patch_size=(1, 1))
 
 
 def _of_encoder(start: Start, classes: int, rules: JudgingRules) -> Iterator[tuple[str, Recipe]]:

@@ -73,12 +73,14 @@ def test_a_sharded_fine_tuning_is_evaluated_and_keeps_its_best_model(
     held_out = make_shards([7, 4], name="held-out")
     words = [*test_finetune.TINY, "--data.shards", str(shards), "--eval_shards", str(held_out), "--eval_overlap", "1"]
     words += ["--pool", "avg", "--freeze", "blocks:1", "--augment.erase", "0.25"]
+    # Drop path, mixup and cutmix are keyed by process.
+    words += ["--regularization.drop_path", "0", "--regularization.mixup", "0", "--regularization.cutmix", "0"]
     one = finetune.run(parse(finetune.FinetuneSettings, [*words, "--run_dir", str(tmp_path / "one")], "mae finetune"))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PRESET), "--num_processes", "2"]
     command += ["--main_process_port", "0", str(ROOT / "pipelines" / "finetune.py"), *words]
     done = launch([*command, "--run_dir", str(tmp_path / "two")], ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
-    assert losses(tmp_path / "two") == pytest.approx(losses(one.path), rel=1e-3)
+    assert losses(tmp_path / "two") == pytest.approx(losses(one.path), rel=1e-4)
     for name in ("best.safetensors", "model.safetensors"):
         expected, found = load_file(one.path / name), load_file(tmp_path / "two" / name)
         assert {key: tensor.shape for key, tensor in found.items()} == {k: t.shape for k, t in expected.items()}

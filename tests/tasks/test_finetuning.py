@@ -16,7 +16,6 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from mae.data.batch import empty_batch
-from mae.data.images.augment import AugmentSettings
 from mae.data.images.erasing import erase
 from mae.data.loader import normalize
 from mae.data.plan import plan_batches
@@ -26,11 +25,16 @@ from mae.errors import UserError
 from mae.models.flops import classifier_flops
 from mae.models.settings import EncoderSettings
 from mae.tasks.classification_loss import ClassificationLoss, RegularizationSettings
-from mae.tasks.finetune_settings import FinetuneOptimSettings, FinetuneSettings
+from mae.tasks.finetune_settings import FinetuneAugmentSettings, FinetuneOptimSettings, FinetuneSettings
 from mae.tasks.finetuning import Finetuning
 
 MODEL = EncoderSettings(width=16, depth=2, heads=2, patch_size=(2,))
 UNMIXED = RegularizationSettings(drop_path=0.0, label_smoothing=0.2, mixup=0.0, cutmix=0.0)
+
+
+def augment(**changes: Any) -> FinetuneAugmentSettings:
+    plain = {"crop_scale": (0.2, 1.0), "rand_augment": "none", "erase": 0.0}
+    return FinetuneAugmentSettings(**(plain | changes))
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def open_task(
     shards: Path, data: dict[str, Any] | None = None, say: Callable[[str], None] = lambda text: None, **changes: Any
 ) -> Finetuning:
     given = {"shards": (str(shards),), "channels": 1, "image_size": (8,), "workers": 0} | (data or {})
-    plain = {"augment": AugmentSettings(), "model": MODEL, "regularization": UNMIXED, "eval_overlap": 1.0}
+    plain = {"augment": augment(), "model": MODEL, "regularization": UNMIXED, "eval_overlap": 1.0}
     settings = FinetuneSettings(shards.parent / "run", data=DataSettings(**given), **(plain | changes))
     return Finetuning.open(settings, say)
 
@@ -174,7 +178,7 @@ def test_its_loss_is_the_smoothed_cross_entropy(task: Callable[..., Finetuning])
 
 
 def test_its_images_are_erased_after_they_are_normalised(task: Callable[..., Finetuning]) -> None:
-    made = task(augment=AugmentSettings(erase=0.5))
+    made = task(augment=augment(erase=0.5))
     batch = made.batches(plan_batches(8, 1, None), 0).starting_at(0)[0]
     seen = []
 
