@@ -16,7 +16,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import timm
 import torch
 from rich.console import Console
@@ -30,12 +29,13 @@ from mae.data.prepare import open_shards
 from mae.data.settings import DataSettings
 from mae.errors import UserError, one_line_errors
 from mae.evaluation.feature_set import PIXELS, FeatureSet
+from mae.evaluation.features import pixels
 from mae.evaluation.protocols import svm
 from mae.evaluation.protocols.outcome import accuracy
 from mae.evaluation.seeds import Cell, table_of
 from mae.files import write_atomically
 from mae.inference.image_set import ShardImages
-from mae.inference.model import view_of
+from mae.inference.parts import compute_parts, part_ranges
 from mae.models.description import ModelDescription, read_description
 from mae.processes import default_workers
 from mae.report.demo import demo_page
@@ -178,9 +178,10 @@ def _pixels(settings: DemoSettings, split: str, description: ModelDescription) -
     shards = (str(settings.out / "shards" / f"{split}-*.tar"),)
     data = DataSettings(shards=shards, image_size=description.image_size, channels=description.channels)
     index = open_shards(shards, data, lambda text: None)
-    images = ShardImages(index, data)
-    views = [view_of(images.read(number), description).flatten().numpy() for number in range(len(images))]
-    return index, FeatureSet(np.stack(views), index.label)
+    parts = compute_parts(
+        ShardImages(index, data), part_ranges(len(index)), description, pixels(description).build(), 0
+    )
+    return index, FeatureSet(torch.cat([part.results for part in parts]).numpy(), index.label)
 
 
 def _finetuning(settings: DemoSettings, column: Column, encoder: str, init: str, seed: int) -> _Run:

@@ -74,6 +74,14 @@ def dump(settings: Any) -> str:
     return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
 
 
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return flags for the values of settings, by their full names."""
+    words: list[str] = []
+    for name, value in values.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return words
+
+
 def check(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise a `UserError` that names the setting, its value and what is allowed unless `condition` holds."""
     if not condition:
@@ -193,8 +201,7 @@ def _earlier_values(schema: type, config: Path | None, run_dir: Path | None) -> 
             for name, value in before.items()
             if name not in saved or as_today(schema, name, saved[name]) == plain(value)
         }
-        for name, value in kept.items():
-            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+        words += as_flags(kept)
     return words
 
 

@@ -1,6 +1,6 @@
 """Labelled shards to train on and to measure on: their classes must agree, and they must not share samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -73,6 +73,16 @@ def count_classes(
             "both with the same class list"
         )
     return classes
+
+
+def empty_classes(counts: NDArray[np.int64], names: Sequence[str] | None) -> list[str]:
+    """Return the names of the classes without samples, or their labels where there are no names.
+
+    Args:
+        counts: Number of samples of each class.
+        names: Names of the classes by label; None if there are none.
+    """
+    return [str(label) if names is None else names[label] for label in np.flatnonzero(counts == 0).tolist()]
 
 
 def limit_overlap(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mae.data.images.levels import ValueRange, WideValues
+from mae.data.labelled_sets import empty_classes
 from mae.data.prepare import not_used
 from mae.data.source import IndexedSource, StreamedSource
 from mae.data.statistics import PixelStatistics
@@ -145,8 +146,8 @@ def labels(examination: FinetuneExamination) -> Finding:
     if task.subset is not None:
         found += f", of which training uses {task.settings.labels_per_class} each"
     warnings = []
-    if empty := np.flatnonzero(counts == 0).tolist():
-        names = first_of([str(label) if task.names is None else task.names[label] for label in empty], separator=", ")
+    if empty := empty_classes(counts, task.names):
+        names = first_of(empty, separator=", ")
         warnings.append(f"{len(empty)} classes have no sample to train on: {names}")
     if held_out is None:
         return Finding(f"{found}; without eval_shards no accuracy is measured", warnings=tuple(warnings))

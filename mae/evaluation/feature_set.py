@@ -48,12 +48,7 @@ class FeatureSet:
         return replace(self, values=self.values[ids], labels=self.labels[ids])
 
 
-def split_off(train: FeatureSet, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the ids of training samples to fit on, and of those that are held out to choose by; see `split`."""
-    return split(train.labels, seed)
-
-
-def split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_off(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the ids of training samples to fit on, and of those that are held out to choose by.
 
     A tenth of each class is held out, chosen by the seed, but at most 2,000 samples in all. A class of one sample is

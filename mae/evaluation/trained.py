@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from mae.data.batch import BatchRecipe
+from mae.data.labelled_sets import empty_classes
 from mae.data.settings import DataSettings
 from mae.errors import UserError, first_of
-from mae.evaluation.feature_set import split
+from mae.evaluation.feature_set import split_off
 from mae.evaluation.judging import JudgingRules, LabelledSets, prepared_alike, selection_remarks, shape_of
 from mae.evaluation.protocols import attentive, linear_paper, partial, resnet, tuned
 from mae.evaluation.protocols.outcome import Outcome, accuracy
@@ -50,21 +51,19 @@ def trainees(models: Mapping[str, Model], sets: LabelledSets, rules: JudgingRule
             # Of an encoder that pools by `avg`, the norm belongs to the mean of the patch tokens.
             anew = (_NEW_NORM,) if model.description.pool == "avg" and protocol != "attentive" else ()
             found.append(Trainee(name, protocol, recipe, model.description, about, (*remarks, *anew)))
-    for description in prepared_alike(model.description for model in models.values()):
-        if "scratch" in rules.protocols:
-            recipe = tuned.recipe(Start(description), sets.classes, rules.training)
-            found.append(Trainee(f"untrained {shape_of(description)}", "scratch", recipe, description, {}))
-    for description in dict.fromkeys(_prepared(model.description) for model in models.values()):
-        if "resnet" in rules.protocols:
-            recipe = resnet.recipe(description, sets.classes, rules.training)
-            found.append(Trainee(resnet.NAME, "resnet", recipe, description, {}))
+    untrained = prepared_alike(model.description for model in models.values())
+    for description in untrained if "scratch" in rules.protocols else ():
+        recipe = tuned.recipe(Start(description), sets.classes, rules.training)
+        found.append(Trainee(f"untrained {shape_of(description)}", "scratch", recipe, description, {}))
+    for description in dict.fromkeys(map(_without_shape, untrained)) if "resnet" in rules.protocols else ():
+        recipe = resnet.recipe(description, sets.classes, rules.training)
+        found.append(Trainee(resnet.NAME, "resnet", recipe, description, {}))
     return found
 
 
-def _prepared(description: ModelDescription) -> ModelDescription:
+def _without_shape(description: ModelDescription) -> ModelDescription:
     """Return how the images of a model are prepared, whatever the shape of its encoder."""
-    plain = replace(description, kind="classifier", decoder=None, classes=None, pool="cls")
-    return replace(plain, width=1, depth=1, heads=1, patch_size=(1, 1))
+    return replace(description, width=1, depth=1, heads=1, patch_size=(1, 1))
 
 
 def _of_encoder(start: Start, classes: int, rules: JudgingRules) -> Iterator[tuple[str, Recipe]]:
@@ -94,14 +93,12 @@ def require_trainable(
     for trainee in trainees:
         plan_of(trainee.recipe, rules.training, accelerator.num_processes)
         BatchRecipe(0, prepared(trainee.description), trainee.recipe.augment)
-    empty = np.flatnonzero(np.bincount(sets.train.label, minlength=sets.classes) == 0).tolist()
-    if empty:
-        names = [str(label) if sets.names is None else sets.names[label] for label in empty]
+    if empty := empty_classes(np.bincount(sets.train.label, minlength=sets.classes), sets.names):
         raise UserError(
             f"{len(empty)} of {sets.classes} classes have no sample in data.shards, which protocols that train cannot "
-            f"learn: {first_of(names)}; add samples, or leave these protocols out"
+            f"learn: {first_of(empty)}; add samples, or leave these protocols out"
         )
-    parts = [split(sets.train.label, seed) for seed in range(rules.seeds)]
+    parts = [split_off(sets.train.label, seed) for seed in range(rules.seeds)]
     if not all(len(held_out) for _, held_out in parts):
         raise UserError("data.shards have one sample of each class, so none can be held out; give two or more of each")
     smallest = min(len(fitted) for fitted, _ in parts)
@@ -150,7 +147,7 @@ def _judge(
     began, recipe = time.monotonic(), trainee.recipe
     every = Samples(sets.train, np.arange(len(sets.train)), data, sets.classes)
     test = Samples(sets.test, np.arange(len(sets.test)), data, sets.classes)
-    fit, held_out = (every.take(ids) for ids in split(sets.train.label, seed))
+    fit, held_out = (every.take(ids) for ids in split_off(sets.train.label, seed))
 
     def probabilities(rate: float, known: Samples, queries: Samples, title: str) -> Any:
         title = f"{trainee.name}, {trainee.protocol}, seed {seed}, {title}"

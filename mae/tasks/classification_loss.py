@@ -12,6 +12,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mae.data.labelled_sets import empty_classes
 from mae.errors import UserError, first_of
 from mae.settings import check
 
@@ -42,6 +43,15 @@ class RegularizationSettings:
         """Whether images are mixed in pairs."""
         return self.mixup > 0 or self.cutmix > 0
 
+    def require_pairs(self, images: int) -> None:
+        """Raise a `UserError` if images are mixed in pairs, and a process takes an odd number of `images` at a time."""
+        if self.mixes and images % 2:
+            raise UserError(
+                f"mixup and cutmix pair the images of a batch, but a process takes {images} at a time; choose a "
+                "batch_size that gives each process an even number, or set regularization.mixup and "
+                "regularization.cutmix to 0"
+            )
+
 
 class ClassificationLoss:
     """Loss of a batch, which mixes the images in pairs first if mixup or cutmix is on.
@@ -71,7 +81,7 @@ class ClassificationLoss:
         if self._weights is not None:
             if self._mix is None:
                 targets = self._smoothed(labels)
-            return _weighted(logits, targets, self._weights.to(logits.device))
+            return functional.cross_entropy(logits, targets, self._weights.to(logits.device))
         loss: Tensor = (self._hard if self._mix is None else self._soft)(logits, targets)
         return loss
 
@@ -86,14 +96,9 @@ def balanced_weights(counts: NDArray[np.int64], names: Sequence[str] | None) -> 
     Raises:
         UserError: if a class has no sample.
     """
-    empty = [str(label) if names is None else names[label] for label in np.flatnonzero(counts == 0).tolist()]
-    if empty:
+    if empty := empty_classes(counts, names):
         raise UserError(
             f"class_weights balanced needs samples of each class, but {len(empty)} of {len(counts)} have none: "
             f"{first_of(empty)}; add samples, remove the classes from classes.txt, or set class_weights none"
         )
     return torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
-
-
-def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    return -(weights * targets * logits.log_softmax(dim=1)).sum(dim=1).mean()

@@ -98,9 +98,18 @@ class FinetuneSettings(TrainSettings):
         check(measured, "patience", self.patience, "None without eval_shards, on which accuracy is measured")
         check(0 < self.eval_every < math.inf, "eval_every", self.eval_every, "above 0")
         check(0 <= self.eval_overlap <= 1, "eval_overlap", self.eval_overlap, "from 0 to 1")
-        frozen_blocks(self.freeze, self.model.shape.depth)
+        _ = self.frozen
         self.model.grid(self.data.size)
         check(self.data.reader == "indexed", "data.reader", self.data.reader, "indexed, which knows all labels")
+
+    @property
+    def frozen(self) -> int | None:
+        """Number of blocks that are not trained, as `frozen_blocks` returns it.
+
+        Raises:
+            UserError: if `freeze` names no part of the encoder.
+        """
+        return frozen_blocks(self.freeze, self.model.shape.depth)
 
     @staticmethod
     def inherited(given: Mapping[str, str]) -> list[str]:

@@ -15,16 +15,16 @@ from mae.data.batch import Batch, BatchRecipe, TrainingBatches
 from mae.data.eval_batches import labelled_subset
 from mae.data.images.erasing import erase
 from mae.data.index import ShardIndex
-from mae.data.labelled_sets import OverlapLimit, agreed_names, count_classes, limit_overlap
+from mae.data.labelled_sets import OverlapLimit, agreed_names, count_classes, empty_classes, limit_overlap
 from mae.data.loader import normalize
 from mae.data.plan import BatchPlan
 from mae.data.prepare import open_shards
 from mae.data.source import IndexedSource, statistics_of
-from mae.errors import UserError, first_of
+from mae.errors import first_of
 from mae.models.classifier import build_classifier
 from mae.models.description import ModelDescription, describe_model
 from mae.models.flops import classifier_flops
-from mae.models.freezing import freeze, frozen_blocks
+from mae.models.freezing import freeze
 from mae.models.weights import load_encoder
 from mae.tasks.classification_loss import ClassificationLoss, balanced_weights
 from mae.tasks.finetune_settings import FinetuneSettings
@@ -118,9 +118,8 @@ class Finetuning(Task):
     def flops_per_image(self) -> int:
         """Floating-point operations of training on one image."""
         settings, data = self.settings, self.settings.data
-        frozen = frozen_blocks(settings.freeze, settings.model.shape.depth)
         return classifier_flops(
-            settings.model, data.size, data.channels, self.classes, settings.head, settings.pool, frozen
+            settings.model, data.size, data.channels, self.classes, settings.head, settings.pool, settings.frozen
         ).training
 
     @property
@@ -156,7 +155,7 @@ class Finetuning(Task):
         origin = find_origin(settings.init, RunFolder(settings.run_dir))
         if origin is not None:
             load_encoder(model, origin.weights(settings.model.grid(data.size)), origin.path)
-        freeze(model, frozen_blocks(settings.freeze, settings.model.shape.depth))
+        freeze(model, settings.frozen)
         classifier: nn.Module = model
         return classifier
 
@@ -177,12 +176,7 @@ class Finetuning(Task):
             UserError: if an odd number of images is to be mixed in pairs.
         """
         regularization, statistics = self.settings.regularization, statistics_of(self.settings.data)
-        if regularization.mixes and images % 2:
-            raise UserError(
-                f"mixup and cutmix pair the images of a batch, but a process takes {images} at a time; choose a "
-                "batch_size that gives each process an even number, or set regularization.mixup and "
-                "regularization.cutmix to 0"
-            )
+        regularization.require_pairs(images)
         criterion = ClassificationLoss(regularization, self.classes, self.class_weights)
 
         def loss_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -197,12 +191,10 @@ class Finetuning(Task):
         Raises:
             UserError: if labels do not fit.
         """
-        empty = np.flatnonzero(self.counts == 0)
-        if len(empty):
-            names = [str(label) if self.names is None else self.names[label] for label in empty]
+        if empty := empty_classes(self.counts, self.names):
             say(
                 f"warning: {len(empty)} of {self.classes} classes have no training sample, so they are not learned: "
-                f"{first_of(names)}"
+                f"{first_of(empty)}"
             )
 
 

@@ -1,12 +1,12 @@
 """Settings that a fine-tuning run takes from the model it starts with, where they are not given."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mae.errors import UserError
 from mae.models.description import find_model, read_description
-from mae.settings import flatten
+from mae.settings import as_flags, flatten
 from mae.training.run_folder.folder import SETTINGS_FILE
 from mae.training.settings import SCRATCH
 from mae.yaml_files import load_yaml
@@ -34,8 +34,7 @@ def shape_of_init(given: Mapping[str, str]) -> list[str]:
     if run_dir:
         known["run_dir"] = run_dir
     wanted = ("run_dir", *(_IMAGES if _SIZE in given else (_SIZE, *_SHAPE, *_IMAGES)))
-    names = [name for name in wanted if name in known and name not in given]
-    return [word for name in names for word in (f"--{name}", *_words(known[name]))]
+    return as_flags({name: known[name] for name in wanted if name in known and name not in given})
 
 
 def _beside(init: Path) -> str | None:
@@ -79,7 +78,3 @@ def _size(text: str) -> tuple[int, int] | None:
     if len(numbers) not in (1, 2) or not all(number.isascii() and number.isdecimal() for number in numbers):
         return None
     return int(numbers[0][:9]), int(numbers[-1][:9])
-
-
-def _words(value: object) -> Iterator[str]:
-    return map(str, value if isinstance(value, list | tuple) else [value])

@@ -7,6 +7,21 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mae.training.checkpoints.manifest import RunPosition
+from mae.training.checkpoints.writer import CheckpointWriter
+
+
+def cut_at(step: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = KeyboardInterrupt) -> None:
+    """Let the loop die right before it saves the checkpoint of `step`."""
+    save = CheckpointWriter.save
+
+    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, run_position: RunPosition) -> None:
+        if run_position.step == step:
+            raise error
+        save(self, tensors, metadata, run_position)
+
+    monkeypatch.setattr(CheckpointWriter, "save", dying_save)
+
 
 @pytest.fixture
 def rendered() -> None:

@@ -17,8 +17,7 @@ from mae.pipelines import finetune, pretrain
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
 from mae.training import loop, micro_batch
-from mae.training.checkpoints.manifest import RunPosition
-from mae.training.checkpoints.writer import CheckpointWriter
+from pipelines.conftest import cut_at
 
 MODEL = ["--model.width", "16", "--model.depth", "2", "--model.heads", "2", "--model.patch_size", "2"]
 DATA = ["--data.workers", "0", "--data.image_size", "8", "--data.channels", "1", "--data.crop_pct", "1"]
@@ -149,15 +148,8 @@ def test_mixup_and_cutmix_resume_to_the_same_bits(
     flags = ["--regularization.drop_path", "0.3", "--augment.rand_augment", "rand-m9-mstd0.5-inc1"]
     flags += ["--augment.erase", "0.25", *more]
     straight = run(settings(shards, held_out, tmp_path / "straight", *flags))
-    save = CheckpointWriter.save
-
-    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, run_position: RunPosition) -> None:
-        if run_position.step == 8:
-            raise KeyboardInterrupt
-        save(self, tensors, metadata, run_position)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(CheckpointWriter, "save", dying_save)
+        cut_at(8, patch)
         run(settings(shards, held_out, tmp_path / "cut", *flags))
     cut = run(settings(shards, held_out, tmp_path / "cut", *flags))
     expected, found = load_file(straight.model), load_file(cut.model)
@@ -185,15 +177,8 @@ def test_without_progress_a_run_ends_early_and_stays_finished(
     """The first evaluation is the best, since nothing is learned; with 3 of patience the fourth is the last."""
     flags = ["--optim.base_lr", "1e-30", "--epochs", "6", "--patience", "3", "--log_every", "9"]
     asked = settings(shards, held_out, tmp_path / "run", *flags)
-    save = CheckpointWriter.save
-
-    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, run_position: RunPosition) -> None:
-        if run_position.step == 12:
-            raise KeyboardInterrupt
-        save(self, tensors, metadata, run_position)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(CheckpointWriter, "save", dying_save)
+        cut_at(12, patch)
         run(asked)
     folder = run(asked)  # from step 8, after two of the four evaluations
     why = "ended early: patience 3, no accuracy above"

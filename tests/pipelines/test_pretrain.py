@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,9 +19,8 @@ from mae.pipelines.pretrain import run
 from mae.settings import parse, to_dict
 from mae.tasks.pretraining import PretrainSettings
 from mae.training import micro_batch
-from mae.training.checkpoints.manifest import RunPosition
-from mae.training.checkpoints.writer import CheckpointWriter
 from mae.yaml_files import load_yaml
+from pipelines.conftest import cut_at
 from pipelines.test_kills import kill_after, start
 
 TINY = [
@@ -177,18 +175,6 @@ class UnpluggedError(Exception):
     """The plug is pulled."""
 
 
-def unplug_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the loop die right before it saves the checkpoint of `step`."""
-    save = CheckpointWriter.save
-
-    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, run_position: RunPosition) -> None:
-        if run_position.step == step:
-            raise UnpluggedError
-        save(self, tensors, metadata, run_position)
-
-    monkeypatch.setattr(CheckpointWriter, "save", dying_save)
-
-
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_run_cut_at_any_checkpoint_ends_with_the_same_bits(
     workers: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -196,7 +182,7 @@ def test_a_run_cut_at_any_checkpoint_ends_with_the_same_bits(
     straight = run(settings(shards, tmp_path / "straight"))
     for step in (6, 12):
         with monkeypatch.context() as patch, pytest.raises(UnpluggedError):
-            unplug_at(step, patch)
+            cut_at(step, patch, UnpluggedError)
             run(settings(shards, tmp_path / "cut", "--data.workers", workers))
     cut = run(settings(shards, tmp_path / "cut"))
     assert losses(cut.path) == losses(straight.path)
@@ -291,7 +277,7 @@ def test_a_batch_size_found_by_trial_is_said_and_kept_and_leaves_no_trace(
     command = [*TINY, "--batch_size", "auto", "--data.shards", str(shards), "--run_dir", str(tmp_path / "auto")]
     monkeypatch.setattr(micro_batch, "_LEAST_GAIN", -1e9)  # on a busy machine 8 images may seem to be slower than 4
     with monkeypatch.context() as patch, pytest.raises(UnpluggedError):
-        unplug_at(6, patch)
+        cut_at(6, patch, UnpluggedError)
         pretrain.main(command)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "micro_batch_size auto" in line]
     assert line.endswith("takes 8 images at a time: they are the whole share of a process; batch of 8 = 1 x 1 x 8")
@@ -317,7 +303,7 @@ def test_activation_checkpointing_may_be_turned_on_at_a_resume_and_changes_no_bi
 ) -> None:
     straight = run(settings(shards, tmp_path / "straight"))
     with monkeypatch.context() as patch, pytest.raises(UnpluggedError):
-        unplug_at(6, patch)
+        cut_at(6, patch, UnpluggedError)
         run(settings(shards, tmp_path / "cut"))
     cut = run(settings(shards, tmp_path / "cut", "--activation_checkpointing", "blocks"))
     assert losses(cut.path) == losses(straight.path)

@@ -4,7 +4,6 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +18,9 @@ from mae.models.description import find_best_model
 from mae.models.positions import resample_positions
 from mae.pipelines import export, finetune, pretrain
 from mae.settings import dump, parse, to_dict
-from mae.training.checkpoints.manifest import RunPosition
-from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.run_folder.folder import RunFolder
 from mae.yaml_files import load_yaml
+from pipelines.conftest import cut_at
 
 SAMPLES, CLASSES, STEPS = 16, 4, 4
 COMMON = [
@@ -108,18 +106,6 @@ def test_images_go_all_the_way_from_shards_to_timm(
         weights = load_file(find_best_model(folder.path))
         assert all(torch.equal(tensor, weights[name]) for name, tensor in encoder.state_dict().items())
         assert encoder(images).shape == (2, 16)
-
-
-def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop is interrupted right before it saves the checkpoint of `step`."""
-    save = CheckpointWriter.save
-
-    def dying_save(self: CheckpointWriter, tensors: Any, metadata: Any, run_position: RunPosition) -> None:
-        if run_position.step == step:
-            raise KeyboardInterrupt
-        save(self, tensors, metadata, run_position)
-
-    monkeypatch.setattr(CheckpointWriter, "save", dying_save)
 
 
 def test_a_run_with_the_cross_decoder_that_is_cut_ends_with_the_same_bits(

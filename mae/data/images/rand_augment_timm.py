@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +97,7 @@ class TimmRandAugment:
         return operation.apply(image, *strengths, fillcolor=fill, resample=Image.Resampling.BICUBIC)
 
 
+@cache
 def _operations(increasing: bool) -> tuple[_Operation, ...]:
     """Return timm's operations in its order."""
     enhance, signed = (_increasing_enhancement, True) if increasing else (lambda level: level * 1.8 + 0.1, False)

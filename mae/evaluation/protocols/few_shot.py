@@ -33,7 +33,7 @@ def judge(
     Raises:
         UserError: if a class has fewer samples to choose from.
     """
-    fit_ids, held_out_ids = split_off(train, seed)
+    fit_ids, held_out_ids = split_off(train.labels, seed)
     held_out = train.take(held_out_ids)
     few = [train.take(choose(train.labels, fit_ids, shots, seed, split)) for split in range(splits)]
     measured = []

@@ -26,7 +26,7 @@ def judge(
     train: FeatureSet, test: FeatureSet, classes: int, seed: int, kinds: Sequence[str], device: torch.device
 ) -> Outcome:
     """Choose the kind of feature and k on held-out training samples, and let all training samples vote."""
-    fit, held_out = (train.take(ids) for ids in split_off(train, seed))
+    fit, held_out = (train.take(ids) for ids in split_off(train.labels, seed))
     measured = [
         (accuracy(scores, held_out.labels), kind, k)
         for kind in kinds

@@ -23,7 +23,7 @@ def judge(
 
     To choose, at most 10,000 samples are fitted.
     """
-    fit_ids, held_out_ids = split_off(train, seed)
+    fit_ids, held_out_ids = split_off(train.labels, seed)
     fit = train.take(np.sort(keyed.shuffled(keyed.key(Purpose.HELD_OUT, seed, 1), fit_ids)[:_MOST_TO_CHOOSE_BY]))
     held_out = train.take(held_out_ids)
     measured = [

@@ -21,7 +21,7 @@ def judge(train: FeatureSet, test: FeatureSet, classes: int, seed: int) -> Outco
 
     The width of the kernel is scikit-learn's `scale`.
     """
-    fit_ids, held_out_ids = split_off(train, seed)
+    fit_ids, held_out_ids = split_off(train.labels, seed)
     held_out, quarter = train.take(held_out_ids), _some(train, fit_ids, seed, _MOST_FITTED // 4)
     queries = held_out.of(PIXELS)
     measured = [(accuracy(scores_of(quarter, queries, c, classes), held_out.labels), c) for c in STRENGTHS]

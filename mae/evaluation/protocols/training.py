@@ -153,12 +153,7 @@ def plan_of(recipe: Recipe, rules: TrainingRules, processes: int) -> BatchPlan:
             f"batch norms need at least {_LEAST_NORMED} images, but a process takes {plan.per_process} at a time; "
             f"choose a batch_size of at least {_LEAST_NORMED * processes}"
         )
-    if recipe.regularization.mixes and plan.per_process % 2:
-        raise UserError(
-            f"mixup and cutmix pair the images of a batch, but a process takes {plan.per_process} at a time; choose a "
-            "batch_size that gives each process an even number, or set regularization.mixup and regularization.cutmix "
-            "to 0"
-        )
+    recipe.regularization.require_pairs(plan.per_process)
     return plan
 
 

@@ -107,14 +107,14 @@ def test_pixels_by_a_support_vector_machine() -> None:
 def test_a_tenth_of_each_class_is_held_out(samples: int, held_out: int) -> None:
     labels = np.arange(samples) % CLASSES
     train = FeatureSet(np.zeros((samples, 2, 2), np.float32), labels)
-    fit, chosen = split_off(train, 0)
+    fit, chosen = split_off(train.labels, 0)
     assert np.array_equal(np.sort(np.concatenate([fit, chosen])), np.arange(samples))
     assert len(chosen) == held_out
     assert np.bincount(labels[chosen]).tolist() == [held_out // CLASSES] * CLASSES
-    assert np.array_equal(chosen, split_off(train, 0)[1])
-    assert not np.array_equal(chosen, split_off(train, 1)[1])
+    assert np.array_equal(chosen, split_off(train.labels, 0)[1])
+    assert not np.array_equal(chosen, split_off(train.labels, 1)[1])
     alone = FeatureSet(train.values, np.where(np.arange(samples) == 5, CLASSES, labels))
-    assert 5 in split_off(alone, 0)[0]  # the only sample of its class is not held out
+    assert 5 in split_off(alone.labels, 0)[0]  # the only sample of its class is not held out
 
 
 def test_few_shots_are_of_each_class_and_not_held_out() -> None:
