@@ -4,6 +4,7 @@ import functools
 import io
 import multiprocessing
 import platform
+import queue
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -92,6 +93,25 @@ def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         return pool.submit(work, *arguments).result()
+
+
+def results_of(
+    processes: Sequence[multiprocessing.process.BaseProcess], results: "multiprocessing.Queue[Any]"
+) -> list[Any]:
+    """What each of these processes put into a queue, once all have ended; on a busy machine that may take minutes.
+
+    A process that ends without a result is an error at once.
+    """
+    found: list[Any] = []
+    while len(found) < len(processes):
+        is_running = any(process.is_alive() for process in processes)
+        try:
+            found.append(results.get(timeout=1))
+        except queue.Empty:
+            assert is_running, f"{len(processes)} processes ended, {len(found)} of them with a result"
+    for process in processes:
+        process.join()
+    return found
 
 
 def in_fork(test: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import png
+from conftest import png, results_of
 
 from mae.data import indexing
 from mae.data.images.decode import decode
@@ -158,9 +158,7 @@ def test_processes_that_build_at_once_get_one_result_d18(make_shards: Callable[.
         processes = [context.Process(target=build, args=arguments) for _ in range(4)]
         for process in processes:
             process.start()
-        found = [results.get(timeout=60) for _ in processes]
-        for process in processes:
-            process.join()
+        found = results_of(processes, results)
     assert [result[:2] for result in found] == [found[0][:2]] * 4
     assert len(scans.read_text().splitlines()) == 20, "each shard is read by one of them, once"
     fresh = open_index([str(folder)], tmp_path / "other")

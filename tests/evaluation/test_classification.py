@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import results_of
 from torch import nn
 
 from mae.data.eval_batches import EvalBatches
@@ -97,9 +98,7 @@ def test_four_processes_count_every_sample_once_and_measure_the_same_as_one_r12(
     ranks = [context.Process(target=on_rank, args=(rank, port, work, results)) for rank in range(RANKS)]
     for rank in ranks:
         rank.start()
-    found = [results.get(timeout=60) for _ in ranks]
-    for rank in ranks:
-        rank.join()
+    found = results_of(ranks, results)
     assert found == [found[0]] * RANKS
     together, accuracy = found[0]
     assert (alone, together) == (1, RANKS)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import results_of
 
 from mae.errors import UserError
 
@@ -43,9 +44,7 @@ def on_two_ranks() -> Callable[[Callable[[], Any]], list[Any]]:
         ranks = [context.Process(target=on_rank, args=(rank, port, work, results)) for rank in range(2)]
         for rank in ranks:
             rank.start()
-        found = dict(results.get(timeout=30) for _ in ranks)
-        for rank in ranks:
-            rank.join()
+        found = dict(results_of(ranks, results))
         return [found[0], found[1]]
 
     return run

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import in_own_process
+from conftest import in_own_process, results_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -268,8 +268,7 @@ def test_a_limit_that_nobody_tells_of_is_found_by_trying(monkeypatch: pytest.Mon
 
     process = context.Process(target=with_little_memory)
     process.start()
-    fit = results.get(timeout=60)
-    process.join()
+    (fit,) = results_of([process], results)
     # 256 MiB, of which each image takes 0.25 MiB three times or so.
     assert fit.images in (64, 128, 256)
     assert f"{2 * fit.images} do not fit into " in fit.why

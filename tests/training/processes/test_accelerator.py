@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import results_of
 
 from mae.errors import UserError
 from mae.training.processes.accelerator import start_accelerator
@@ -89,7 +90,6 @@ def test_r06_a_port_in_use_is_named() -> None:
     messages = context.Queue()
     rank = context.Process(target=meet)
     rank.start()
-    port, message = messages.get(timeout=30)
-    rank.join()
+    ((port, message),) = results_of([rank], messages)
     assert message.startswith(f"the processes cannot meet at 127.0.0.1:{port} (The server socket has failed to listen")
     assert "another port" in message
