@@ -26,14 +26,13 @@ from mae.inference.reconstruction import Reconstructed, reconstructed
 from mae.keyed import Purpose
 from mae.models.attention import attention_weights
 from mae.models.autoencoder import MaskedAutoencoder
-from mae.models.classifier import HeadKind, build_classifier
 from mae.models.description import ModelDescription, find_best_model, read_description
-from mae.models.encoder import build_encoder
 from mae.models.masking import Mask, kept_patches, make_mask, mask_of
+from mae.models.network import build_network
 from mae.models.readout import NormKind, encode_all, features_of_tokens, read_features, select
 from mae.models.selection import Selection, read_selection
 from mae.models.vit import TokenKind
-from mae.models.weights import encoder_part, has_decoder, load_all, load_encoder, read_weights
+from mae.models.weights import read_weights
 
 BATCH = 64
 """Number of images that go through the model at once. It is fixed, because other numbers change the last bits."""
@@ -52,7 +51,7 @@ def load(source: str | PathLike[str], device: str | torch.device | None = None) 
     """
     path = find_best_model(Path(source))
     description, weights = read_description(path), read_weights(path)
-    network = _network(description, weights, path)
+    network = build_network(description, weights, path)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Model(path, description, read_selection(path), network.eval().to(chosen), chosen)
 
@@ -276,30 +275,3 @@ def view_of(data: bytes, description: ModelDescription) -> UInt8[Tensor, "channe
     """
     image = decode(data, description.channels, description.value_range)
     return eval_view(image, description.image_size, description.crop_pct)
-
-
-def _network(
-    description: ModelDescription, weights: dict[str, Tensor], path: Path
-) -> VisionTransformer | MaskedAutoencoder:
-    """Build what the tensors of a file are: an autoencoder, a classifier, or an encoder alone."""
-    encoder, size, channels = description.encoder(), description.image_size, description.channels
-    settings = description.autoencoder()
-    if settings is not None and has_decoder(weights):
-        autoencoder = MaskedAutoencoder(settings, size, channels)
-        load_all(autoencoder, weights, path)
-        return autoencoder
-    head = _head(weights)
-    if head is not None:
-        classifier = build_classifier(encoder, size, channels, head[1], head[0], pool=description.pool)
-        load_all(classifier, weights, path)
-        return classifier
-    vit = build_encoder(encoder, size, channels, pool=description.pool)
-    load_encoder(vit, encoder_part(weights), path)
-    return vit
-
-
-def _head(weights: dict[str, Tensor]) -> tuple[HeadKind, int] | None:
-    """Return the kind of a classifier's head and its number of classes; None without a head."""
-    kinds: dict[HeadKind, str] = {"mlp": "head.fc2.weight", "linear": "head.weight"}
-    found = [(kind, len(weights[name])) for kind, name in kinds.items() if name in weights]
-    return found[0] if found else None
