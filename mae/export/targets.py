@@ -1,0 +1,12 @@
+"""All targets of an export by name."""
+
+from collections.abc import Mapping
+
+from mae.export.published import Published
+from mae.export.safetensors import Safetensors
+from mae.export.target import Target
+from mae.export.timm import Timm
+
+TARGETS: Mapping[str, Target] = {target.name: target for target in (Timm(), Safetensors(), Published())}
+ALL = "all"
+"""In place of names: every target that can hold the model, and whose packages are installed."""
