@@ -29,6 +29,7 @@ FLOORS = (
     ("mae.data.store", "mae.data.images", "mae.models"),
     ("mae.data",),
     ("mae.data.packing",),
+    ("mae.formats",),
     ("mae.inference",),
     ("mae.training",),
     ("mae.tasks",),
