@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mae.data.plan import plan_batches
 from mae.evaluation.best import end_without_progress, evaluate_and_keep_best, evaluation_due, verify_best
-from mae.report.run import write_finetune_report
+from mae.report.run import write_run_report
 from mae.settings import parse
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.finetuning import Finetuning
@@ -46,7 +46,7 @@ def run(settings: FinetuneSettings) -> RunFolder:
         finish_job(job)
         verify_best(job)
         if accelerator.is_main_process:
-            write_finetune_report(job.folder, job.settings, accelerator.device)
+            write_run_report(job.folder, accelerator.device)
     progress.say(f"model {job.folder.model}, report {job.folder.report}")
     return job.folder
 

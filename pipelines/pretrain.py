@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mae.data.plan import plan_batches
 from mae.evaluation.online import online_evaluation, open_sets
 from mae.report.reconstructions import picture_drawer
-from mae.report.run import write_pretrain_report
+from mae.report.run import write_run_report
 from mae.settings import parse
 from mae.tasks.baselines import log_baselines
 from mae.tasks.pretraining import Pretraining, PretrainSettings
@@ -44,7 +44,7 @@ def run(settings: PretrainSettings) -> RunFolder:
             evaluate(step)
         finish_job(job)
         if accelerator.is_main_process:
-            write_pretrain_report(job.folder, job.settings, accelerator.device)
+            write_run_report(job.folder, accelerator.device)
     progress.say(f"model {job.folder.model}, report {job.folder.report}")
     return job.folder
 

@@ -16,11 +16,13 @@ from mae.training.run_folder.folder import (
     SKIPPED_FILE,
     RunFolder,
 )
+from mae.training.run_folder.history import HISTORY_FILE
 
 _WITHOUT = {
     METRICS_FILE: "the log begins anew",
     SKIPPED_FILE: "the list begins anew",
     BAD_SAMPLES_FILE: "bad images are counted anew",
+    HISTORY_FILE: "the history begins anew",
     ROLLBACK_FILE: "if the run had returned to a checkpoint, it takes that checkpoint's data, and may return once more",
 }
 
