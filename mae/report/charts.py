@@ -16,6 +16,7 @@ COLORS = 8
 """Number of colours of the page's style; the next line has the first again, and is dashed."""
 _POINTS, _DOTS = 240, 32
 _TICKS = 5
+_ROOM_AT_THE_RIGHT = 1.012  # for half of the last dot
 _SPIKE = 1.3
 """A first line of the log that is above this multiple of the rest may be cut off."""
 
@@ -46,7 +47,8 @@ def percent(value: float) -> str:
 def figure(value: float) -> str:
     """Format a figure with four digits, as a person would write it."""
     if value and not 1e-3 <= abs(value) < 1e7:
-        return f"{value:.2e}"
+        number, _, power = f"{value:.2e}".partition("e")
+        return f"{number.rstrip('0').rstrip('.')}e{int(power)}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -63,7 +65,7 @@ def chart(
     if not drawn:
         return ""
     low, high, is_cut = _range(drawn, levels, from_zero)
-    right = max(max(line.xs) for line in drawn) or 1.0
+    right = _ROOM_AT_THE_RIGHT * max(max(line.xs) for line in drawn) or 1.0
     curves = [_thinned(line) for line in drawn]
     marks = "".join(_mark(number, curve, right, low, high) for number, curve in enumerate(curves))
     marks += "".join(f'<path class="level" d="M0 {_at(level.y, low, high):.1f}H1000"/>' for level in levels)

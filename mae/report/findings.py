@@ -1,5 +1,6 @@
 """What a run's figures mean, in sentences: a pure function of the figures, with thresholds that are explained here."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -18,8 +19,8 @@ DIVERGING = 1.25
 """Training loss, as a multiple of its least: lines of the log differ by a few percent by chance."""
 FEW_STEPS = 0.01
 """Share of all steps that may be skipped without a warning: one loss that is not finite is no reason to worry."""
-BELOW_PIXELS = 0.005
-"""Accuracy by which features must be worse than pixels to be named: half a percent is the error of 10,000 samples."""
+ERRORS_OF_PIXELS = 1.0
+"""Difference between features and pixels that is named, times 1/sqrt(samples): about two standard errors at 80 %."""
 _LINES = 5
 """Lines of the log over which the newest figures are averaged, because single lines are noisy."""
 
@@ -36,8 +37,9 @@ class NearestNeighbours(NamedTuple):
 
     features: float
     pixels: float
+    samples: int
     source: str
-    """Where the figures are from, in words that end a sentence."""
+    """What was measured, in words."""
 
 
 def findings(run: RunFiles, neighbours: NearestNeighbours | None = None) -> list[Finding]:
@@ -211,18 +213,15 @@ def _data(run: RunFiles) -> Iterator[Finding]:
 
 def _pixels(found: NearestNeighbours) -> list[Finding]:
     figures = f"{100 * found.features:.1f} %", f"{100 * found.pixels:.1f} %"
-    if found.features < found.pixels - BELOW_PIXELS:
-        return [
-            Finding(
-                "warning",
-                f"Nearest neighbours by the features ({figures[0]}) are worse than by plain pixels ({figures[1]}), "
-                f"{found.source}: these features are not worth their price yet.",
-            )
-        ]
-    if found.features > found.pixels + BELOW_PIXELS:
-        text = f"Nearest neighbours by the features ({figures[0]}) beat plain pixels ({figures[1]}), {found.source}."
-        return [Finding("good", text)]
-    return []
+    about = f"{found.source}, {found.samples:,} validation images"
+    enough = ERRORS_OF_PIXELS / math.sqrt(found.samples)
+    if found.features < found.pixels - enough:
+        text = f"k-NN by the features ({figures[0]}) is below k-NN by plain pixels ({figures[1]}; {about})"
+        return [Finding("warning", f"{text}: these features are not worth their price yet.")]
+    if found.features > found.pixels + enough:
+        return [Finding("good", f"k-NN by the features ({figures[0]}) beats plain pixels ({figures[1]}; {about}).")]
+    text = f"k-NN by the features ({figures[0]}) is as good as by plain pixels ({figures[1]}; {about})"
+    return [Finding("note", f"{text}: the difference is within the error.")]
 
 
 def _where(run: RunFiles) -> str:

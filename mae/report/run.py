@@ -2,6 +2,8 @@
 
 import html
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -10,25 +12,43 @@ from mae.files import write_atomically
 from mae.report import page
 from mae.report.comparison import names_of, results_table, settings_difference
 from mae.report.findings import Finding, findings
+from mae.report.inspection import Inspection, inspect
 from mae.report.page import Section
-from mae.report.run_files import PRETRAINING, RunFiles, read_run
+from mae.report.run_files import FINETUNING, PRETRAINING, RunFiles, read_run
 from mae.report.through_time import MOST_BYTES, through_time
 from mae.report.timeline import timeline
 from mae.report.training import evaluation_charts, in_words, status, tiles, training_charts
+from mae.schema import settings_of
+from mae.settings import plain
+from mae.tasks.finetune_settings import FinetuneSettings
+from mae.tasks.pretraining import PretrainSettings
+from mae.training.run_folder.ending import FINISHED
 from mae.training.run_folder.folder import RunFolder
 
 _SIGNS = {"good": "✓", "note": "i", "warning": "!", "problem": "✗"}
 _WORDS = {"good": "Good", "note": "Note", "warning": "Warning", "problem": "Problem"}
 
 
-def report(runs: Sequence[RunFiles], device: torch.device) -> str:
-    """Return the report of one run, or of several side by side."""
-    return _of_one(runs[0], device) if len(runs) == 1 else _of_several(runs, device)
+def report(runs: Sequence[RunFiles], device: torch.device, with_model: bool = True) -> str:
+    """Return the report of one run, or of several side by side; pictures of model and data take a few seconds."""
+    inspections = [inspect(run, device) if with_model else Inspection([], None) for run in runs]
+    if len(runs) == 1:
+        return _of_one(runs[0], inspections[0], device)
+    return _of_several(runs, inspections, device)
 
 
-def write_run_report(folder: RunFolder, device: torch.device, is_running: bool = False) -> None:
-    """Write the report of a run into its folder."""
-    write_atomically(folder.report, report([read_run(folder.path, is_running)], device).encode())
+def write_run_report(folder: RunFolder, device: torch.device, ending: str | None) -> None:
+    """Write the report of a run into its folder.
+
+    Args:
+        ending: How the run, which writes this at its end, has finished. None: it goes on; then pictures of model and
+            data are left out.
+    """
+    run = read_run(folder.path, is_running=ending is None)
+    if ending is not None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        run = replace(run, ending={"reason": FINISHED, "message": ending, "time": now})
+    write_atomically(folder.report, report([run], device, with_model=ending is not None).encode())
 
 
 def run_sections(run: RunFiles) -> list[Section]:
@@ -52,15 +72,16 @@ def findings_list(found: Sequence[Finding]) -> str:
     return f'<ul class="findings">{items}</ul>'
 
 
-def _of_one(run: RunFiles, device: torch.device) -> str:
+def _of_one(run: RunFiles, inspection: Inspection, device: torch.device) -> str:
     word, level = status(run)
     title = f"{in_words(run)}"
     head = (
         f'<p class="lead"><span>{html.escape(title)}</span> <span class="badge {level}">{word}</span></p>{tiles(run)}'
     )
     sections = [
-        ("What this page sees", findings_list(findings(run))),
+        ("What this page sees", findings_list(findings(run, inspection.neighbours))),
         *run_sections(run),
+        *inspection.sections,
         ("Timeline", timeline(run)),
         ("Settings", _settings(run)),
         ("Environment", page.paragraph("This page was made on:") + page.environment_table(device)),
@@ -68,9 +89,12 @@ def _of_one(run: RunFiles, device: torch.device) -> str:
     return page.page(run.name, sections, head)
 
 
-def _of_several(runs: Sequence[RunFiles], device: torch.device) -> str:
+def _of_several(runs: Sequence[RunFiles], inspections: Sequence[Inspection], device: torch.device) -> str:
     names = names_of(runs)
-    seen = "".join(page.subheading(name) + findings_list(findings(run)) for run, name in zip(runs, names, strict=True))
+    every = list(zip(runs, names, inspections, strict=True))
+    seen = "".join(
+        page.subheading(name) + findings_list(findings(run, inspection.neighbours)) for run, name, inspection in every
+    )
     sections = [
         ("Results", results_table(runs, names)),
         ("What this page sees", seen),
@@ -83,17 +107,29 @@ def _of_several(runs: Sequence[RunFiles], device: torch.device) -> str:
     if drawn:
         each = [page.subheading(name) + through_time(run.pictures, MOST_BYTES // len(drawn)) for run, name in drawn]
         sections.append(("Reconstructions through time", "".join(each)))
-    sections.append(("Timelines", "".join(page.subheading(n) + timeline(r) for r, n in zip(runs, names, strict=True))))
-    every = [page.details(name, _settings(run)) for run, name in zip(runs, names, strict=True)]
-    sections.append(("Settings", "".join(every)))
-    sections.append(("Environment", page.paragraph("This page was made on:") + page.environment_table(device)))
+    for title in dict.fromkeys(title for inspection in inspections for title, _ in inspection.sections):
+        bodies = [(name, dict(inspection.sections).get(title, "")) for _, name, inspection in every]
+        sections.append((title, "".join(page.subheading(name) + body for name, body in bodies if body)))
+    sections += [
+        ("Timelines", "".join(page.subheading(name) + timeline(run) for run, name, _ in every)),
+        ("Settings", "".join(page.details(name, _settings(run)) for run, name, _ in every)),
+        ("Environment", page.paragraph("This page was made on:") + page.environment_table(device)),
+    ]
     return page.page(f"{len(runs)} runs side by side", sections, f'<p class="lead">{html.escape(", ".join(names))}</p>')
 
 
 def _settings(run: RunFiles) -> str:
+    """Return the settings that differ from their defaults, and all of them to be opened."""
     if not run.settings:
         return page.paragraph("The settings are lost, or cannot be read.")
-    return page.settings_table(run.settings)
+    schema = FinetuneSettings if run.kind == FINETUNING else PretrainSettings
+    defaults = {setting.name: plain(setting.default) for setting in settings_of(schema)}
+    changed = {name: value for name, value in run.settings.items() if defaults.get(name) != value}
+    return (
+        page.paragraph("Settings that are not the defaults of today:")
+        + page.settings_table(changed)
+        + page.details(f"All {len(run.settings)} settings", page.settings_table(run.settings))
+    )
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunFiles]:

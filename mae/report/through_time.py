@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,15 @@ def _frames(pictures: Sequence[Path], most_bytes: int) -> list[tuple[str, str]]:
 
 
 def _embedded(path: Path, width: int) -> str | None:
-    """Return a saved picture as a smaller file; None if it cannot be read, is no picture, or is huge."""
+    """Return the URL of a saved picture as a smaller file; None if it cannot be read, is no picture, or is huge."""
+    with suppress(OSError):
+        return _smaller(path, path.stat().st_mtime_ns, width)
+    return None
+
+
+@lru_cache(maxsize=4 * _MOST_FRAMES)
+def _smaller(path: Path, changed: int, width: int) -> str | None:
+    """Do the work of `_embedded`, once for each picture: a run refreshes its report many times."""
     with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         with Image.open(io.BytesIO(read_bounded(path, _MOST_BYTES_OF_PICTURE)), formats=("PNG",)) as image:
             if image.width * image.height > _MOST_PIXELS:

@@ -44,7 +44,9 @@ def _history(run: RunFiles) -> Iterator[Event]:
         elif last == START:
             yield _end(record["reason"], record["message"], record["time"])
         last = record["kind"]
-    if last == START:
+    if last == START and run.ending:  # a run that is at its end, which it has not recorded yet
+        yield _end(run.ending["reason"], run.ending["message"], run.ending["time"])
+    elif last == START:
         yield Event("note", "running") if run.is_running else Event("warning", "no end is recorded: it was killed")
 
 

@@ -102,7 +102,7 @@ def key_figures(run: RunFiles) -> list[tuple[str, str, str]]:
         ("best accuracy", "" if accuracy is None else percent(accuracy), ""),
         ("k-NN accuracy", percent(online["knn"]) if online.get("knn") is not None else "", ""),
         ("few-shot accuracy", percent(online["few_shot"]) if online.get("few_shot") is not None else "", ""),
-        ("epochs", f"{last['epoch']:.4g}" if last else "", f"of {epochs:g}" if last and epochs else ""),
+        ("epochs", f"{last['epoch']:.3g}" if last else "", f"of {epochs:g}" if last and epochs else ""),
         ("steps", f"{last['step']:,}" if last else "", f"of {total:,}" if total else ""),
         ("images per second", "" if speed is None else f"{speed:,.0f}", ""),
         ("seconds per step", f"{_median(start, 'step_seconds'):.3g}" if start else "", ""),
