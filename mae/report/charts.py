@@ -59,8 +59,12 @@ def chart(
     form: Format = figure,
     from_zero: bool = False,
     x_name: str = "epoch",
+    is_named: bool = False,
 ) -> str:
-    """Return a chart of some curves over the epochs, with a legend; a sentence if there is nothing to draw."""
+    """Return a chart of some curves over the epochs; nothing if there is nothing to draw.
+
+    A single curve has a legend only if `is_named`.
+    """
     drawn = [line for line in lines if len(line.xs)]
     if not drawn:
         return ""
@@ -75,7 +79,7 @@ def chart(
     note = ", the first values are cut off" if is_cut else ""
     return (
         f'<figure class="chart"><figcaption>{_text(title)}<small>over {_text(x_name)}s{note}</small></figcaption>'
-        f"{_legend(drawn, levels, form)}"
+        f"{_legend(drawn, levels, form) if is_named or levels or len(drawn) > 1 else ''}"
         f'<div class="plot" tabindex="0" role="group" aria-label="{_text(label)}">'
         + "".join(f'<span class="y" style="top:{_at(y, low, high) / 10:.2f}%">{form(y)}</span>' for y in y_ticks)
         + "".join(f'<span class="x" style="left:{100 * x / right:.2f}%">{x:g}</span>' for x in x_ticks)
@@ -142,8 +146,6 @@ def _mark(number: int, curve: _Curve, right: float, low: float, high: float) -> 
 
 def _legend(lines: Sequence[Line], levels: Sequence[Level], form: Format) -> str:
     """Return what the lines mean; with several, each is a button that hides its line."""
-    if len(lines) == 1 and not levels:
-        return ""
     items = []
     for number, line in enumerate(lines):
         swatch = f'<i class="swatch s{line.color % COLORS}{" dashed" if line.color >= COLORS else ""}"></i>'
@@ -161,7 +163,8 @@ def _data(curves: Sequence[_Curve], right: float, form: Format, x_name: str) -> 
     """Return what the script shows under the pointer, as JSON that cannot end its element."""
     lines = [
         {
-            "name": curve.line.name,
+            # The page writes other bytes so too, but would not know them within JSON.
+            "name": curve.line.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
             "color": curve.line.color % COLORS,
             "x": [round(1000 * x / right, 1) for x in curve.xs],
             "at": [f"{x:.4g}" for x in curve.xs],

@@ -17,20 +17,22 @@ def training_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     """Return the charts of loss, learning rate, speed and wait for data; a sentence without any line of the log."""
     if not any(run.train for run in runs):
         return "<p>The log of the training is lost, or training has not begun.</p>"
-    loss = _over_epochs(runs, names, lambda run: run.train, "loss")
+    loss, several = _over_epochs(runs, names, lambda run: run.train, "loss"), len(runs) > 1
     title = "Training loss"
     if len(runs) == 1 and (held_out := _held_out(runs[0])):
         loss = [loss[0]._replace(name="training loss"), _line("validation loss", held_out, "loss", 1)]
         title = "Training and validation loss"
     parts = [chart(title, loss, _levels(runs))]
-    if len(runs) > 1:
-        parts.append(chart("Validation loss", _over_epochs(runs, names, _held_out, "loss")))
+    if several:
+        parts.append(chart("Validation loss", _over_epochs(runs, names, _held_out, "loss"), is_named=True))
     for title, name, form, from_zero in (
         ("Learning rate", "lr", figure, True),
         ("Images per second", "images_per_second", figure, True),
         ("Share of time spent waiting for data", "data_wait", percent, True),
     ):
-        parts.append(chart(title, _over_epochs(runs, names, lambda run: run.train, name), (), form, from_zero))
+        parts.append(
+            chart(title, _over_epochs(runs, names, lambda run: run.train, name), (), form, from_zero, is_named=several)
+        )
     return f'<div class="charts">{"".join(parts)}</div>'
 
 
@@ -57,7 +59,10 @@ def evaluation_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
         rest = [wanted[0], wanted[3]]
     else:
         merged, rest = "", list(wanted)
-    parts = [chart(title, _over_epochs(runs, names, records, name), (), form) for title, name, form in rest]
+    several = len(runs) > 1
+    parts = [
+        chart(title, _over_epochs(runs, names, records, name), (), form, is_named=several) for title, name, form in rest
+    ]
     charts = merged + "".join(parts)
     return charts and f'<div class="charts">{charts}</div>'
 
