@@ -1,0 +1,71 @@
+"""Weights made to fit another grid, patch size or number of channels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from timm.layers import resample_patch_embed
+from torch import Tensor
+
+from mae.models.description import ModelDescription
+from mae.models.weights import for_grid, has_decoder
+
+_PATCHES = "patch_embed.proj.weight"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights that fit, and how they were made to."""
+
+    weights: dict[str, Tensor]
+    resampled: Mapping[str, str]
+    """How a tensor was changed, by its name."""
+    dropped: Mapping[str, str]
+    """Why a tensor was left out, by its name."""
+
+
+def fit(
+    weights: Mapping[str, Tensor],
+    trained: ModelDescription,
+    grid: tuple[int, int],
+    patch_size: tuple[int, int],
+    channels: int,
+) -> Fit:
+    """Make weights fit a grid of (rows, columns) of patches of another size, with another number of channels.
+
+    Positions are resampled for the grid. The patch embedding is resampled as in FlexiViT (timm's
+    `resample_patch_embed`), then adapted to the channels. A decoder predicts the pixels of a patch: with other pixels,
+    it is left out.
+    """
+    old = trained.patch_size, trained.channels
+    dropped: dict[str, str] = {}
+    if old != (patch_size, channels):
+        reason = "decoder, which predicts other pixels"
+        dropped = {name: reason for name in weights if has_decoder([name])}
+    kept = for_grid({name: each for name, each in weights.items() if name not in dropped}, trained.grid, grid)
+    resampled = {name: _change(trained.grid, grid) for name, each in kept.items() if each is not weights[name]}
+    if patch_size != trained.patch_size:
+        kept[_PATCHES] = resample_patch_embed(kept[_PATCHES], list(patch_size)).contiguous()
+        resampled[_PATCHES] = f"{_change(trained.patch_size, patch_size)} pixels"
+    if channels != trained.channels:
+        kept[_PATCHES] = for_channels(kept[_PATCHES], channels)
+        how = f"{trained.channels} to {channels} channels"
+        resampled[_PATCHES] = f"{resampled[_PATCHES]}, {how}" if _PATCHES in resampled else how
+    return Fit(kept, resampled, dropped)
+
+
+def for_channels(weight: Float[Tensor, "width old h w"], channels: int) -> Float[Tensor, "width new h w"]:
+    """Adapt the weights of a patch embedding to another number of channels, by timm's rule (`adapt_input_conv`).
+
+    For one channel they are summed, so that a gray image gives what its three equal channels gave. Otherwise they are
+    repeated in order, and scaled so that equal channels give the same sum as before.
+    """
+    old = weight.shape[1]
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeats = -(-channels // old)
+    return (weight.repeat(1, repeats, 1, 1)[:, :channels] * (old / channels)).contiguous()
+
+
+def _change(old: tuple[int, int], new: tuple[int, int]) -> str:
+    return f"{old[0]}x{old[1]} to {new[0]}x{new[1]}"
