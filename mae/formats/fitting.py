@@ -1,14 +1,17 @@
 """Weights made to fit another grid, patch size or number of channels."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from timm.layers import resample_patch_embed
 from torch import Tensor
 
+from mae.formats.norms import norms_measured
+from mae.formats.opening import StoredModel
+from mae.formats.report import KeyReport
 from mae.models.description import ModelDescription
-from mae.models.weights import for_grid, has_decoder
+from mae.models.weights import for_grid, has_decoder, norms_the_mean
 
 _PATCHES = "patch_embed.proj.weight"
 
@@ -52,6 +55,38 @@ def fit(
         how = f"{trained.channels} to {channels} channels"
         resampled[_PATCHES] = f"{resampled[_PATCHES]}, {how}" if _PATCHES in resampled else how
     return Fit(kept, resampled, dropped)
+
+
+def report_of(stored: StoredModel, fitted: Fit, names: Iterable[str]) -> KeyReport:
+    """Return what becomes of each tensor of a model in one with tensors of these names, whose head begins anew."""
+    wanted, given = list(names), fitted.weights
+    same_norm = norms_the_mean(wanted) == norms_the_mean(given)
+    loaded = [name for name in wanted if name in given and not name.startswith("head.")]
+    unused = {name: _reason_unused(name, same_norm) for name in given if name not in loaded}
+    before = stored.report or KeyReport("mae", tuple(given))
+    return KeyReport(
+        before.format,
+        tuple(loaded),
+        {**before.left_out, **fitted.dropped, **unused},
+        {name: how for name, how in fitted.resampled.items() if name in loaded},
+        tuple(name for name in wanted if name not in loaded),
+        (*before.remarks, *norms_measured(stored)),
+    )
+
+
+def summary(stored: StoredModel | None) -> str:
+    """Return the report of a model of another library that is used as it is, in words that follow its name."""
+    if stored is None or stored.report is None:
+        return ""
+    return f" {replace(stored.report, remarks=(*stored.report.remarks, *norms_measured(stored)))}"
+
+
+def _reason_unused(name: str, same_norm: bool) -> str:
+    if name.startswith("head."):
+        return "head"
+    if has_decoder([name]):
+        return "decoder"
+    return "of no use here" if same_norm else "norm of other tokens"
 
 
 def for_channels(weight: Float[Tensor, "width old h w"], channels: int) -> Float[Tensor, "width new h w"]:

@@ -71,6 +71,11 @@ class StoredModel:
         return self.report is None
 
     @property
+    def folder(self) -> Path:
+        """Folder for results beside the model; the current one for a model that is in the cache of the hub."""
+        return Path() if is_address(self.source) else self.path.parent
+
+    @property
     def has_decoder(self) -> bool:
         """Whether it holds a decoder."""
         return has_decoder(self.names)
@@ -170,9 +175,7 @@ def _open_foreign(source: str, path: Path, heads: int | None) -> StoredModel:
         description = replace(description, value_range=header.value_range)
         if description.decoder is not None:
             description = replace(description, decoder=header.decoder)
-    report = KeyReport(
-        recognised.format, tuple(recognised.weights), recognised.left_out, remarks=(*described.remarks, *_eps(facts))
-    )
+    report = KeyReport(recognised.format, tuple(recognised.weights), recognised.left_out, remarks=described.remarks)
     return StoredModel(
         source, path, description, tuple(recognised.weights), report, recognised.weights, found.files, facts.eps
     )
@@ -191,12 +194,6 @@ def _facts(path: Path, found: StoredTensors) -> Facts:
     if "architecture" in config:
         return timm_facts(config, path.with_name(_CONFIG))
     return transformers_facts(config, read_json(path.with_name(_PROCESSOR)) or {}, path.with_name(_CONFIG))
-
-
-def _eps(facts: Facts) -> list[str]:
-    if facts.eps == LAYER_NORM_EPS:
-        return []
-    return [f"its norms add {facts.eps:g} to a variance, here {LAYER_NORM_EPS:g}"]
 
 
 def _sha256(path: Path) -> str:
