@@ -31,6 +31,7 @@ from mae.models.description import (
     read_description,
 )
 from mae.models.weights import has_decoder, read_weights
+from mae.settings import check
 
 _OURS = "mae"
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
@@ -56,9 +57,9 @@ class StoredModel:
     """Description; mean and std are empty if nothing says them, see `require_normalization`."""
     names: tuple[str, ...]
     """Names of its tensors, by our names."""
-    report: KeyReport | None = None
+    report: KeyReport | None = field(default=None, compare=False)
     """What became of each tensor of a file of another library; None for a file of this program."""
-    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     """Tensors of a file of another library, by our names, as it holds them."""
     files: tuple[Path, ...] = ()
     """Files of another library that hold them."""
@@ -69,6 +70,11 @@ class StoredModel:
     def is_ours(self) -> bool:
         """Whether this program wrote it."""
         return self.report is None
+
+    @property
+    def summary(self) -> str:
+        """Report of a model of another library that is used as it is, to follow its name; empty for one of ours."""
+        return "" if self.report is None else f" {self.report}"
 
     @property
     def folder(self) -> Path:
@@ -142,6 +148,7 @@ def open_model(
             f"{given} has {stored.description.channels} channels, but {len(normalization.mean)} means and "
             f"{len(normalization.std)} deviations are given; give one of each for each channel"
         )
+    check(min(normalization.std) > 0, "std", normalization.std, "numbers above 0")
     return replace(stored, description=replace(stored.description, mean=normalization.mean, std=normalization.std))
 
 
