@@ -24,6 +24,7 @@ from mae.formats.timm_config import timm_facts
 from mae.formats.transformers_config import transformers_facts
 from mae.formats.weight_files import WEIGHT_FILES, StoredTensors, read_tensors
 from mae.models.description import (
+    MODEL_FILE,
     ModelDescription,
     find_best_model,
     find_model,
@@ -157,7 +158,7 @@ def _weights_of(place: Path, best: bool) -> Path:
     try:
         return find_best_model(place) if best else find_model(place)
     except UserError:
-        others = [place / name for name in WEIGHT_FILES if (place / name).is_file()]
+        others = [place / name for name in WEIGHT_FILES if name != MODEL_FILE and (place / name).is_file()]
         if not others:
             raise
         return others[0]
