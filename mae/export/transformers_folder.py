@@ -22,7 +22,8 @@ EXTRA = "transformers"
 WEIGHTS = "model.safetensors"
 METADATA = {"format": "pt"}
 """Header of a file of weights, without which older versions do not read it."""
-_BICUBIC = 3
+_BICUBIC = 3  # by Pillow's number
+_RGB = 3  # channels
 
 
 def vit_config(description: ModelDescription) -> dict[str, Any]:
@@ -80,7 +81,8 @@ def write_image_processor(folder: Path, description: ModelDescription) -> None:
     }
     without = {"do_resize": False, "do_center_crop": False}
     is_square = height == width
-    kind = {"image_processor_type": "ViTImageProcessor"}
+    # Processor of any model: in version 4, that of ViT squeezes images into a square.
+    kind = {"image_processor_type": "BitImageProcessor", "do_convert_rgb": description.channels == _RGB}
     _write_json(folder / "preprocessor_config.json", kind | (resize if is_square else without) | normalise)
 
 
