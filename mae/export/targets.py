@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 
+from mae.export.onnx import Onnx, OnnxFromPixels
 from mae.export.published import Published
 from mae.export.safetensors import Safetensors
 from mae.export.target import Target
 from mae.export.timm import Timm
+from mae.export.torch_export import TorchExport
 
-TARGETS: Mapping[str, Target] = {target.name: target for target in (Timm(), Safetensors(), Published())}
+TARGETS: Mapping[str, Target] = {
+    target.name: target for target in (Timm(), Safetensors(), Published(), Onnx(), OnnxFromPixels(), TorchExport())
+}
 ALL = "all"
 """In place of names: every target that can hold the model, and whose packages are installed."""
