@@ -8,9 +8,9 @@ from mae.export.safetensors import Safetensors
 from mae.export.target import Target
 from mae.export.timm import Timm
 from mae.export.torch_export import TorchExport
+from mae.export.torchvision import Torchvision
 
-TARGETS: Mapping[str, Target] = {
-    target.name: target for target in (Timm(), Safetensors(), Published(), Onnx(), OnnxFromPixels(), TorchExport())
-}
+_ALL = (Timm(), Torchvision(), Safetensors(), Published(), Onnx(), OnnxFromPixels(), TorchExport())
+TARGETS: Mapping[str, Target] = {target.name: target for target in _ALL}
 ALL = "all"
 """In place of names: every target that can hold the model, and whose packages are installed."""
