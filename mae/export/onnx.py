@@ -124,7 +124,7 @@ def _write(module: nn.Module, images: Tensor, outputs: list[str], facts: dict[st
         assert program is not None
         _remove_traces(program.model)
         program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
-        program.save(path, external_data=_bytes_of(module) > _MOST_BYTES_IN_ONE_FILE)
+        program.save(path, external_data=needs_second_file(module))
 
 
 def _remove_traces(model: Any) -> None:
@@ -136,8 +136,10 @@ def _remove_traces(model: Any) -> None:
         each.doc_string = None
 
 
-def _bytes_of(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in module.state_dict().values())
+def needs_second_file(module: nn.Module) -> bool:
+    """Return whether the weights of a module go into a file of their own."""
+    size: int = sum(tensor.nbytes for tensor in module.state_dict().values())
+    return size > _MOST_BYTES_IN_ONE_FILE
 
 
 def _compare(model: TrainedModel, images: Tensor, given: Tensor, path: Path) -> Iterable[Difference]:
