@@ -1,12 +1,14 @@
 """Export of one model to one or several targets: checked, written aside, loaded back, compared, published."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mae.errors import UserError, first_of
-from mae.export.publish import new_folder, require_free
+from mae.export.card import write_card
+from mae.export.left_behind import describe_left_behind
+from mae.export.publish import CARD_FILE, new_folder, require_free
 from mae.export.target import Target
 from mae.export.targets import ALL, TARGETS
 from mae.export.trained_model import TrainedModel
@@ -91,25 +93,16 @@ def _export(target: Target, model: TrainedModel, folder: Path, say: Callable[[st
     with new_folder(folder) as part:
         target.write(model, part)
         differences = verify(target, model, part)
+        write_card(target, model, part)
+        card = (part / CARD_FILE).read_bytes()
     greatest = max((each.greatest / each.scale for each in differences if each.scale), default=0.0)
     exported = Exported(target.name, folder, time.monotonic() - began, target.left_behind(model), greatest)
     say(
         f"exported {model.path} to {folder} for {target.library} in {exported.seconds:.1f} s; loaded back, its outputs "
         f"differ by at most {greatest:.1e} of the greatest value"
     )
+    if (folder / CARD_FILE).read_bytes() != card:
+        say(f"  {folder / CARD_FILE} was changed, and stays; remove it to have it written anew")
     if exported.left_behind:
         say(f"  left behind: {describe_left_behind(model, exported.left_behind)}")
     return exported
-
-
-def describe_left_behind(model: TrainedModel, names: Collection[str]) -> str:
-    """Return what an export does not hold in words, and which targets hold it."""
-    others = [(target, target.left_behind(model)) for target in TARGETS.values() if not target.refusal(model)]
-    parts = []
-    for part, all_names in (("decoder", model.decoder_names), ("head", model.head_names)):
-        left = [name for name in all_names if name in names]
-        holding = [target.name for target, also_left in others if not set(left) & set(also_left)]
-        if left:
-            text = f"the {part} ({len(left)} tensors: {first_of(left)})"
-            parts.append(f"{text}, which --to {' or '.join(holding)} holds" if holding else text)
-    return "; ".join(parts)

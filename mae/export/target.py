@@ -48,6 +48,8 @@ class Target(ABC):
     """Greatest difference of an output that is allowed, as a share of the greatest absolute value of that output."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Packages beside those of every installation, with their versions: `onnx>=1.17`."""
+    hub_library: ClassVar[str | None] = None
+    """`library_name` of the model card, if the Hugging Face hub knows the library."""
     extra: ClassVar[str] = "export"
     """Extra of this project that installs them."""
 
