@@ -103,7 +103,8 @@ def test_the_card_of_a_run_tells_how_it_was_trained_and_nothing_of_the_machine(t
     model = in_run(autoencoder(SQUARE, (8, 8), 3), tmp_path / "secret")
     card = card_of(model, tmp_path / "out")
     for line in (
-        "| epochs | 5 of 20 |", "| steps | 40 |", "| images per step | 8 |", "| training samples | 64 |", "| seed | 3 |",
+        "| epochs | 5 of 20 |", "| steps | 40 |", "| images per step | 8 |", "| training samples | 64 |",
+        "| seed | 3 |",
         f"| fingerprint of the samples | `{'f' * 64}` |", "| began with | the weights of first |",
         "| hidden patches | 75 %, random mask |", "| decoder | self-attention: width 12, 1 block, 3 heads |",
         "| area of random crops | 0.6 to 1 |", "| learning rate per 256 images | 0.001 |",
