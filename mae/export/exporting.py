@@ -44,21 +44,23 @@ def export_model(
         UserError: if a target cannot hold the model, a package is missing, a folder is in use, or an output of the
             loaded export differs by more than its target allows.
     """
-    targets = _choose(model, to, say)
+    targets = choose_targets(model, to, say)
     folders = [_folder(target, model, out, is_alone=ALL not in to and len(targets) == 1) for target in targets]
     for folder in folders:
         require_free(folder)
     return [_export(target, model, folder, say) for target, folder in zip(targets, folders, strict=True)]
 
 
-def _choose(model: TrainedModel, to: Sequence[str], say: Callable[[str], None]) -> list[Target]:
-    """Return the targets of these names.
+def choose_targets(
+    model: TrainedModel, to: Sequence[str], say: Callable[[str], None], setting: str = "to"
+) -> list[Target]:
+    """Return the targets of these names, which the setting of that name gives.
 
     Raises:
         UserError: if a name is unknown, or a target that is named cannot be written.
     """
     if unknown := [name for name in to if name not in (*TARGETS, ALL)]:
-        raise UserError(f"to is {first_of(unknown)}; allowed: {', '.join([*TARGETS, ALL])}")
+        raise UserError(f"{setting} is {first_of(unknown)}; allowed: {', '.join([*TARGETS, ALL])}")
     chosen = []
     for name, target in TARGETS.items():
         problem = _problem(target, model) if name in to or ALL in to else None
