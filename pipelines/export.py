@@ -30,7 +30,8 @@ class ExportSettings:
     """Folder of a finished run, a checkpoint folder, or a model file; of a fine-tuning run that measured its accuracy,
     the best model is taken."""
     to: tuple[str, ...] = ("timm",)
-    """Libraries or formats: timm, safetensors, mae (the published layout); or all that can hold the model."""
+    """Libraries or formats: timm, torchvision, safetensors, mae (the published layout); all: those that can hold the
+    model."""
     out: Path | None = None
     """New folder to write to; with several targets, of one folder for each. None: export-TARGET beside the model."""
 

@@ -1,0 +1,1 @@
+"""Formats of other libraries: the names of their tensors, and how their files are read."""
