@@ -46,14 +46,7 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
             data = settings.data.as_seen_by(extraction.description)
             for index in (sets.train, sets.test):
                 compute(extraction, index, data, accelerator, subject.name)
-    # Before the rest, in which all processes but the first have nothing to do, and would wait too long.
-    tuned = list(_said(judge_trained(trained, sets, rules, settings.data.as_seen_by, accelerator), say))
-    if not accelerator.is_main_process:
-        return []
     cache = settings.data.as_seen_by(first).cache
-    read_cached = partial(read, cache=cache)
-    frozen = [row for subject in judged for row in _said(judge(subject, read_cached, sets, rules), say)]
-    rows = [*frozen, *tuned]
     about = {
         "command": command,
         "versions": library_versions(),
@@ -62,6 +55,17 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
         "speed": {subject.name: speed(subject.extractions[-1], sets.test, cache) for subject in judged},
         "classes": sets.names or list(map(str, range(sets.classes))),
     }
+    tuned = list[Row]()
+    # Before the rest, in which all processes but the first have nothing to do, and would wait too long.
+    for row in _said(judge_trained(trained, sets, rules, settings.data.as_seen_by, accelerator), say):
+        tuned.append(row)
+        if accelerator.is_main_process:
+            write_evaluation(out, tuned, about, is_finished=False)
+    if not accelerator.is_main_process:
+        return []
+    read_cached = partial(read, cache=cache)
+    frozen = [row for subject in judged for row in _said(judge(subject, read_cached, sets, rules), say)]
+    rows = [*frozen, *tuned]
     write_evaluation(out, rows, about)
     for line in (*plain(rows), f"results with all that was chosen: {out / 'results.md'}"):
         say(line)

@@ -1,20 +1,20 @@
-"""Export the encoder of a run for other libraries.
+"""Export a trained model for other libraries.
 
-mae export runs/pretrain --to timm --out encoders/mine
+mae export runs/pretrain --to timm onnx --out exports/mine
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from tyro.conf import Positional
 
 from mae.errors import one_line_errors
-from mae.export.timm import export_timm
-from mae.models.description import find_best_model, read_description
-from mae.models.weights import read_weights
+from mae.export.exporting import Exported, export_model
+from mae.export.trained_model import read_trained_model
+from mae.models.description import find_best_model
 from mae.output import say
 from mae.settings import check_name, parse
 from mae.training.foreign_file import refuse_foreign_file
@@ -22,30 +22,29 @@ from mae.training.foreign_file import refuse_foreign_file
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Write the encoder of a pretraining or fine-tuning run into a folder for another library."""
+    """Write a model into folders for other libraries, load them back with these, and compare the outputs."""
 
-    EXAMPLE: ClassVar = "mae export runs/first --out encoders/first"
+    EXAMPLE: ClassVar = "mae export runs/first --to timm onnx --out exports/first"
 
     source: Positional[Path]
     """Folder of a finished run, a checkpoint folder, or a model file; of a fine-tuning run that measured its accuracy,
     the best model is taken."""
-    to: Literal["timm"] = "timm"
-    """Library that is to load the encoder."""
+    to: tuple[str, ...] = ("timm",)
+    """Libraries or formats: timm, transformers, transformers_code (any classifier), vit_mae (with the decoder),
+    torchvision, onnx (of normalised images), onnx_uint8 (of pixels), torch_export, safetensors, mae (the published
+    layout); all: those that can hold the model."""
     out: Path | None = None
-    """New folder to write to; None: export-timm beside the model."""
+    """New folder to write to; with several targets, of one folder for each. None: export-TARGET beside the model."""
 
 
-def run(settings: ExportSettings) -> Path:
-    """Export, load back and compare; return the new folder."""
+def run(settings: ExportSettings) -> list[Exported]:
+    """Export, load back and compare."""
     check_name("source", settings.source)
-    model = find_best_model(settings.source)
-    refuse_foreign_file(model)
-    out = settings.out or model.parent / f"export-{settings.to}"
-    check_name("out", out)
-    difference = export_timm(read_weights(model), read_description(model), out, model)
-    say(f"exported {model} to {out}; loaded back, features differ by at most {difference:.1e}")
-    say(f'  timm.create_model("local-dir:{out}", pretrained=True)  # timm 1.0.26 or newer')
-    return out
+    path = find_best_model(settings.source)
+    refuse_foreign_file(path)
+    if settings.out is not None:
+        check_name("out", settings.out)
+    return export_model(read_trained_model(path), settings.to, settings.out, say)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

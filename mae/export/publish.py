@@ -1,7 +1,8 @@
 """Publication of an export: it is written aside and compared, and appears under its name only if both succeed."""
 
+import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from filecmp import cmp
 from pathlib import Path
@@ -9,20 +10,33 @@ from pathlib import Path
 from mae.errors import UserError, first_of
 from mae.files import sync
 
+VERIFICATION_FILE = "verification.json"
+"""File of every export, by which one is recognised."""
+CARD_FILE, PICTURE_FILE = "README.md", "reconstructions.png"
+"""Model card, and its picture."""
+_OF_THE_CARD = (CARD_FILE, PICTURE_FILE)
+
+
+def require_free(out: Path) -> None:
+    """Raise a `UserError` if `out` exists, and is neither an empty folder nor an earlier export."""
+    if out.is_dir() and (not any(out.iterdir()) or (out / VERIFICATION_FILE).is_file()):
+        return
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out} exists and is not an empty folder; give a new one with --out")
+
 
 @contextmanager
-def new_folder(out: Path, files: Collection[str]) -> Iterator[Path]:
-    """Yield a folder beside `out` to write these files to: it becomes `out` at the end, and is removed after an error.
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out` to write an export to: it becomes `out` at the end, and is removed after an error.
 
-    What a killed export has left there is removed first. If `out` holds such files already, it stays, once they are
-    found to be equal.
+    What a killed export has left there is removed first. If `out` is an earlier export, it stays, once it is found to
+    be equal; a card that differs stays too, because its licence is for the user to write, and one that is missing is
+    added.
 
     Raises:
         UserError: if `out` exists and is not an empty folder, or holds an export that is another or damaged.
     """
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if (out.exists() and not out.is_dir()) or there not in (set(), set(files)):
-        raise UserError(f"{out} exists and is not an empty folder; give a new one with --out")
+    require_free(out)
     out = out.resolve()
     part = out.with_name(f".{out.name}.part")
     if part.exists():
@@ -30,11 +44,16 @@ def new_folder(out: Path, files: Collection[str]) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        _require_equal_files(part, out, there)
+        there = out.is_dir() and any(out.iterdir())
+        if there:
+            _require_equal_files(part, out)
     except BaseException:
         shutil.rmtree(part)
         raise
     if there:
+        for name in _OF_THE_CARD:
+            if (part / name).exists() and not os.path.lexists(out / name):
+                (part / name).rename(out / name)
         shutil.rmtree(part)
         return
     if out.exists():
@@ -43,8 +62,9 @@ def new_folder(out: Path, files: Collection[str]) -> Iterator[Path]:
     sync(out.parent)
 
 
-def _require_equal_files(part: Path, out: Path, names: Collection[str]) -> None:
-    differing = [name for name in sorted(names) if not cmp(part / name, out / name, shallow=False)]
+def _require_equal_files(part: Path, out: Path) -> None:
+    names = sorted({path.name for folder in (part, out) for path in folder.iterdir()})
+    differing = [name for name in names if name not in _OF_THE_CARD and not _are_equal(part / name, out / name)]
     if differing:
         raise UserError(
             f"{out} holds another export, or a damaged one: {first_of(differing)} differs; remove the folder, or give "
@@ -52,10 +72,5 @@ def _require_equal_files(part: Path, out: Path, names: Collection[str]) -> None:
         )
 
 
-def require_equal_features(library: str, difference: float, tolerance: float) -> None:
-    """Raise a `UserError` if the features of the loaded export differ from the run's by more than `tolerance`."""
-    if not difference <= tolerance:
-        raise UserError(
-            f"{library}'s features differ by {difference:.2e} from the run's, at most {tolerance:.0e} is allowed; "
-            "nothing was exported. Please report this with the run's settings.yaml"
-        )
+def _are_equal(one: Path, other: Path) -> bool:
+    return one.is_file() and other.is_file() and cmp(one, other, shallow=False)

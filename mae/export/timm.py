@@ -1,27 +1,24 @@
 """Export to timm: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
-The folder holds `model.safetensors`, which is the encoder by timm's names in float32, and `config.json` with the
-architecture and the normalisation. Before the folder appears, timm loads it, and the features are compared. It needs
-timm 1.0.26 or newer: older versions take the file of such a folder for a pickle and fail.
+The folder holds `model.safetensors`, which has timm's names, and `config.json` with the architecture, the normalisation
+and the names of the classes. It needs timm 1.0.26 or newer: older versions take the file of such a folder for a pickle
+and fail. transformers loads the folder too, through timm.
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from torch import Tensor
 
-from mae.export.publish import new_folder, require_equal_features
+from mae.export.target import Difference, Target, compare
+from mae.export.trained_model import TrainedModel
 from mae.files import write_atomically
 from mae.models.description import ModelDescription
-from mae.models.encoder import build_encoder
-from mae.models.weights import encoder_part, load_encoder, write_weights
-
-TOLERANCE = 1e-6
-"""Greatest difference of a feature between this program's encoder and timm's."""
+from mae.models.vit import TokenKind
+from mae.models.weights import write_weights
 
 # timm's entry for each width of our sizes; model_args override the entry's width, depth and patch size.
 _ARCHITECTURES = {
@@ -35,38 +32,71 @@ _ARCHITECTURES = {
 # would fill a layer of 2 or 5 channels with random weights.
 _CONVERTED_CHANNELS = (1, 3)
 _COMPARED_IMAGES = 4
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
-def export_timm(weights: dict[str, Tensor], description: ModelDescription, out: Path, source: Path) -> float:
-    """Write the encoder for timm into the folder `out`, and return the greatest difference of a feature.
+class Timm(Target):
+    """timm folder: the encoder, with the head of a classifier if that is one linear layer."""
 
-    Raises:
-        UserError: if `out` holds anything else than this export, or the model that timm loads gives other features
-            than the encoder.
-    """
-    if description.pool == "cls+avg":
-        description = replace(description, pool="cls")  # timm's features are one of both; the tensors are the same
-    with new_folder(out, (_WEIGHTS, _CONFIG)) as part:
-        encoder = {name: tensor.float() for name, tensor in encoder_part(weights).items()}
-        write_weights(part / _WEIGHTS, encoder, replace(description, decoder=None).metadata())
-        write_atomically(part / _CONFIG, json.dumps(timm_config(description), indent=2).encode())
-        difference = compare(part, weights, description, source)
-        require_equal_features("timm", difference, TOLERANCE)
-    return difference
+    name = "timm"
+    library = "timm 1.0.26 or newer"
+    tolerance = 1e-6
+    hub_library = "timm"
+
+    def left_behind(self, model: TrainedModel) -> Sequence[str]:
+        """Return the decoder's tensors, and those of a head that timm's classifiers do not have."""
+        return [*model.decoder_names, *([] if model.has_plain_head else model.head_names)]
+
+    def write(self, model: TrainedModel, folder: Path) -> None:
+        """Write weights and config."""
+        # timm's features are one kind of token; the tensors are the same.
+        pool: TokenKind = "avg" if model.description.pool == "avg" else "cls"
+        description = replace(model.description, decoder=None, pool=pool)
+        left = self.left_behind(model)
+        weights = {name: tensor for name, tensor in model.weights.items() if name not in left}
+        write_weights(folder / "model.safetensors", weights, description.metadata())
+        write_atomically(
+            folder / "config.json",
+            json.dumps(
+                timm_config(model.description, model.classes if model.has_plain_head else ()), indent=2
+            ).encode(),
+        )
+
+    def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
+        """Compare all tokens, and the logits of a classifier or the features of an encoder."""
+        theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        images = model.images(_COMPARED_IMAGES)
+        tokens = model.tokens(images)
+        yield compare("tokens", tokens, theirs.forward_features(images).detach())
+        output = theirs(images).detach()
+        if model.has_plain_head:
+            yield compare("logits", model.logits(images), output)
+        else:
+            features = model.features(images) if model.description.pool == "avg" else tokens[:, 0]
+            yield compare("features", features, output)
+
+    def example(self, model: TrainedModel, folder: str) -> str:
+        """Return the lines of timm."""
+        output = "logits" if model.has_plain_head else "features"
+        return (
+            "import timm\n"
+            f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()\n'
+            f"{output} = model(images)"
+        )
 
 
-def timm_config(description: ModelDescription) -> dict[str, Any]:
-    """Return the content of `config.json` in a timm model folder."""
+def timm_config(description: ModelDescription, classes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the content of `config.json` in a timm model folder; `classes` are those of a head in the same file."""
     height, width = description.image_size
     pool = "avg" if description.pool == "avg" else "token"
     # timm has no such entry: whoever prepares images of more than 8 bits has to read it.
     value_range = {} if description.value_range is None else {"value_range": list(description.value_range)}
+    labels = {"label_names": list(classes)} if classes else {}
     return value_range | {
         "architecture": _ARCHITECTURES.get(description.width, "vit_base_patch16_224"),
-        "num_classes": 0,
+        "num_classes": len(classes),
         "num_features": description.width,
         "global_pool": pool,
+        # Without num_classes here: transformers gives it too, and fails if it comes twice.
         "model_args": {
             "img_size": [height, width],
             "patch_size": list(description.patch_size),
@@ -76,6 +106,7 @@ def timm_config(description: ModelDescription) -> dict[str, Any]:
             "num_heads": description.heads,
             "global_pool": pool,
         },
+        **labels,
         "pretrained_cfg": {
             "tag": "mae",
             "custom_load": False,
@@ -86,20 +117,8 @@ def timm_config(description: ModelDescription) -> dict[str, Any]:
             "crop_mode": "center",
             "mean": list(description.mean),
             "std": list(description.std),
-            "num_classes": 0,
+            "num_classes": len(classes),
             "first_conv": "patch_embed.proj" if description.channels in _CONVERTED_CHANNELS else None,
             "classifier": "head",
         },
     }
-
-
-def compare(folder: Path, weights: dict[str, Tensor], description: ModelDescription, source: Path) -> float:
-    """Load `folder` with timm, and return the greatest difference between its features and ours, on random images."""
-    encoder, size, channels = description.encoder(), description.image_size, description.channels
-    ours = build_encoder(encoder, size, channels, pool=description.pool).eval()
-    load_encoder(ours, weights, source)
-    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_COMPARED_IMAGES, channels, *size, generator=generator)
-    with torch.no_grad():
-        return float((ours(images) - theirs(images)).abs().max())

@@ -17,16 +17,23 @@ NOTES = (
 )
 
 
-def write_evaluation(out: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
-    """Write `results.json`, `results.md` and `results.html` into the folder `out`."""
+_UNFINISHED = "This evaluation is unfinished: other rows were to follow. To have them all, run the same command again."
+
+
+def write_evaluation(out: Path, rows: Sequence[Row], about: dict[str, Any], is_finished: bool = True) -> None:
+    """Write `results.json`, `results.md` and `results.html` into the folder `out`.
+
+    Rows of an evaluation that goes on for hours are written as they appear; if not `is_finished`, the files say so.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(about | {"rows": [row.to_json() for row in rows]}, indent=1)
+    text = json.dumps(about | {"finished": is_finished, "rows": [row.to_json() for row in rows]}, indent=1)
     write_atomically(out / "results.json", text.encode())
     facts = [f"{name}: {value}" for name, value in _facts(about)]
-    lines = "".join(f"- {line}\n" for line in (*facts, *NOTES))
+    notes = NOTES if is_finished else (_UNFINISHED, *NOTES)
+    lines = "".join(f"- {line}\n" for line in (*facts, *notes))
     write_atomically(out / "results.md", f"# Evaluation\n\n{markdown(rows)}\n{lines}".encode("utf-8", "replace"))
     sections = [
-        ("Results", page.table(HEADER, map(cells, rows)) + "".join(map(page.paragraph, NOTES))),
+        ("Results", page.table(HEADER, map(cells, rows)) + "".join(map(page.paragraph, notes))),
         *((f"{row.encoder}, {row.protocol}", _classes(row, about["classes"])) for row in rows),
         ("How it was measured", page.table(("what", "value"), _facts(about))),
     ]

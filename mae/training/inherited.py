@@ -6,8 +6,8 @@ from typing import Any
 
 from mae.errors import UserError
 from mae.formats.opening import open_model
+from mae.run_files import SETTINGS_FILE
 from mae.settings import as_flags, flatten
-from mae.training.run_folder.folder import SETTINGS_FILE
 from mae.training.settings import SCRATCH
 from mae.yaml_files import load_yaml
 

@@ -23,6 +23,16 @@ _BATCH_SIZE, _MICRO_BATCH_SIZE = ("--batch_size", "--batch-size"), "--micro_batc
 
 
 @dataclass(frozen=True)
+class ExportAtEndSettings:
+    """Export at the end of a run, which never changes the weights."""
+
+    targets: MayChange[tuple[str, ...]] = ()
+    """Libraries or formats to which the model is exported when the run is finished, into export-TARGET in run_dir, as
+    `mae export` does: timm, safetensors, mae, ...; or all that can hold it. One that is not possible is refused at the
+    start."""
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """Length of a run, size of its batches, and what it writes when."""
 
@@ -85,6 +95,7 @@ class TrainSettings:
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     model: EncoderSettings = field(default_factory=EncoderSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    export: ExportAtEndSettings = field(default_factory=ExportAtEndSettings)
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-import mae.export.timm as export
+from export.models import MODELS, RECTANGLE, SQUARE, export, pretrained, trained
 from mae.errors import UserError
-from mae.export.timm import export_timm, timm_config
-from mae.models.autoencoder import MaskedAutoencoder
+from mae.export.timm import timm_config
 from mae.models.classifier import build_classifier
-from mae.models.description import ModelDescription, describe_model, find_model, read_description
+from mae.models.description import describe_model, find_model, read_description
 from mae.models.encoder import build_encoder
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.sizes import SIZES
@@ -25,30 +24,6 @@ from mae.models.weights import file_tensors, read_weights
 from mae.pipelines.export import ExportSettings, run
 from mae.training.checkpoints.manifest import DataPosition, RunPosition, step_folder
 from mae.training.checkpoints.writer import CheckpointWriter
-
-SOURCE = Path("runs/one/model.safetensors")
-
-RECTANGLE = MaskedAutoencoderSettings(
-    width=16, depth=2, heads=2, patch_size=(2, 4), decoder_width=12, decoder_depth=1, decoder_heads=3
-)
-SQUARE = MaskedAutoencoderSettings(
-    width=16, depth=2, heads=2, patch_size=(4,), decoder_width=12, decoder_depth=1, decoder_heads=3
-)
-# Settings, image size, channels.
-MODELS = [(RECTANGLE, (8, 12), 1), (SQUARE, (8, 8), 3), (SQUARE, (8, 16), 5)]
-
-
-def pretrained(
-    settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int
-) -> tuple[MaskedAutoencoder, dict[str, Tensor], ModelDescription]:
-    torch.manual_seed(0)
-    model = MaskedAutoencoder(settings, image_size, channels)
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape)
-    mean = tuple(0.1 * (channel + 1) for channel in range(channels))
-    std = tuple(0.2 * (channel + 1) for channel in range(channels))
-    description = describe_model("masked autoencoder", settings, image_size, mean, std, 0.9)
-    return model, file_tensors(model), description
 
 
 def load(folder: Path, **arguments: Any) -> VisionTransformer:
@@ -60,11 +35,11 @@ def test_timm_computes_the_same_features(
     tmp_path: Path, settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int
 ) -> None:
     model, weights, description = pretrained(settings, image_size, channels)
-    difference = export_timm(weights, description, tmp_path / "out", SOURCE)
+    exported = export(trained(weights, description), "timm", tmp_path / "out")
     images = torch.randn(3, channels, *image_size)
     with torch.no_grad():
         ours, theirs = model.encoder(images), load(tmp_path / "out")(images)
-    assert 0 <= difference <= 1e-6
+    assert 0 <= exported.greatest_difference <= 1e-6
     assert theirs.shape == (3, 16)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
 
@@ -74,7 +49,7 @@ def test_timm_adds_a_head_for_other_classes(
     tmp_path: Path, settings: MaskedAutoencoderSettings, image_size: tuple[int, int], channels: int
 ) -> None:
     model, weights, description = pretrained(settings, image_size, channels)
-    export_timm(weights, description, tmp_path / "out", SOURCE)
+    export(trained(weights, description), "timm", tmp_path / "out")
     theirs = load(tmp_path / "out", num_classes=10)
     images = torch.randn(2, channels, *image_size)
     assert theirs(images).shape == (2, 10)
@@ -89,7 +64,7 @@ def test_timm_resamples_the_positions_for_another_image_size(
     model, weights, description = pretrained(settings, image_size, channels)
     if model.grid[0] != model.grid[1]:
         pytest.importorskip("timm", "1.0.31", reason="earlier timm resamples squares only")
-    export_timm(weights, description, tmp_path / "out", SOURCE)
+    export(trained(weights, description), "timm", tmp_path / "out")
     theirs = load(tmp_path / "out", img_size=(16, 24))
     assert theirs(torch.randn(2, channels, 16, 24)).shape == (2, 16)
     resampled = resample_abs_pos_embed(
@@ -102,7 +77,7 @@ def test_timm_resamples_the_positions_for_another_image_size(
 
 def test_timm_is_told_how_images_were_normalised(tmp_path: Path) -> None:
     _, weights, description = pretrained(RECTANGLE, (8, 12), 1)
-    export_timm(weights, description, tmp_path / "out", SOURCE)
+    export(trained(weights, description), "timm", tmp_path / "out")
     config = timm.data.resolve_model_data_config(load(tmp_path / "out"))
     assert config["mean"] == pytest.approx(description.mean)
     assert config["std"] == pytest.approx(description.std)
@@ -115,8 +90,13 @@ def test_timm_is_told_how_images_were_normalised(tmp_path: Path) -> None:
 
 def test_the_folder_holds_the_encoder_alone_and_its_description(tmp_path: Path) -> None:
     model, weights, description = pretrained(SQUARE, (8, 8), 3)
-    export_timm(weights, description, tmp_path / "out", SOURCE)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    export(trained(weights, description), "timm", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "verification.json",
+    ]
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert set(written) == set(model.encoder.state_dict())
     assert not [name for name in written if "decoder" in name or "mask_token" in name or "head" in name]
@@ -128,7 +108,7 @@ def test_the_encoder_of_a_classifier_is_exported_without_its_head(tmp_path: Path
     torch.manual_seed(0)
     classifier = build_classifier(SQUARE, (8, 8), 3, 5, "mlp")
     description = describe_model("classifier", SQUARE, (8, 8), (0.5,) * 3, (0.5,) * 3, 1.0)
-    export_timm(file_tensors(classifier), description, tmp_path / "out", SOURCE)
+    export(trained(file_tensors(classifier), description), "timm", tmp_path / "out")
     images = torch.randn(2, 3, 8, 8)
     features = classifier.forward_head(classifier.forward_features(images), pre_logits=True)
     torch.testing.assert_close(load(tmp_path / "out")(images), features, rtol=0, atol=1e-6)
@@ -148,7 +128,7 @@ def test_the_export_of_a_model_trained_in_mixed_precision_is_in_float32_n09(tmp_
         optimizer.zero_grad()
     # Training keeps its weights in float32; a file of another program's making may hold fewer bits.
     weights = {name: tensor.to(dtype) for name, tensor in file_tensors(model).items()}
-    export_timm(weights, description, tmp_path / "out", SOURCE)
+    export(trained(weights, description), "timm", tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.float32}
     model.encoder.load_state_dict({name: weights[name].float() for name in model.encoder.state_dict()})
@@ -168,7 +148,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "folder", tmp_path / "file"):
         with pytest.raises(UserError, match=rf"{out} exists and is not an empty folder"):
-            export_timm(weights, description, out, SOURCE)
+            export(trained(weights, description), "timm", out)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "notes.txt"]
 
 
@@ -177,27 +157,30 @@ def test_an_empty_folder_and_the_rest_of_a_killed_export_are_replaced(tmp_path: 
     for folder in ("out", ".out.part"):
         (tmp_path / folder).mkdir()
     (tmp_path / ".out.part" / "other.safetensors").write_bytes(b"half")
-    export_timm(weights, description, tmp_path / "out", SOURCE)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "model.safetensors", "out"]
+    export(trained(weights, description), "timm", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "out",
+        "verification.json",
+    ]
 
 
 @pytest.mark.parametrize("change", [1e-3, float("nan")])
 def test_an_export_that_timm_computes_differently_is_refused_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: float
 ) -> None:
-    def compare_after_damage(
-        folder: Path, weights: dict[str, Tensor], description: ModelDescription, source: Path
-    ) -> float:
-        written = load_file(folder / "model.safetensors")
-        written["norm.bias"][0] += change
-        save_file(written, folder / "model.safetensors")
-        return compare(folder, weights, description, source)
+    def damaged(folder: str, **arguments: Any) -> VisionTransformer:
+        model = create_model(folder, **arguments)
+        model.norm.bias.data[0] += change
+        return model
 
-    compare = export.compare
-    monkeypatch.setattr(export, "compare", compare_after_damage)
+    create_model = timm.create_model
+    monkeypatch.setattr("mae.export.timm.timm.create_model", damaged)
     _, weights, description = pretrained(SQUARE, (8, 8), 3)
-    with pytest.raises(UserError, match=r"timm's features differ by .*; nothing was exported"):
-        export_timm(weights, description, tmp_path / "out", SOURCE)
+    with pytest.raises(UserError, match=r"the tokens of the export to timm differ by .*; nothing was exported"):
+        export(trained(weights, description), "timm", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,7 +188,7 @@ def test_weights_that_are_not_the_described_model_are_refused_and_leave_nothing(
     _, weights, _ = pretrained(SQUARE, (8, 8), 3)
     _, _, description = pretrained(SQUARE, (8, 16), 3)
     with pytest.raises(UserError, match=r"pos_embed is \[1, 5, 16\] instead of \[1, 9, 16\]"):
-        export_timm(weights, description, tmp_path / "out", SOURCE)
+        export(trained(weights, description), "timm", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,7 +220,7 @@ def test_transformers_loads_the_folder(
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model, weights, description = pretrained(settings, image_size, channels)
-    export_timm(weights, description, tmp_path / "out", SOURCE)
+    export(trained(weights, description), "timm", tmp_path / "out")
     theirs, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
     images = torch.randn(2, channels, *image_size)
@@ -289,10 +272,10 @@ def test_a_checkpoint_is_exported_like_a_finished_run_c19(tmp_path: Path) -> Non
     writer = CheckpointWriter(tmp_path / "run" / "checkpoints", keep=2)
     save_checkpoint(writer, 1, weights)
     writer.close()
-    folder = run(ExportSettings(step_folder(tmp_path / "run" / "checkpoints", 1), out=tmp_path / "out"))
+    (exported,) = run(ExportSettings(step_folder(tmp_path / "run" / "checkpoints", 1), out=tmp_path / "out"))
     images = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(load(folder)(images), model.encoder(images), rtol=0, atol=1e-6)
+        torch.testing.assert_close(load(exported.folder)(images), model.encoder(images), rtol=0, atol=1e-6)
 
 
 def test_a_checkpoint_that_is_not_yet_whole_is_never_exported_c19(tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ from mae.data.images.decode import decode
 from mae.data.loader import normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError
-from mae.export.timm import export_timm
 from mae.inference.inputs import Picture, encoded
 from mae.inference.model import BATCH, Model
 from mae.models.classifier import build_classifier
-from mae.models.description import describe_model, read_description
+from mae.models.description import describe_model
 from mae.models.patches import patchify
 from mae.models.selection import Selection
-from mae.models.weights import file_tensors, read_weights, write_weights
+from mae.models.weights import file_tensors, write_weights
+from mae.pipelines.export import ExportSettings, run
 
 
 def pixels(number: int, height: int = 9, width: int = 13) -> np.ndarray:
@@ -174,7 +174,7 @@ def test_attention_equals_that_of_timm(pretrained: Path) -> None:
 
 def test_an_export_for_timm_and_a_model_file_can_be_loaded(pretrained: Path, tmp_path: Path) -> None:
     file = pretrained / "model.safetensors"
-    export_timm(read_weights(file), read_description(file), tmp_path / "out", file)
+    run(ExportSettings(file, out=tmp_path / "out"))
     expected = mae.load(pretrained, "cpu").embed(pixels(0))
     for source in (tmp_path / "out", file, str(file)):
         assert torch.equal(mae.load(source, "cpu").embed(pixels(0)), expected)

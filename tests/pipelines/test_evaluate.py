@@ -259,6 +259,26 @@ def test_protocols_that_train_are_rows_beside_the_others(
     assert "resnet18" in capsys.readouterr().out
 
 
+def test_rows_that_are_finished_survive_an_error_of_the_next(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise UserError("it did not stay finite")
+
+    monkeypatch.setattr(resnet, "RATES", (0.1,))
+    words = settings("--protocols", "knn", "attentive", "resnet", "--epochs", "2", "--batch_size", "32")
+    with monkeypatch.context() as patch:
+        patch.setattr(resnet, "_network", fail)
+        with pytest.raises(UserError, match="it did not stay finite"):
+            evaluate.run(words)
+    left = results(places / "run" / "evaluation")
+    assert ([row["protocol"] for row in left["rows"]], left["finished"]) == (["attentive"], False)
+    for name in ("results.md", "results.html"):
+        assert "This evaluation is unfinished" in (places / "run" / "evaluation" / name).read_text()
+    evaluate.run(words)
+    whole = results(places / "run" / "evaluation")
+    assert ([row["protocol"] for row in whole["rows"]], whole["finished"]) == (["knn", "attentive", "resnet"], True)
+    assert "unfinished" not in (places / "run" / "evaluation" / "results.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from mae.errors import PreemptedError, UserError
-from mae.export.timm import export_timm
 from mae.inference.model import load
 from mae.models.readout import select
 from mae.pipelines import finetune, pretrain
+from mae.pipelines.export import ExportSettings
+from mae.pipelines.export import run as export
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
 from mae.training import loop, micro_batch
@@ -276,8 +277,8 @@ def test_frozen_weights_keep_their_bits_and_the_model_is_used_as_it_was_evaluate
     features, logits = model.features_and_logits_of(views)
     tokens: Any = pool
     torch.testing.assert_close(model.network.head(select(features, tokens, "normed")), logits)
-    difference = export_timm(after, model.description, tmp_path / "timm", folder.model)
-    assert difference == 0
+    (exported,) = export(ExportSettings(folder.model, out=tmp_path / "timm"))
+    assert exported.greatest_difference == 0
 
 
 def test_an_unfinished_run_is_no_source(shards: Path, held_out: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def finetuned(shards: Path, run_dir: Path, *flags: str) -> RunFolder:
 
 
 def exported(folder: RunFolder) -> Path:
-    return export.run(parse(export.ExportSettings, [str(folder.path)], prog="mae export"))
+    (found,) = export.run(parse(export.ExportSettings, [str(folder.path)], prog="mae export"))
+    return found.folder
 
 
 @pytest.mark.parametrize(
