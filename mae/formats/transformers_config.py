@@ -1,5 +1,6 @@
 """Facts in the config.json and preprocessor_config.json of a transformers model folder."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,16 @@ def _crop_pct(processor: Mapping[str, Any], size: tuple[int, int] | None) -> flo
     if not processor or size is None:
         return None
     least = number(mapping(processor.get("size")).get("shortest_edge"))
-    if processor.get("do_center_crop") is True and least:
-        return min(1.0, min(size) / least)
-    return 1.0
+    if processor.get("do_center_crop") is not True or not least or least <= min(size):
+        return 1.0
+    share = min(size) / least
+    while math.floor(min(size) / share) < math.floor(least):  # the quotient was rounded up
+        share = math.nextafter(share, 0)
+    return share
 
 
 def _remarks(processor: Mapping[str, Any]) -> list[str]:
-    if not processor:
+    if processor.get("do_resize", bool(processor)) is not True:
         return []
     remarks = []
     if "shortest_edge" not in mapping(processor.get("size")) and processor.get("do_center_crop") is not True:
