@@ -30,9 +30,9 @@ from mae.export.whole_model import (
 )
 
 _FILE = "model.onnx"
-# torch writes operators of this version itself, and would convert them to any other; the runtimes of today read it all.
+# The version that torch's exporter is written for: it converts its operators to any other. Runtimes read it since 2023.
 _OPSET = 18
-# A file of this format ends at 2 GiB; the weights of larger models are a second file beside it, model.onnx.data.
+# A file of this format is smaller than 2 GiB: the weights of larger models are a second file, model.onnx.data.
 _MOST_BYTES_IN_ONE_FILE = 1_500_000_000
 
 
@@ -51,16 +51,17 @@ class Onnx(Target):
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare each output for several batch sizes."""
+        session = _session(folder / _FILE)
         for batch in COMPARED_BATCHES:
             images = model.images(batch)
-            yield from _compare(model, images, images, folder / _FILE)
+            yield from _compare(model, images, images, session)
 
     def example(self, model: TrainedModel, folder: str) -> str:
         """Return the lines of onnxruntime."""
         return (
             "import numpy, onnxruntime\n"
             f'session = onnxruntime.InferenceSession("{folder}/{_FILE}")\n'
-            f'{", ".join(output_names(model))} = session.run(None, {{"images": numpy.asarray(images)}})'
+            f'{", ".join(output_names(model))} = session.run(None, {{"images": numpy.asarray(images, "float32")}})'
         )
 
 
@@ -85,9 +86,10 @@ class OnnxFromPixels(Onnx):
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare each output for several batch sizes with those of images that training would have normalised."""
         statistics = PixelStatistics(model.description.mean, model.description.std)
+        session = _session(folder / _FILE)
         for batch in COMPARED_BATCHES:
             pixels = _pixels(model, batch)
-            yield from _compare(model, normalize(pixels.permute(0, 3, 1, 2), statistics), pixels, folder / _FILE)
+            yield from _compare(model, normalize(pixels.permute(0, 3, 1, 2), statistics), pixels, session)
 
     def example(self, model: TrainedModel, folder: str) -> str:
         """Return the lines of onnxruntime, with an image that is black."""
@@ -142,14 +144,17 @@ def needs_second_file(module: nn.Module) -> bool:
     return size > _MOST_BYTES_IN_ONE_FILE
 
 
-def _compare(model: TrainedModel, images: Tensor, given: Tensor, path: Path) -> Iterable[Difference]:
-    """Compare the outputs for normalised images with those of a file that is given `given`."""
+def _session(path: Path) -> Any:
     # Not at the top: onnxruntime is not in every installation.
     import onnxruntime  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _compare(model: TrainedModel, images: Tensor, given: Tensor, session: Any) -> Iterable[Difference]:
+    """Compare the model's outputs for normalised images with those of a session that is given `given`."""
     expected = expected_outputs(model, images)
     found = session.run(list(expected), {"images": given.numpy()})
     for (name, ours), theirs in zip(expected.items(), found, strict=True):
