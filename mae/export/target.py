@@ -50,6 +50,8 @@ class Target(ABC):
     """Images that the outputs are compared on, in words."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Packages beside those of every installation, with their versions: `onnx>=1.17`."""
+    hub_library: ClassVar[str | None] = None
+    """`library_name` of the model card, if the Hugging Face hub knows the library."""
     extra: ClassVar[str] = "export"
     """Extra of this project that installs them."""
 

@@ -9,8 +9,22 @@ from mae.export.target import Target
 from mae.export.timm import Timm
 from mae.export.torch_export import TorchExport
 from mae.export.torchvision import Torchvision
+from mae.export.transformers_code import TransformersCode
+from mae.export.transformers_mae import TransformersMae
+from mae.export.transformers_vit import Transformers
 
-_ALL = (Timm(), Torchvision(), Safetensors(), Published(), Onnx(), OnnxFromPixels(), TorchExport())
+_ALL = (
+    Timm(),
+    Transformers(),
+    TransformersCode(),
+    TransformersMae(),
+    Torchvision(),
+    Onnx(),
+    OnnxFromPixels(),
+    TorchExport(),
+    Safetensors(),
+    Published(),
+)
 TARGETS: Mapping[str, Target] = {target.name: target for target in _ALL}
 ALL = "all"
 """In place of names: every target that can hold the model, and whose packages are installed."""

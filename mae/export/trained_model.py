@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import HeadKind
-from mae.models.description import ModelDescription
+from mae.models.description import ModelDescription, read_description
 from mae.models.network import build_network, head_of
-from mae.models.weights import encoder_part
+from mae.models.weights import encoder_part, read_weights
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,13 @@ class TrainedModel:
         with torch.no_grad():
             predicted: Tensor = self.network.predict_all(images, noise)
         return predicted
+
+
+def read_trained_model(path: Path) -> TrainedModel:
+    """Read a model file.
+
+    Raises:
+        UserError: if it is missing or damaged, or another program wrote it.
+    """
+    weights = {name: tensor.float() for name, tensor in read_weights(path).items()}
+    return TrainedModel(path, read_description(path), weights)
