@@ -24,7 +24,7 @@ from mae.export.whole_model import (
     TRACED_BATCH,
     FromPixels,
     expected_outputs,
-    facts,
+    instructions,
     output_names,
     whole_model,
 )
@@ -47,7 +47,7 @@ class Onnx(Target):
 
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Trace the model and write it."""
-        _write(whole_model(model), model.images(TRACED_BATCH), output_names(model), facts(model), folder / _FILE)
+        _write(whole_model(model), model.images(TRACED_BATCH), output_names(model), instructions(model), folder / _FILE)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare each output for several batch sizes."""
@@ -80,7 +80,7 @@ class OnnxFromPixels(Onnx):
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Trace the model behind the normalisation, and write it."""
         module = FromPixels(whole_model(model), model.description).eval()
-        content = facts(model, takes_pixels=True)
+        content = instructions(model, takes_pixels=True)
         _write(module, _pixels(model, TRACED_BATCH), output_names(model), content, folder / _FILE)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
@@ -108,8 +108,8 @@ def _pixels(model: TrainedModel, batch: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def _write(module: nn.Module, images: Tensor, outputs: list[str], facts: dict[str, Any], path: Path) -> None:
-    """Trace a module on a batch of images, and write it with `facts` as its metadata."""
+def _write(module: nn.Module, images: Tensor, outputs: list[str], metadata: dict[str, Any], path: Path) -> None:
+    """Trace a module on a batch of images, and write it with its metadata."""
     # onnxscript 0.6 prints how many nodes it has simplified, and torch 2.11 warns of what it does itself.
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -125,7 +125,7 @@ def _write(module: nn.Module, images: Tensor, outputs: list[str], facts: dict[st
         )
         assert program is not None
         _remove_traces(program.model)
-        program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
+        program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
         program.save(path, external_data=needs_second_file(module))
 
 
