@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from export.guide import COMMAND, GUIDE, files_in, files_in_guide
 from export.models import MODELS, SQUARE, autoencoder, classifier, export, trained
 from mae.export.facts import facts_of
 from mae.export.targets import TARGETS
@@ -65,9 +66,11 @@ def test_the_lines_of_a_card_run_in_its_folder(target: str, tmp_path: Path, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     held = cases(target)
     assert held
+    files = files_in_guide(GUIDE.read_text())[target]
     for number, model in enumerate(held):
         folder = tmp_path / str(number)
         code = code_of(card_of(model, folder, target))
+        assert all(name in files for name in files_in(folder)), f"docs/export.md lacks files: {COMMAND}"
         monkeypatch.chdir(folder)
         names: dict[str, Any] = {"images": model.images(2)}
         exec(code, names)
