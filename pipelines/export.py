@@ -30,8 +30,9 @@ class ExportSettings:
     """Folder of a finished run, a checkpoint folder, or a model file; of a fine-tuning run that measured its accuracy,
     the best model is taken."""
     to: tuple[str, ...] = ("timm",)
-    """Libraries or formats: timm, torchvision, safetensors, mae (the published layout); all: those that can hold the
-    model."""
+    """Libraries or formats: timm, transformers, transformers_code (any classifier), vit_mae (with the decoder),
+    torchvision, onnx (of normalised images), onnx_uint8 (of pixels), torch_export, safetensors, mae (the published
+    layout); all: those that can hold the model."""
     out: Path | None = None
     """New folder to write to; with several targets, of one folder for each. None: export-TARGET beside the model."""
 

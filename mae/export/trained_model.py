@@ -63,8 +63,8 @@ class TrainedModel:
 
     @cached_property
     def network(self) -> VisionTransformer | MaskedAutoencoder:
-        """The whole network in evaluation mode."""
-        return build_network(self.description, self.weights, self.path).eval()
+        """The whole network in evaluation mode, without gradients."""
+        return build_network(self.description, self.weights, self.path).eval().requires_grad_(False)
 
     @property
     def vit(self) -> VisionTransformer:

@@ -27,7 +27,7 @@ def verify(target: Target, model: TrainedModel, folder: Path) -> list[Difference
         "target": target.name,
         "model": {"file": model.path.name, "sha256": digest},
         "versions": library_versions() | target.versions(),
-        "inputs": "random normal images, seed 0",
+        "inputs": target.inputs,
         "tolerance": target.tolerance,
         "tolerance_is": "share of the greatest absolute value of the output",
         "outputs": [

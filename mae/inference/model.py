@@ -1,8 +1,7 @@
 """Trained model, ready to use: features, predictions, reconstructions, attention."""
 
-import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -19,41 +18,63 @@ from mae.data.images.decode import decode
 from mae.data.loader import normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import BadImageError, UserError
-from mae.files import open_regular
+from mae.formats.opening import Normalization, StoredModel, open_model
 from mae.inference.inputs import Picture, Pictures, each_of, encoded
 from mae.inference.prediction import Prediction, most_probable
 from mae.inference.reconstruction import Reconstructed, reconstructed
 from mae.keyed import Purpose
 from mae.models.attention import attention_weights
 from mae.models.autoencoder import MaskedAutoencoder
-from mae.models.description import ModelDescription, find_best_model, read_description
+from mae.models.description import ModelDescription
 from mae.models.masking import Mask, kept_patches, make_mask, mask_of
 from mae.models.network import build_network
 from mae.models.readout import NormKind, encode_all, features_of_tokens, read_features, select
 from mae.models.selection import Selection, read_selection
 from mae.models.vit import TokenKind
-from mae.models.weights import read_weights
 
 BATCH = 64
 """Number of images that go through the model at once. It is fixed, because other numbers change the last bits."""
 
 
-def load(source: str | PathLike[str], device: str | torch.device | None = None) -> "Model":
+def load(
+    source: str | PathLike[str],
+    device: str | torch.device | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    heads: int | None = None,
+) -> "Model":
     """Load a trained model for use: `mae.load("runs/first")`.
 
     Args:
-        source: The folder of a run, of a checkpoint or of an export for timm, or a `.safetensors` file of this program.
-            Of a fine-tuning run that measured its accuracy, the best model is taken.
+        source: The folder of a run, of a checkpoint or of an export, or a `.safetensors` file of this program; a folder
+            or a file of timm, transformers, torchvision or the original MAE code; `hub:OWNER/NAME` or `timm:NAME`. Of a
+            fine-tuning run that measured its accuracy, the best model is taken.
         device: Where the model computes; None: on a GPU if there is one, else on the CPU.
+        mean: Mean of each channel on a scale of 0 to 1, for a model that does not say its own.
+        std: Standard deviation of each channel, likewise.
+        heads: Number of attention heads, for a model that does not say its own.
 
     Raises:
-        UserError: if there is no model, it is damaged, or another program wrote it.
+        UserError: if there is no model, it is damaged, it is of a kind that cannot be read, or it does not say how its
+            images were normalised and nothing else does.
     """
-    path = find_best_model(Path(source))
-    description, weights = read_description(path), read_weights(path)
-    network = build_network(description, weights, path)
+    if (mean is None) != (std is None):
+        raise UserError("mean and std are given together, or not at all")
+    given = None if mean is None or std is None else Normalization(tuple(map(float, mean)), tuple(map(float, std)))
+    return load_stored(open_model(source, given, heads, best=True), device)
+
+
+def load_stored(stored: StoredModel, device: str | torch.device | None = None) -> "Model":
+    """Load a model that is open, as `load` does.
+
+    Raises:
+        UserError: if its tensors are not those of its description, or it does not say how its images were normalised.
+    """
+    path, description = stored.path, stored.require_normalization().description
+    network = build_network(description, stored.weights, path)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Model(path, description, read_selection(path), network.eval().to(chosen), chosen)
+    selection = read_selection(path) if stored.is_ours else None
+    return Model(path, description, selection, network.eval().to(chosen), chosen, stored)
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,8 @@ class Model:
     """Evaluation samples on which the model was chosen as the best of its run; None if it was not, or is unknown."""
     network: VisionTransformer | MaskedAutoencoder
     device: torch.device
+    stored: StoredModel | None = field(default=None, repr=False)
+    """Files that hold it; None for a model that is in none."""
 
     @property
     def encoder(self) -> VisionTransformer:
@@ -79,9 +102,9 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file."""
-        with open_regular(self.path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """Hash of the file; of a model of another library, of its files and of its description."""
+        assert self.stored is not None
+        return self.stored.sha256
 
     @property
     def has_head(self) -> bool:

@@ -46,8 +46,9 @@ class TrainSettings:
     run_dir: MayChange[Path]
     """Folder of this run: settings, log, checkpoints, pictures, report. The same command resumes it."""
     init: str = SCRATCH
-    """Folder or .safetensors file of a finished run, whose weights a new run starts with, on its own schedule. Its
-    images may have had another size. none: random weights. To resume a run, give its run_dir instead."""
+    """Model whose weights a new run starts with, on its own schedule: a finished run; a folder or file of timm,
+    transformers, torchvision or the original MAE code; hub:OWNER/NAME; timm:NAME. Images, patches and channels may be
+    others. none: random weights. To resume a run, give its run_dir instead."""
     seed: int = 0
     """Key of all random numbers: weights, order, crops, masks, drop path."""
     epochs: float = 100.0
