@@ -50,7 +50,7 @@ def card(target: Target, model: TrainedModel, facts: Facts, proof: dict[str, Any
     sections = [
         ("Load it", _loading(target, model)),
         ("What it is", table(_architecture(model, kept))),
-        ("Images", _preprocessing(model)),
+        ("Images", _preprocessing(target, model)),
         ("Classes", _classes(model) if has_head else ""),
         ("Training", table(training_rows(model.description, facts))),
         ("Results", _results(facts, has_head)),
@@ -90,7 +90,7 @@ def _loading(target: Target, model: TrainedModel) -> str:
     channels, size, lines = model.description.channels, model.description.image_size, target.example(model, ".")
     taken = f"`images` is a float32 tensor [batch, {channels}, {size[0]}, {size[1]}], prepared as [below](#images)."
     return f"With {target.library}, in this folder:\n\n```python\n{lines}\n```" + (
-        f"\n\n{taken}" if "images" in lines else ""
+        f"\n\n{taken}" if "(images)" in lines else ""
     )
 
 
@@ -112,9 +112,10 @@ def _architecture(model: TrainedModel, kept: dict[str, Any]) -> Iterator[tuple[s
         yield "head", f"{_HEADS[model.head]}, {len(model.classes)} classes"
 
 
-def _preprocessing(model: TrainedModel) -> str:
+def _preprocessing(target: Target, model: TrainedModel) -> str:
     described = model.description
     cover = tuple(int(side / described.crop_pct) for side in described.image_size)
+    inside = " (the model does this itself)" if target.takes_pixels else ""
     steps = []
     if described.value_range is not None:
         ranges = "; ".join(f"{low:g} to {high:g}" for low, high in zip(*[iter(described.value_range)] * 2, strict=True))
@@ -122,9 +123,9 @@ def _preprocessing(model: TrainedModel) -> str:
     steps += [
         f"Resize, bicubic with antialiasing, until the image just covers {by(cover)} pixels [height x width].",
         f"Crop {by(described.image_size)} pixels from the centre.",
-        "Divide by 255.",
-        f"Of each channel, subtract the mean and divide by the standard deviation: mean {amounts(described.mean)}, "
-        f"standard deviation {amounts(described.std)}.",
+        f"Divide by 255{inside}.",
+        f"Of each channel, subtract the mean and divide by the standard deviation{inside}: "
+        f"mean {amounts(described.mean)}, standard deviation {amounts(described.std)}.",
     ]
     return "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
 
