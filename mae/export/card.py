@@ -60,7 +60,8 @@ def card(target: Target, model: TrainedModel, facts: Facts, proof: dict[str, Any
         ("Licence", _LICENCE),
     ]
     text = "".join(f"\n## {title}\n\n{content}\n" for title, content in sections if content)
-    return f"{_front_matter(target, model, kept)}\n# {_title(model, kept)}\n{text}"
+    origin = f"Exported by `mae export --to {target.name}`, and [found equal](#verification) to the trained model."
+    return f"{_front_matter(target, model, kept)}\n# {_title(model, kept)}\n\n{origin}\n{text}"
 
 
 def _front_matter(target: Target, model: TrainedModel, kept: Iterable[str]) -> str:
@@ -157,7 +158,11 @@ def _reconstructions(facts: Facts) -> str:
 
 def _left_behind(target: Target, model: TrainedModel) -> str:
     names = target.left_behind(model)
-    return f"This folder does not hold {safe(describe_left_behind(model, names))}." if names else ""
+    return (
+        f"This folder does not hold {safe(describe_left_behind(model, names))}. `--to` is an option of `mae export`."
+        if names
+        else ""
+    )
 
 
 def _verification(proof: dict[str, Any]) -> str:
