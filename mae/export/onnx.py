@@ -24,15 +24,15 @@ from mae.export.whole_model import (
     TRACED_BATCH,
     FromPixels,
     expected_outputs,
-    facts,
+    instructions,
     output_names,
     whole_model,
 )
 
 _FILE = "model.onnx"
-# torch writes operators of this version itself, and would convert them to any other; the runtimes of today read it all.
+# The version that torch's exporter is written for: it converts its operators to any other. Runtimes read it since 2023.
 _OPSET = 18
-# A file of this format ends at 2 GiB; the weights of larger models are a second file beside it, model.onnx.data.
+# A file of this format is smaller than 2 GiB: the weights of larger models are a second file, model.onnx.data.
 _MOST_BYTES_IN_ONE_FILE = 1_500_000_000
 
 
@@ -47,20 +47,21 @@ class Onnx(Target):
 
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Trace the model and write it."""
-        _write(whole_model(model), model.images(TRACED_BATCH), output_names(model), facts(model), folder / _FILE)
+        _write(whole_model(model), model.images(TRACED_BATCH), output_names(model), instructions(model), folder / _FILE)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare each output for several batch sizes."""
+        session = _session(folder / _FILE)
         for batch in COMPARED_BATCHES:
             images = model.images(batch)
-            yield from _compare(model, images, images, folder / _FILE)
+            yield from _compare(model, images, images, session)
 
     def example(self, model: TrainedModel, folder: str) -> str:
         """Return the lines of onnxruntime."""
         return (
             "import numpy, onnxruntime\n"
             f'session = onnxruntime.InferenceSession("{folder}/{_FILE}")\n'
-            f'{", ".join(output_names(model))} = session.run(None, {{"images": numpy.asarray(images)}})'
+            f'{", ".join(output_names(model))} = session.run(None, {{"images": numpy.asarray(images, "float32")}})'
         )
 
 
@@ -68,6 +69,7 @@ class OnnxFromPixels(Onnx):
     """ONNX file whose input is pixels."""
 
     name = "onnx_uint8"
+    takes_pixels = True
     inputs = "random pixels, seed 0"
 
     def refusal(self, model: TrainedModel) -> str | None:
@@ -79,15 +81,16 @@ class OnnxFromPixels(Onnx):
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Trace the model behind the normalisation, and write it."""
         module = FromPixels(whole_model(model), model.description).eval()
-        content = facts(model, takes_pixels=True)
+        content = instructions(model, takes_pixels=True)
         _write(module, _pixels(model, TRACED_BATCH), output_names(model), content, folder / _FILE)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare each output for several batch sizes with those of images that training would have normalised."""
         statistics = PixelStatistics(model.description.mean, model.description.std)
+        session = _session(folder / _FILE)
         for batch in COMPARED_BATCHES:
             pixels = _pixels(model, batch)
-            yield from _compare(model, normalize(pixels.permute(0, 3, 1, 2), statistics), pixels, folder / _FILE)
+            yield from _compare(model, normalize(pixels.permute(0, 3, 1, 2), statistics), pixels, session)
 
     def example(self, model: TrainedModel, folder: str) -> str:
         """Return the lines of onnxruntime, with an image that is black."""
@@ -106,8 +109,8 @@ def _pixels(model: TrainedModel, batch: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def _write(module: nn.Module, images: Tensor, outputs: list[str], facts: dict[str, Any], path: Path) -> None:
-    """Trace a module on a batch of images, and write it with `facts` as its metadata."""
+def _write(module: nn.Module, images: Tensor, outputs: list[str], metadata: dict[str, Any], path: Path) -> None:
+    """Trace a module on a batch of images, and write it with its metadata."""
     # onnxscript 0.6 prints how many nodes it has simplified, and torch 2.11 warns of what it does itself.
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -123,7 +126,7 @@ def _write(module: nn.Module, images: Tensor, outputs: list[str], facts: dict[st
         )
         assert program is not None
         _remove_traces(program.model)
-        program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
+        program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
         program.save(path, external_data=needs_second_file(module))
 
 
@@ -142,14 +145,17 @@ def needs_second_file(module: nn.Module) -> bool:
     return size > _MOST_BYTES_IN_ONE_FILE
 
 
-def _compare(model: TrainedModel, images: Tensor, given: Tensor, path: Path) -> Iterable[Difference]:
-    """Compare the outputs for normalised images with those of a file that is given `given`."""
+def _session(path: Path) -> Any:
     # Not at the top: onnxruntime is not in every installation.
     import onnxruntime  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _compare(model: TrainedModel, images: Tensor, given: Tensor, session: Any) -> Iterable[Difference]:
+    """Compare the model's outputs for normalised images with those of a session that is given `given`."""
     expected = expected_outputs(model, images)
     found = session.run(list(expected), {"images": given.numpy()})
     for (name, ours), theirs in zip(expected.items(), found, strict=True):

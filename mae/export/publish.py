@@ -56,6 +56,9 @@ def new_folder(out: Path) -> Iterator[Path]:
                 (part / name).rename(out / name)
         shutil.rmtree(part)
         return
+    # Libraries that write files themselves leave that to the system.
+    for path in (part, *part.rglob("*")):
+        sync(path)
     if out.exists():
         out.rmdir()
     part.rename(out)

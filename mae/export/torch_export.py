@@ -13,13 +13,13 @@ from mae.export.whole_model import (
     COMPARED_BATCHES,
     TRACED_BATCH,
     expected_outputs,
-    facts,
+    instructions,
     output_names,
     whole_model,
 )
 
 _FILE = "model.pt2"
-FACTS_FILE = "facts.json"
+INSTRUCTIONS_FILE = "instructions.json"
 """File inside the export with what a program has to know to prepare images and to read the outputs."""
 
 
@@ -37,7 +37,7 @@ class TorchExport(Target):
         for node in program.graph.nodes:
             # The lines of code that it is from, which name folders of this machine.
             node.meta.pop("stack_trace", None)
-        extra = {FACTS_FILE: json.dumps(facts(model), indent=2)}
+        extra = {INSTRUCTIONS_FILE: json.dumps(instructions(model), indent=2)}
         torch.export.save(program, folder / _FILE, extra_files=extra)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:

@@ -86,7 +86,7 @@ def expected_outputs(model: TrainedModel, images: Float32[Tensor, "batch channel
     return outputs
 
 
-def facts(model: TrainedModel, takes_pixels: bool = False) -> dict[str, Any]:
+def instructions(model: TrainedModel, takes_pixels: bool = False) -> dict[str, Any]:
     """Return, ready for JSON, what a program has to know to prepare images and to read the outputs.
 
     Args:

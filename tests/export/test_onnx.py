@@ -147,7 +147,7 @@ def test_one_channel_and_weights_in_a_second_file(tmp_path: Path, monkeypatch: p
     export(model, "onnx", tmp_path / "out")
     # Found beside the first file, wherever the folder is.
     folder = (tmp_path / "out").rename(tmp_path / "moved")
-    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.data", "verification.json"]
+    assert {path.name for path in folder.glob("model*")} == {"model.onnx", "model.onnx.data"}
     assert (folder / "model.onnx.data").stat().st_size > 10_000
     require_equal_outputs(model, folder)
 

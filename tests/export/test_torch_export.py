@@ -13,9 +13,9 @@ import torch
 from export.models import SQUARE, autoencoder, classifier, export
 from mae.errors import UserError
 from mae.export.targets import TARGETS
-from mae.export.torch_export import FACTS_FILE, TorchExport
+from mae.export.torch_export import INSTRUCTIONS_FILE, TorchExport
 from mae.export.trained_model import TrainedModel
-from mae.export.whole_model import expected_outputs, facts, whole_model
+from mae.export.whole_model import expected_outputs, instructions, whole_model
 
 CLASSIFIER = classifier("mlp", "cls+avg")
 MACHINE = [str(Path(__file__).parents[2]), sys.prefix, sys.base_prefix, ".py", "stack_trace"]
@@ -62,9 +62,9 @@ def test_every_size_head_and_pool_is_held_whole(tmp_path: Path, model: TrainedMo
 
 
 def test_the_file_says_how_images_are_prepared(exported: Path) -> None:
-    found = {FACTS_FILE: ""}
+    found = {INSTRUCTIONS_FILE: ""}
     torch.export.load(exported / "model.pt2", extra_files=found)
-    assert json.loads(found[FACTS_FILE]) == facts(CLASSIFIER)
+    assert json.loads(found[INSTRUCTIONS_FILE]) == instructions(CLASSIFIER)
 
 
 def test_the_file_says_nothing_about_the_machine(exported: Path) -> None:
