@@ -15,7 +15,6 @@ from mae.evaluation.judging import judge, load_models, subjects
 from mae.evaluation.results import Row, chosen, plain
 from mae.evaluation.settings import EvaluateSettings, open_sets
 from mae.evaluation.trained import judge_trained, require_trainable, trainees
-from mae.formats.fitting import summary
 from mae.formats.opening import open_model
 from mae.output import say as print_line
 from mae.report.evaluation import write_evaluation
@@ -35,7 +34,7 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     check_name("out", out)
     for stored in opened:
         if stored.report is not None:
-            say(f"model {stored.path}{summary(stored)}")
+            say(f"model {stored.path}{stored.summary}")
     sets = open_sets(settings, first, say)
     rules = settings.rules(accelerator.device)
     loaded = load_models(opened, accelerator.device)

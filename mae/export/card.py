@@ -50,7 +50,7 @@ def card(target: Target, model: TrainedModel, facts: Facts, proof: dict[str, Any
     sections = [
         ("Load it", _loading(target, model)),
         ("What it is", table(_architecture(model, kept))),
-        ("Images", _preprocessing(model)),
+        ("Images", _preprocessing(target, model)),
         ("Classes", _classes(model) if has_head else ""),
         ("Training", table(training_rows(model.description, facts))),
         ("Results", _results(facts, has_head)),
@@ -60,7 +60,8 @@ def card(target: Target, model: TrainedModel, facts: Facts, proof: dict[str, Any
         ("Licence", _LICENCE),
     ]
     text = "".join(f"\n## {title}\n\n{content}\n" for title, content in sections if content)
-    return f"{_front_matter(target, model, kept)}\n# {_title(model, kept)}\n{text}"
+    origin = f"Exported by `mae export --to {target.name}`, and [found equal](#verification) to the trained model."
+    return f"{_front_matter(target, model, kept)}\n# {_title(model, kept)}\n\n{origin}\n{text}"
 
 
 def _front_matter(target: Target, model: TrainedModel, kept: Iterable[str]) -> str:
@@ -90,7 +91,7 @@ def _loading(target: Target, model: TrainedModel) -> str:
     channels, size, lines = model.description.channels, model.description.image_size, target.example(model, ".")
     taken = f"`images` is a float32 tensor [batch, {channels}, {size[0]}, {size[1]}], prepared as [below](#images)."
     return f"With {target.library}, in this folder:\n\n```python\n{lines}\n```" + (
-        f"\n\n{taken}" if "images" in lines else ""
+        f"\n\n{taken}" if "(images)" in lines else ""
     )
 
 
@@ -112,9 +113,10 @@ def _architecture(model: TrainedModel, kept: dict[str, Any]) -> Iterator[tuple[s
         yield "head", f"{_HEADS[model.head]}, {len(model.classes)} classes"
 
 
-def _preprocessing(model: TrainedModel) -> str:
+def _preprocessing(target: Target, model: TrainedModel) -> str:
     described = model.description
     cover = tuple(int(side / described.crop_pct) for side in described.image_size)
+    inside = " (the model does this itself)" if target.takes_pixels else ""
     steps = []
     if described.value_range is not None:
         ranges = "; ".join(f"{low:g} to {high:g}" for low, high in zip(*[iter(described.value_range)] * 2, strict=True))
@@ -122,9 +124,9 @@ def _preprocessing(model: TrainedModel) -> str:
     steps += [
         f"Resize, bicubic with antialiasing, until the image just covers {by(cover)} pixels [height x width].",
         f"Crop {by(described.image_size)} pixels from the centre.",
-        "Divide by 255.",
-        f"Of each channel, subtract the mean and divide by the standard deviation: mean {amounts(described.mean)}, "
-        f"standard deviation {amounts(described.std)}.",
+        f"Divide by 255{inside}.",
+        f"Of each channel, subtract the mean and divide by the standard deviation{inside}: "
+        f"mean {amounts(described.mean)}, standard deviation {amounts(described.std)}.",
     ]
     return "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
 
@@ -156,7 +158,11 @@ def _reconstructions(facts: Facts) -> str:
 
 def _left_behind(target: Target, model: TrainedModel) -> str:
     names = target.left_behind(model)
-    return f"This folder does not hold {safe(describe_left_behind(model, names))}." if names else ""
+    return (
+        f"This folder does not hold {safe(describe_left_behind(model, names))}. `--to` is an option of `mae export`."
+        if names
+        else ""
+    )
 
 
 def _verification(proof: dict[str, Any]) -> str:

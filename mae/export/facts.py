@@ -49,7 +49,7 @@ def facts_of(model: Path) -> Facts:
     if run is None:
         return Facts({}, results=_results(model, None, [], None, {}))
     settings = _settings(run / SETTINGS_FILE)
-    selection = read_selection(model)
+    selection = _selection(model)
     manifest = _manifest(run, model, selection)
     step = selection.step if selection else _whole(manifest.get("step"))
     records = [record for record in _records(run) if step is None or record["step"] <= step]
@@ -80,6 +80,12 @@ def _settings(path: Path) -> dict[str, Any]:
     with suppress(UserError):
         return flatten(load_yaml(path))
     return {}
+
+
+def _selection(model: Path) -> Selection | None:
+    with suppress(UserError):
+        return read_selection(model)
+    return None
 
 
 def _manifest(run: Path, model: Path, selection: Selection | None) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class OnnxFromPixels(Onnx):
     """ONNX file whose input is pixels."""
 
     name = "onnx_uint8"
+    takes_pixels = True
     inputs = "random pixels, seed 0"
 
     def refusal(self, model: TrainedModel) -> str | None:

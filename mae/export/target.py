@@ -52,6 +52,8 @@ class Target(ABC):
     """Packages beside those of every installation, with their versions: `onnx>=1.17`."""
     hub_library: ClassVar[str | None] = None
     """`library_name` of the model card, if the Hugging Face hub knows the library."""
+    takes_pixels: ClassVar[bool] = False
+    """Whether the export takes pixels from 0 to 255, and normalises them itself."""
     extra: ClassVar[str] = "export"
     """Extra of this project that installs them."""
 

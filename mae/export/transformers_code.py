@@ -41,6 +41,7 @@ class TransformersCode(Target):
 
     name = "transformers_code"
     library = "transformers with trust_remote_code=True"
+    hub_library = "transformers"
     tolerance = 1e-5
     requires = REQUIRES
     extra = EXTRA

@@ -38,6 +38,7 @@ class TransformersMae(Target):
 
     name = "vit_mae"
     library = "transformers (ViTMAEForPreTraining)"
+    hub_library = "transformers"
     tolerance = 1e-5
     requires = REQUIRES
     extra = EXTRA

@@ -37,6 +37,7 @@ class Transformers(Target):
 
     name = "transformers"
     library = "transformers"
+    hub_library = "transformers"
     tolerance = 1e-5
     requires = REQUIRES
     extra = EXTRA

@@ -1,7 +1,7 @@
 """Weights made to fit another grid, patch size or number of channels."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from timm.layers import resample_patch_embed
@@ -72,13 +72,6 @@ def report_of(stored: StoredModel, fitted: Fit, names: Iterable[str]) -> KeyRepo
         tuple(name for name in wanted if name not in loaded),
         (*before.remarks, *norms_measured(stored)),
     )
-
-
-def summary(stored: StoredModel | None) -> str:
-    """Return the report of a model of another library that is used as it is, in words that follow its name."""
-    if stored is None or stored.report is None:
-        return ""
-    return f" {replace(stored.report, remarks=(*stored.report.remarks, *norms_measured(stored)))}"
 
 
 def _reason_unused(name: str, same_norm: bool) -> str:

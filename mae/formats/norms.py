@@ -9,8 +9,15 @@ from mae.models.encoder import build_encoder
 from mae.models.weights import load_encoder
 
 
+def take_norms(network: nn.Module, stored: StoredModel) -> None:
+    """Let the norms of a network add the number that the model was trained with, so that its outputs are the same."""
+    for module in network.modules():
+        if stored.eps != LAYER_NORM_EPS and isinstance(module, nn.LayerNorm):
+            module.eps = stored.eps
+
+
 def norms_measured(stored: StoredModel) -> tuple[str, ...]:
-    """Return in words how much features change by our number; nothing if a model was trained with the same."""
+    """Return in words how much features change in a run, whose norms add our number; nothing if it is the same."""
     if stored.eps == LAYER_NORM_EPS:
         return ()
     return (
@@ -30,8 +37,6 @@ def _difference(stored: StoredModel) -> float:
     image = torch.randn(1, description.channels, *description.image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = encoder(image)
-        for module in encoder.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = stored.eps
+        take_norms(encoder, stored)
         theirs = encoder(image)
     return float((ours - theirs).abs().max() / theirs.abs().max())

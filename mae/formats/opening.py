@@ -24,6 +24,7 @@ from mae.formats.timm_config import timm_facts
 from mae.formats.transformers_config import transformers_facts
 from mae.formats.weight_files import WEIGHT_FILES, StoredTensors, read_tensors
 from mae.models.description import (
+    MODEL_FILE,
     ModelDescription,
     find_best_model,
     find_model,
@@ -31,6 +32,7 @@ from mae.models.description import (
     read_description,
 )
 from mae.models.weights import has_decoder, read_weights
+from mae.settings import check
 
 _OURS = "mae"
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
@@ -56,9 +58,9 @@ class StoredModel:
     """Description; mean and std are empty if nothing says them, see `require_normalization`."""
     names: tuple[str, ...]
     """Names of its tensors, by our names."""
-    report: KeyReport | None = None
+    report: KeyReport | None = field(default=None, compare=False)
     """What became of each tensor of a file of another library; None for a file of this program."""
-    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     """Tensors of a file of another library, by our names, as it holds them."""
     files: tuple[Path, ...] = ()
     """Files of another library that hold them."""
@@ -69,6 +71,11 @@ class StoredModel:
     def is_ours(self) -> bool:
         """Whether this program wrote it."""
         return self.report is None
+
+    @property
+    def summary(self) -> str:
+        """Report of a model of another library that is used as it is, to follow its name; empty for one of ours."""
+        return "" if self.report is None else f" {self.report}"
 
     @property
     def folder(self) -> Path:
@@ -142,6 +149,7 @@ def open_model(
             f"{given} has {stored.description.channels} channels, but {len(normalization.mean)} means and "
             f"{len(normalization.std)} deviations are given; give one of each for each channel"
         )
+    check(min(normalization.std) > 0, "std", normalization.std, "numbers above 0")
     return replace(stored, description=replace(stored.description, mean=normalization.mean, std=normalization.std))
 
 
@@ -150,7 +158,7 @@ def _weights_of(place: Path, best: bool) -> Path:
     try:
         return find_best_model(place) if best else find_model(place)
     except UserError:
-        others = [place / name for name in WEIGHT_FILES if (place / name).is_file()]
+        others = [place / name for name in WEIGHT_FILES if name != MODEL_FILE and (place / name).is_file()]
         if not others:
             raise
         return others[0]

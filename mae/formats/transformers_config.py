@@ -66,7 +66,7 @@ def _remarks(processor: Mapping[str, Any]) -> list[str]:
     if not processor:
         return []
     remarks = []
-    if "height" in mapping(processor.get("size")) and processor.get("do_center_crop") is not True:
+    if "shortest_edge" not in mapping(processor.get("size")) and processor.get("do_center_crop") is not True:
         remarks.append("its images were squashed to their size, here they are cropped at the centre")
     if processor.get("resample", _BICUBIC) != _BICUBIC:
         remarks.append("its images were not resized bicubic, here they are")

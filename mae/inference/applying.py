@@ -9,7 +9,6 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from mae.errors import BadDataError, first_of
-from mae.formats.fitting import summary
 from mae.formats.opening import open_model
 from mae.inference.image_set import ImageSet
 from mae.inference.model import Model, load_stored
@@ -82,7 +81,7 @@ class Application:
         """Return which file is used and, for the best model of a run, on which samples it was chosen."""
         path, chosen = self.model.path, self.model.selection
         if chosen is None:
-            return f"model {path}{summary(self.model.stored)}"
+            return f"model {path}{self.model.stored.summary if self.model.stored else ''}"
         how = f"accuracy {chosen.accuracy:.2%} after step {chosen.step:,} on its evaluation samples"
         these = ", which are these" if self.images.fingerprint == chosen.fingerprint else ""
         return f"model {path}, the best of its run: {how}{these}"

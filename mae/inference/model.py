@@ -1,7 +1,7 @@
 """Trained model, ready to use: features, predictions, reconstructions, attention."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -13,13 +13,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae import keyed
-from mae.data.images.augment import eval_view
-from mae.data.images.decode import decode
 from mae.data.loader import normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import BadImageError, UserError
+from mae.formats.norms import take_norms
 from mae.formats.opening import Normalization, StoredModel, open_model
-from mae.inference.inputs import Picture, Pictures, each_of, encoded
+from mae.inference.inputs import Picture, Pictures, each_of, encoded, view_of
 from mae.inference.prediction import Prediction, most_probable
 from mae.inference.reconstruction import Reconstructed, reconstructed
 from mae.keyed import Purpose
@@ -72,9 +71,10 @@ def load_stored(stored: StoredModel, device: str | torch.device | None = None) -
     """
     path, description = stored.path, stored.require_normalization().description
     network = build_network(description, stored.weights, path)
+    take_norms(network, stored)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     selection = read_selection(path) if stored.is_ours else None
-    return Model(path, description, selection, network.eval().to(chosen), chosen, stored)
+    return Model(path, description, selection, network.eval().to(chosen), chosen, replace(stored, tensors={}))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Model:
     """Evaluation samples on which the model was chosen as the best of its run; None if it was not, or is unknown."""
     network: VisionTransformer | MaskedAutoencoder
     device: torch.device
-    stored: StoredModel | None = field(default=None, repr=False)
+    stored: StoredModel | None = field(default=None, repr=False, compare=False)
     """Files that hold it; None for a model that is in none."""
 
     @property
@@ -288,13 +288,3 @@ class Model:
                 f"mask_ratio {mask_ratio} would hide all or none of {network.patches} patches; allowed: between 0 and 1"
             )
         return make_mask(noise, network.grid, network.mask_kind, kept, network.mask_version)
-
-
-def view_of(data: bytes, description: ModelDescription) -> UInt8[Tensor, "channels height width"]:
-    """Decode the bytes of an image file, resize them and crop them at the centre, as the model of a description needs.
-
-    Raises:
-        BadImageError: if the image is damaged or of a format that is not allowed.
-    """
-    image = decode(data, description.channels, description.value_range)
-    return eval_view(image, description.image_size, description.crop_pct)

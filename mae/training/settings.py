@@ -28,8 +28,8 @@ class ExportAtEndSettings:
 
     targets: MayChange[tuple[str, ...]] = ()
     """Libraries or formats to which the model is exported when the run is finished, into export-TARGET in run_dir, as
-    `mae export` does: timm, safetensors, mae, ...; or all that can hold it. One that is not possible is refused at the
-    start."""
+    `mae export` does: timm, transformers, onnx, ...; or all that can hold it. One that is not possible is refused at
+    the start."""
 
 
 @dataclass(frozen=True)

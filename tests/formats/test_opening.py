@@ -24,7 +24,7 @@ from formats.foreign import (
     vit_classifier,
     vit_mae,
 )
-from mae.formats.fitting import summary
+from mae.formats.norms import norms_measured
 from mae.formats.opening import StoredModel, open_model
 from mae.formats.torchvision_vit import to_torchvision
 from mae.inference.model import load
@@ -182,9 +182,14 @@ def test_what_this_program_exports_to_other_names_keeps_its_description(tmp_path
     assert open_model(tmp_path / "w.pth").description == first.description
 
 
-def test_another_number_in_the_norms_is_measured_and_said(tmp_path: Path) -> None:
-    stored = open_model(transformers_folder(tmp_path / "vit", vit_classifier(layer_norm_eps=1e-12)))
-    assert "its norms add 1e-12 to a variance, here 1e-06: features of noise differ by" in summary(stored)
+def test_another_number_in_the_norms_is_taken_as_it_is_and_measured_for_a_run(tmp_path: Path) -> None:
+    theirs = vit_classifier(layer_norm_eps=1e-3)
+    folder = transformers_folder(tmp_path / "vit", theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(load(folder, "cpu").network(IMAGES), theirs(IMAGES).logits, rtol=0, atol=1e-6)
+    (said,) = norms_measured(open_model(folder))
+    assert said.startswith("its norms add 0.001 to a variance, here 1e-06: features of noise differ by ")
+    assert norms_measured(open_model(transformers_folder(tmp_path / "same", vit_classifier()))) == ()
 
 
 def test_the_size_of_the_images_is_that_of_the_config_if_it_fits(tmp_path: Path) -> None:
