@@ -14,10 +14,8 @@ from tyro.conf import Positional
 from mae.errors import one_line_errors
 from mae.export.exporting import Exported, export_model
 from mae.export.trained_model import read_trained_model
-from mae.models.description import find_best_model
 from mae.output import say
 from mae.settings import check_name, parse
-from mae.training.foreign_file import refuse_foreign_file
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class ExportSettings:
     EXAMPLE: ClassVar = "mae export runs/first --to timm onnx --out exports/first"
 
     source: Positional[Path]
-    """Folder of a finished run, a checkpoint folder, or a model file; of a fine-tuning run that measured its accuracy,
-    the best model is taken."""
+    """Folder of a finished run, a checkpoint folder, or a model file, also of timm, transformers, torchvision or the
+    original MAE code; of a fine-tuning run that measured its accuracy, the best model is taken."""
     to: tuple[str, ...] = ("timm",)
     """Libraries or formats: timm, transformers, transformers_code (any classifier), vit_mae (with the decoder),
     torchvision, onnx (of normalised images), onnx_uint8 (of pixels), torch_export, safetensors, mae (the published
@@ -40,11 +38,9 @@ class ExportSettings:
 def run(settings: ExportSettings) -> list[Exported]:
     """Export, load back and compare."""
     check_name("source", settings.source)
-    path = find_best_model(settings.source)
-    refuse_foreign_file(path)
     if settings.out is not None:
         check_name("out", settings.out)
-    return export_model(read_trained_model(path), settings.to, settings.out, say)
+    return export_model(read_trained_model(settings.source), settings.to, settings.out, say)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,6 +15,6 @@ def describe_left_behind(model: TrainedModel, names: Collection[str]) -> str:
         left = [name for name in all_names if name in names]
         holding = [target.name for target, also_left in others if not set(left) & set(also_left)]
         if left:
-            text = f"the {part} ({len(left)} tensors: {first_of(left)})"
+            text = f"the {part} ({len(left)} tensors: {first_of(left, most=2)})"
             parts.append(f"{text}, which --to {' or '.join(holding)} holds" if holding else text)
     return "; ".join(parts)

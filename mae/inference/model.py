@@ -16,20 +16,23 @@ from mae import keyed
 from mae.data.loader import normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import BadImageError, UserError
+from mae.export.exporting import Exported, export_model
+from mae.export.trained_model import TrainedModel, require_our_norms
 from mae.formats.norms import take_norms
 from mae.formats.opening import Normalization, StoredModel, open_model
 from mae.inference.inputs import Picture, Pictures, each_of, encoded, view_of
 from mae.inference.prediction import Prediction, most_probable
-from mae.inference.reconstruction import Reconstructed, reconstructed
+from mae.inference.reconstruction import Reconstructed, chosen_mask, reconstructed
 from mae.keyed import Purpose
 from mae.models.attention import attention_weights
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.description import ModelDescription
-from mae.models.masking import Mask, kept_patches, make_mask, mask_of
 from mae.models.network import build_network
 from mae.models.readout import NormKind, encode_all, features_of_tokens, read_features, select
 from mae.models.selection import Selection, read_selection
 from mae.models.vit import TokenKind
+from mae.models.weights import file_tensors
+from mae.output import say
 
 BATCH = 64
 """Number of images that go through the model at once. It is fixed, because other numbers change the last bits."""
@@ -186,7 +189,7 @@ class Model:
             ids = np.arange(done, done + len(views))
             noise = keyed.uniform_float32(keyed.key(Purpose.PICTURE, seed), ids, network.patches)
             own = None if hidden is None else hidden[done : done + len(views)]
-            mask = self._mask(network, torch.from_numpy(noise), mask_ratio, own)
+            mask = chosen_mask(network, torch.from_numpy(noise).to(self.device), mask_ratio, own)
             parts.append(reconstructed(network, self._normalized(views), mask, self._statistics))
             done += len(views)
         return Reconstructed(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
@@ -209,6 +212,23 @@ class Model:
             return found[:, :, 0, 1:].reshape(*found.shape[:2], *self.description.grid).cpu()
 
         return torch.cat(list(self._run(weights, images)))
+
+    def export(self, to: Sequence[str] = ("timm",), out: str | PathLike[str] | None = None) -> list[Exported]:
+        """Write the model for other libraries, as `mae export` does; see `mae.export.exporting.export_model`.
+
+        Args:
+            to: Names of targets, such as `timm`, `transformers` and `onnx`; or `all`.
+            out: New folder: of one target the export itself, of several the folder of one folder for each target. None:
+                `export-TARGET` beside the model.
+
+        Raises:
+            UserError: if a target cannot hold the model, or loads it with other outputs.
+        """
+        assert self.stored is not None
+        require_our_norms(self.stored)
+        weights = {name: tensor.float().cpu() for name, tensor in file_tensors(self.network).items()}
+        model = TrainedModel(self.path, self.description, weights, self.sha256)
+        return export_model(model, to, None if out is None else Path(out), say)
 
     def require_head(self) -> None:
         """Raise a `UserError` if the model has no head."""
@@ -266,25 +286,3 @@ class Model:
             raise UserError("there are no images; give at least one")
         if views:
             yield torch.stack(views)
-
-    def _mask(
-        self,
-        network: MaskedAutoencoder,
-        noise: Float32[Tensor, "batch patches"],
-        mask_ratio: float | None,
-        hidden: Bool[Tensor, "images rows columns"] | None,
-    ) -> Mask:
-        noise = noise.to(self.device)
-        if hidden is not None:
-            wanted = (len(noise), *network.grid)
-            if hidden.shape != wanted:
-                raise UserError(f"the masks are {list(hidden.shape)}; allowed: one for each image, {list(wanted)}")
-            return mask_of(hidden.flatten(1).to(self.device), noise)
-        if mask_ratio is None:
-            return network.mask(noise)
-        kept = kept_patches(network.grid, network.mask_kind, mask_ratio) if 0 < mask_ratio < 1 else 0
-        if not 0 < kept < network.patches:
-            raise UserError(
-                f"mask_ratio {mask_ratio} would hide all or none of {network.patches} patches; allowed: between 0 and 1"
-            )
-        return make_mask(noise, network.grid, network.mask_kind, kept, network.mask_version)

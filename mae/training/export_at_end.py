@@ -14,9 +14,8 @@ from mae.export.exporting import choose_targets, export_model
 from mae.export.publish import VERIFICATION_FILE
 from mae.export.trained_model import TrainedModel, read_trained_model
 from mae.files import read_bounded
-from mae.models.description import MODEL_FILE, find_best_model
+from mae.models.description import MODEL_FILE
 from mae.models.weights import file_tensors
-from mae.training.checkpoints.manifest import FileIdentity
 from mae.training.job import Job
 from mae.training.processes.signals import StoppedError, signals_end_a_start
 from mae.training.run_folder.ending import FAILED, FINISHED, PREEMPTED
@@ -75,12 +74,11 @@ def export_at_end(job: Job) -> None:
 
 def _export(job: Job) -> None:
     run, say = job.folder.path, job.progress.say
-    model = read_trained_model(find_best_model(run))
-    sha256 = FileIdentity.of(model.path).sha256
+    model = read_trained_model(run)
     failures, failed = [], []
     for target in choose_targets(model, job.settings.export.targets, say, _SETTING):
         out = run / f"export-{target.name}"
-        if _is_export_of(out, sha256):
+        if _is_export_of(out, model.sha256):
             say(f"{out} holds {model.path.name} already")
             continue
         try:
