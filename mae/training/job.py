@@ -1,7 +1,7 @@
 """Job: everything the training loop works with."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,10 @@ class Job:
     """Number of optimiser steps of the whole run."""
     notes: dict[str, Any] = field(default_factory=dict)
     """JSON values that the pipeline finds again after a resume."""
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a record to `metrics.jsonl`; on the main process only."""
+        self.folder.log(record)
 
     @property
     def optimizer(self) -> Optimizer:

@@ -27,7 +27,6 @@ from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.fsdp2 import local_value
 from mae.training.processes.signals import StopRequest, stop_on_signal
 from mae.training.processes.watchdog import StackWatchdog
-from mae.training.progress import duration
 from mae.training.run_folder.ending import FINISHED, PREEMPTED, record_failure
 from mae.training.run_folder.folder import Rollback
 
@@ -69,7 +68,7 @@ def training(job: Job) -> Iterator[Iterator[int]]:
 def _log_lost_output(job: Job, step: int) -> None:
     """Log that nobody can read any longer what the run prints."""
     for message in newly_lost():
-        job.folder.log({"kind": "output", "step": step, "message": message})
+        job.log({"kind": "output", "step": step, "message": message})
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -185,18 +184,10 @@ class _Loop:
             **timing,
         }
         if job.accelerator.is_main_process:
-            job.folder.log(record)
+            job.log(record)
             _log_lost_output(job, done)
-        speed = timing["images_per_second"]
-        left = (job.total - done) * job.plan.global_batch / max(speed, 1e-9)
-        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
-        mfu = f"  MFU {timing['mfu']:.0%}" if "mfu" in timing else ""
-        job.progress.status(
-            done,
-            f"epoch {record['epoch']:.1f}  loss {loss}  lr {record['lr']:.2e}  {speed:,.0f} images/s  "
-            f"data wait {timing['data_wait']:.0%}{mfu}",
-            f"ETA {duration(left)}",
-        )
+        left = (job.total - done) * job.plan.global_batch / max(timing["images_per_second"], 1e-9)
+        job.progress.report(record, left)
         self.meter.restart(Steps())
         return self.meter.skipped_in_a_row
 

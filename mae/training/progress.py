@@ -1,8 +1,9 @@
 """Progress for a person, on rank 0 only: a bar on a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -54,8 +55,9 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
-    def status(self, done: int, text: str, left: str) -> None:
-        """Show the newest figures, and the time that is left."""
+    def report(self, record: Mapping[str, Any], seconds_left: float) -> None:
+        """Show a record of kind `train`, and the time that is left."""
+        done, text, left = record["step"], describe(record), f"ETA {duration(seconds_left)}"
         if self._bar is not None:
             self._bar.figures = text
             self._bar.update(self._task, completed=done, left=left)
@@ -66,6 +68,16 @@ class TrainingProgress:
         """Print one line of plain text."""
         if self._enabled:
             self._console.print(one_line(text), markup=False)
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """Return the figures of a record of kind `train` in one line of at most 80 columns."""
+    loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+    mfu = f"  MFU {record['mfu']:.0%}" if "mfu" in record else ""
+    return (
+        f"epoch {record['epoch']:.1f}  loss {loss}  lr {record['lr']:.2e}  "
+        f"{record['images_per_second']:,.0f} images/s  data wait {record['data_wait']:.0%}{mfu}"
+    )
 
 
 def duration(seconds: float) -> str:
