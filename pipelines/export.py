@@ -6,6 +6,7 @@ mae export runs/pretrain --to timm onnx --out exports/mine
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -46,7 +47,7 @@ def run(settings: ExportSettings) -> list[Exported]:
         check_name("out", settings.out)
     weights = {name: tensor.float() for name, tensor in read_weights(path).items()}
     model = TrainedModel(path, read_description(path), weights)
-    return export_model(model, settings.to, settings.out, say)
+    return export_model(model, settings.to, settings.out, partial(say, is_result=True))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

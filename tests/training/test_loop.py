@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import tarfile
 from collections.abc import Callable
 from itertools import islice
@@ -15,9 +14,10 @@ import torch
 
 from mae.data.indexing import open_index
 from mae.errors import UserError
+from mae.progress import duration
 from mae.training.job import Job, total_steps
 from mae.training.loop import seed_step, training
-from mae.training.progress import TrainingProgress, duration
+from mae.training.progress import TrainingProgress
 from mae.training.run_folder.folder import BAD_SAMPLES_FILE
 from training.jobs import STEPS_PER_EPOCH, job_of
 
@@ -64,21 +64,6 @@ def test_progress_prints_plain_lines_without_a_terminal_and_only_when_enabled(
         "train 4/10 epoch 799.9  loss not finite  lr 1.00e-03  123,456 images/s  data wait 12%  MFU 45%  ETA 0:10\n"
         "[bold]\n"
     )
-
-
-def test_on_a_terminal_of_80_columns_nothing_is_cut(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "80"), ("TERM", "xterm-256color")):
-        monkeypatch.setenv(name, value)
-    progress = TrainingProgress("pretrain", enabled=True)
-    figures = "epoch 799.9  loss 0.1234  lr 1.00e-03  123,456 images/s  data wait 12%  MFU 45%"
-    with progress.running(0, 250_000):
-        progress.report(RECORD, 36_100.0)
-    shown = capsys.readouterr().out
-    assert figures in shown
-    assert "249999/250000 ETA 10:01:40" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
-    assert "…" not in shown
 
 
 def spoil(shard: Path, number: int, bytes_: bytes) -> None:
