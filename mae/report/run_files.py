@@ -12,12 +12,12 @@ from mae.errors import UserError
 from mae.evaluation.online import KIND
 from mae.files import read_bounded
 from mae.models.description import BEST_FILE, MODEL_FILE
+from mae.run_files import METRICS_FILE, SETTINGS_FILE, figures, read_records
 from mae.settings import flatten
 from mae.tasks.baselines import Baselines, logged_baselines
 from mae.training.checkpoints.manifest import step_of
-from mae.training.run_folder.folder import EXIT_FILE, METRICS_FILE, SETTINGS_FILE, SKIPPED_FILE, RunFolder
+from mae.training.run_folder.folder import EXIT_FILE, SKIPPED_FILE, RunFolder
 from mae.training.run_folder.history import read_history
-from mae.training.run_folder.records import figures, read_records
 from mae.yaml_files import load_yaml
 
 PRETRAINING, FINETUNING, MODEL_ONLY = "pretraining", "fine-tuning", "model"

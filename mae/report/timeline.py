@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from mae.progress import duration
 from mae.report.findings import Level
 from mae.report.run_files import RunFiles
-from mae.training.progress import duration
 from mae.training.run_folder.history import START
 
 _MOST_SHOWN = 12

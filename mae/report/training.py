@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from mae.progress import duration
 from mae.report.charts import Format, Level, Line, chart, figure, percent
 from mae.report.findings import data_wait, newest_loss, newest_start
 from mae.report.run_files import FINETUNING, PRETRAINING, RunFiles
-from mae.training.progress import duration
 
 _SAME_BASELINE = 0.02
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from mae.errors import UserError
 from mae.files import unused_name
+from mae.run_files import METRICS_FILE
 from mae.training.run_folder.folder import (
     BAD_SAMPLES_FILE,
     EXIT_FILE,
-    METRICS_FILE,
     REPORT_FILE,
     ROLLBACK_FILE,
     SKIPPED_FILE,
     RunFolder,
 )
 from mae.training.run_folder.history import HISTORY_FILE
+from mae.training.trackers.position import TRACKERS_FILE, read_positions
 
 _WITHOUT = {
     METRICS_FILE: "the log begins anew",
@@ -24,6 +25,7 @@ _WITHOUT = {
     BAD_SAMPLES_FILE: "bad images are counted anew",
     HISTORY_FILE: "the history begins anew",
     ROLLBACK_FILE: "if the run had returned to a checkpoint, it takes that checkpoint's data, and may return once more",
+    TRACKERS_FILE: "each tracker begins a new run, which gets everything",
 }
 
 
@@ -44,6 +46,8 @@ def _damage(folder: RunFolder, path: Path) -> str | None:
             return f"{path} is not a regular file"
         if path.name == ROLLBACK_FILE:
             folder.rollback()
+        if path.name == TRACKERS_FILE:
+            read_positions(folder.path)
         if path.name == BAD_SAMPLES_FILE:
             folder.bad_samples()
     except UserError as error:
