@@ -10,6 +10,7 @@ from mae.evaluation.seeds import Cell, table_of
 from mae.progress import duration
 from mae.report import page
 from mae.report.findings import findings
+from mae.report.inspection import inspect
 from mae.report.reading import read_run
 from mae.report.run import findings_list, run_sections
 from mae.run_files import SETTINGS_FILE
@@ -36,7 +37,9 @@ def demo_page(
         features: Shape of the features of one image, from the exported encoder.
     """
     header, rows = table_of(cells)
-    seeds, run = len(cells[0].accuracies), read_run(pretrained.path, is_running=False)
+    seeds, cpu = len(cells[0].accuracies), torch.device("cpu")
+    run, tuned = (read_run(folder.path, is_running=False) for folder in (pretrained, finetuned))
+    inspection, classes = inspect(run, cpu), dict(inspect(tuned, cpu).sections).get("Classes", "")
     every = [(cell.labels, cell.encoder, *(f"{accuracy:.1%}" for accuracy in cell.accuracies)) for cell in cells]
     sections = [
         (
@@ -58,12 +61,14 @@ def demo_page(
             + page.table(header, rows)
             + page.table(("labels", "encoder", *(f"seed {number}" for number in range(seeds))), every),
         ),
-        ("What the page sees of the pretraining", findings_list(findings(run))),
+        ("What this page sees of the pretraining", findings_list(findings(run, inspection.neighbours))),
         *run_sections(run),
+        *inspection.sections,
+        (f"Classes, fine-tuned with {cells[0].labels}", classes),
         ("Time", page.table(("stage", "time"), [(stage, duration(passed)) for stage, passed in seconds.items()])),
         ("Pretraining settings", page.settings_table(_settings_of(pretrained.path))),
         ("Fine-tuning settings, first run", page.settings_table(_settings_of(finetuned.path))),
-        ("Environment", page.environment_table(torch.device("cpu"))),
+        ("Environment", page.environment_table(cpu)),
     ]
     return page.page("mae demo: scanned digits", sections)
 

@@ -134,9 +134,12 @@ def _learning(run: RunFiles) -> Iterator[Finding]:
     normed = run.settings.get("model.norm_pix_loss", True)
     mean = "predicting each patch's mean" if normed else "predicting the mean of all pixels"
     if loss > NOTHING_LEARNED * found.patch_mean:
+        is_early = _is_warming_up(run)
+        advice = "" if is_early else " Try another optim.base_lr, and look whether the pictures are as they should be."
         yield Finding(
-            "problem" if not _is_warming_up(run) else "note",
-            f"The loss ({loss:.3f}) is still above {mean} ({found.patch_mean:.3f}): nothing has been learned yet.",
+            "note" if is_early else "problem",
+            f"The loss ({loss:.3f}) is still above {mean} ({found.patch_mean:.3f}): "
+            f"nothing has been learned yet.{advice}",
         )
     elif loss > NOTHING_LEARNED * found.place_mean:
         yield Finding(

@@ -24,6 +24,7 @@ PRETRAINING, FINETUNING, MODEL_ONLY = "pretraining", "fine-tuning", "model"
 _TRAIN = ("epoch", "lr", "loss", "images_per_second", "step_seconds", "data_wait", "tflops", "peak_memory", "seconds")
 _EVAL = ("epoch", "accuracy", "loss", "samples")
 _ONLINE = ("epoch", "loss", "samples", "share_of_time")
+_FIGURES = {*_TRAIN, *_EVAL, *_ONLINE, "knn", "few_shot", "rank"} - {"samples"}
 _MOST_BYTES = 1 << 16
 # A log that has not changed for longer belongs to a run that was killed.
 _SILENCE, _SILENT_LINES = 300.0, 5
@@ -120,7 +121,7 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
     records = attempt(folder.metrics) or []
     if damaged := attempt(lambda: _lines_that_are_no_records(path / METRICS_FILE, len(records))):
         unreadable.append(f"{damaged:,} lines of {METRICS_FILE} are no records; they are left out")
-    train = figures(records, "train", *_TRAIN)
+    train = training_lines(records)
     ending = attempt(lambda: _ending(path / EXIT_FILE)) or {}
     rollback = attempt(folder.rollback)
     return RunFiles(
@@ -128,8 +129,8 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
         kind=_kind(settings, records),
         settings=settings,
         train=train,
-        online=[_only_numbers(record) for record in figures(records, KIND, *_ONLINE)],
-        accuracies=figures(records, "eval", *_EVAL),
+        online=[_with_floats(_only_numbers(record)) for record in figures(records, KIND, *_ONLINE)],
+        accuracies=list(map(_with_floats, figures(records, "eval", *_EVAL))),
         baselines=logged_baselines(records),
         ending=ending,
         is_running=_seems_running(path / METRICS_FILE, ending, train) if is_running is None else is_running,
@@ -142,6 +143,17 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
         model=model,
         unreadable=unreadable,
     )
+
+
+def training_lines(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of training in which nothing is missing, of the records of a log."""
+    return list(map(_with_floats, figures(records, "train", *_TRAIN)))
+
+
+def _with_floats(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record in which each figure that is shown is a float, however it was written; steps stay integers."""
+    known = {name: record[name] for name in _FIGURES if isinstance(record.get(name), int | float)}
+    return record | {name: float(value) for name, value in known.items() if abs(value) < _LARGEST}
 
 
 def _kind(settings: dict[str, Any], records: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mae import cli
-from mae.report.reading import read_run
+from mae.report.reading import read_run, training_lines
 from mae.report.run import report
 from mae.training.run_folder.folder import RunFolder
 from tests.report.runs import TRAIN, make_run
@@ -122,7 +122,7 @@ def test_figures_of_any_size(tmp_path: Path) -> None:
     last = TRAIN | {"step": 40, "epoch": 4.0, "seconds": 10.0}
     for name in ("epoch", "lr", "images_per_second", "seconds", "peak_memory", "loss", "data_wait"):
         for extreme in (1e299, -1e299, 1e-299, 0, -3.5, 10**30):
-            text = report([replace(run, train=[*run.train, last | {name: extreme}])], CPU, 0)
+            text = report([replace(run, train=[*run.train, *training_lines([last | {name: extreme}])])], CPU, 0)
             assert "<svg" in text
             assert not re.search(r'(d="[^"]*|%">)(nan|inf)', text), (name, extreme)
 
