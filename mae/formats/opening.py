@@ -92,6 +92,7 @@ class StoredModel:
         """Tensors by our names, in float32 if another library wrote them."""
         if self.is_ours:
             return read_weights(self.path)
+        assert self.tensors, "they were let go of once the network was built"
         return {name: tensor.float() for name, tensor in self.tensors.items()}
 
     @cached_property
