@@ -68,7 +68,7 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     rows = [*frozen, *tuned]
     write_evaluation(out, rows, about)
     for line in (*plain(rows), f"results with all that was chosen: {out / 'results.md'}"):
-        say(line)
+        print_line(line, is_result=True)
     return rows
 
 

@@ -6,6 +6,7 @@ mae export runs/pretrain --to timm onnx --out exports/mine
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ def run(settings: ExportSettings) -> list[Exported]:
     check_name("source", settings.source)
     if settings.out is not None:
         check_name("out", settings.out)
-    return export_model(read_trained_model(settings.source), settings.to, settings.out, say)
+    return export_model(read_trained_model(settings.source), settings.to, settings.out, partial(say, is_result=True))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,11 +24,13 @@ from mae.training.run_folder.ending import failed_start_recorded
 from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import spelled_out
 from mae.training.start import start_job
+from mae.training.trackers.settings import require_installed
 
 
 def run(settings: FinetuneSettings) -> RunFolder:
     """Train or resume training, evaluate, and write the run folder."""
     with failed_start_recorded(settings):
+        require_installed(settings.trackers)
         accelerator = start_accelerator(settings.precision, settings.timeout)
         progress = TrainingProgress("finetune", accelerator.is_main_process)
         settings = RunFolder(settings.run_dir).with_its_micro_batch(settings)
@@ -50,7 +52,7 @@ def run(settings: FinetuneSettings) -> RunFolder:
         if accelerator.is_main_process:
             write_finetune_report(job.folder, job.settings, accelerator.device)
     export_at_end(job)
-    progress.say(f"model {job.folder.model}, report {job.folder.report}")
+    progress.say(f"model {job.folder.model}, report {job.folder.report}", is_result=True)
     return job.folder
 
 

@@ -104,7 +104,7 @@ def _export(target: Target, model: TrainedModel, folder: Path, say: Callable[[st
         f"differ by at most {greatest:.1e} of the greatest value"
     )
     if (folder / CARD_FILE).read_bytes() != card:
-        say(f"  {folder / CARD_FILE} was changed, and stays; remove it to have it written anew")
+        say(f"  {folder / CARD_FILE} is another than was written now, and stays; remove it to have it written anew")
     if exported.left_behind:
         say(f"  left behind: {describe_left_behind(model, exported.left_behind)}")
     return exported

@@ -67,7 +67,7 @@ class Application:
         speed = len(self.images) / max(time.monotonic() - began, 1e-9)
         summary = f"{out}: {len(self.images):,} images, {speed:,.0f} images/s"
         if not bad:
-            self.say(summary)
+            print_line(summary, is_result=True)
             return
         problem = f"{summary}; {len(bad)} of them could not be used, and their rows say why: {first_of(bad, most=2)}"
         if not is_started_by_launcher():

@@ -46,7 +46,7 @@ def log_baselines(job: Job, task: Pretraining) -> None:
         return
     found = measure_baselines(task)
     if found is not None:
-        job.folder.log({"kind": KIND, "step": job.start.step, **found._asdict()})
+        job.log({"kind": KIND, "step": job.start.step, **found._asdict()})
         job.progress.say(describe(found, task.settings.model.norm_pix_loss))
 
 

@@ -14,6 +14,7 @@ from mae.models.settings import EncoderSettings
 from mae.schema import MayChange
 from mae.settings import check
 from mae.training.optimizer import OptimSettings
+from mae.training.trackers.settings import TrackerName
 
 AUTO: Final = "auto"
 """Value of `micro_batch_size` that stands for the largest that fits."""
@@ -89,6 +90,11 @@ class TrainSettings:
     """Seconds after which a process that does not answer, or a worker without a batch, ends the run."""
     restart_data_order: MayChange[bool] = False
     """Let a run resume on other data than its checkpoint was trained on; otherwise this is refused."""
+    trackers: MayChange[tuple[TrackerName, ...]] = ()
+    """Trackers that are also given the figures, settings and pictures of the run, a step once a checkpoint covers it.
+    metrics.jsonl is always written."""
+    tracker_project: MayChange[str] = "mae"
+    """Project of the run in trackio and wandb, experiment in mlflow; a run that has begun stays in its own."""
     record_samples: MayChange[bool] = False
     """Append the sample ids of each step to samples-rankN.jsonl, to audit the order."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -107,6 +113,7 @@ class TrainSettings:
             check(value in (None, AUTO) or value >= 1, name, value, "1 or more")
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1, or None")
         check(not self.ema_warmup or self.ema_decay is not None, "ema_warmup", True, "False, or set ema_decay")
+        check(bool(self.tracker_project.strip()), "tracker_project", repr(self.tracker_project), "a name")
         check(1 <= self.timeout < math.inf, "timeout", self.timeout, "1 or more seconds")
 
     @property
