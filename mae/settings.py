@@ -25,13 +25,12 @@ import yaml
 from mae.errors import UserError, is_rank_zero
 from mae.help import help_of
 from mae.output import be_quiet
+from mae.run_files import METRICS_FILE, SETTINGS_FILE
 from mae.schema import as_today, settings_of, values_before
 from mae.yaml_files import load_yaml
 
 Settings = TypeVar("Settings")
 
-# Files in the folder of a run; it is the log that tells the settings of a run from those that somebody wrote.
-_SETTINGS_FILE, _LOG_FILE = "settings.yaml", "metrics.jsonl"
 # Flag of every command.
 _QUIET = "--quiet"
 # Codes that change the colour of a terminal, in which tyro writes its complaints.
@@ -192,9 +191,10 @@ def _earlier_values(schema: type, config: Path | None, run_dir: Path | None) -> 
     before = values_before(schema)
     if not before:
         return []
-    files = [config] if config and config.name == _SETTINGS_FILE and (config.parent / _LOG_FILE).exists() else []
-    if run_dir and (run_dir / _SETTINGS_FILE).exists():
-        files.append(run_dir / _SETTINGS_FILE)
+    # It is the log that tells the settings of a run from those that somebody wrote.
+    files = [config] if config and config.name == SETTINGS_FILE and (config.parent / METRICS_FILE).exists() else []
+    if run_dir and (run_dir / SETTINGS_FILE).exists():
+        files.append(run_dir / SETTINGS_FILE)
     words: list[str] = []
     for file in files:
         try:

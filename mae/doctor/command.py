@@ -29,6 +29,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         *((data.labels, data.starting_weights) if stage == "finetune" else (data.held_out,)),
         run.batches,
         run.schedule,
+        run.exports,
         run.run_dir,
         run.run_folder,
         run.disk_space,

@@ -16,9 +16,9 @@ from mae.errors import BadImageError
 from mae.keyed import Purpose
 from mae.models.autoencoder import patch_targets
 from mae.models.patches import patchify
+from mae.run_files import figures
 from mae.tasks.pretraining import Pretraining
 from mae.training.job import Job
-from mae.training.run_folder.records import figures
 
 KIND = "baselines"
 """Kind of the record in `metrics.jsonl`."""

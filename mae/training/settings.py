@@ -24,6 +24,16 @@ _BATCH_SIZE, _MICRO_BATCH_SIZE = ("--batch_size", "--batch-size"), "--micro_batc
 
 
 @dataclass(frozen=True)
+class ExportAtEndSettings:
+    """Export at the end of a run, which never changes the weights."""
+
+    targets: MayChange[tuple[str, ...]] = ()
+    """Libraries or formats to which the model is exported when the run is finished, into export-TARGET in run_dir, as
+    `mae export` does: timm, transformers, onnx, ...; or all that can hold it. One that is not possible is refused at
+    the start."""
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """Length of a run, size of its batches, and what it writes when."""
 
@@ -37,8 +47,9 @@ class TrainSettings:
     run_dir: MayChange[Path]
     """Folder of this run: settings, log, checkpoints, pictures, report. The same command resumes it."""
     init: str = SCRATCH
-    """Folder or .safetensors file of a finished run, whose weights a new run starts with, on its own schedule. Its
-    images may have had another size. none: random weights. To resume a run, give its run_dir instead."""
+    """Model whose weights a new run starts with, on its own schedule: a finished run; a folder or file of timm,
+    transformers, torchvision or the original MAE code; hub:OWNER/NAME; timm:NAME. Images, patches and channels may be
+    others. none: random weights. To resume a run, give its run_dir instead."""
     seed: int = 0
     """Key of all random numbers: weights, order, crops, masks, drop path."""
     epochs: float = 100.0
@@ -90,6 +101,7 @@ class TrainSettings:
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     model: EncoderSettings = field(default_factory=EncoderSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    export: ExportAtEndSettings = field(default_factory=ExportAtEndSettings)
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from mae.errors import UserError
 from mae.files import sync, write_atomically
+from mae.run_files import MANIFEST_FILE
 from mae.training.checkpoints.manifest import (
-    MANIFEST_FILE,
     SET_ASIDE,
     FileIdentity,
     Manifest,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mae.errors import UserError
 from mae.files import unused_name
+from mae.run_files import METRICS_FILE
 from mae.training.run_folder.folder import (
     BAD_SAMPLES_FILE,
     EXIT_FILE,
-    METRICS_FILE,
     REPORT_FILE,
     ROLLBACK_FILE,
     SKIPPED_FILE,
