@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": ("mae.pipelines.predict", "predict the classes of images with a fine-tuned model"),
     "embed": ("mae.pipelines.embed", "write the features of images, with thumbnails"),
     "evaluate": ("mae.pipelines.evaluate", "judge encoders: k-NN, probes, fine-tuning, beside pixels"),
+    "report": ("mae.report.command", "write one page about a run, or about several side by side"),
     "export": ("mae.pipelines.export", "write a model for other libraries, then load it back and compare"),
     "demo": ("mae.demo", "all of the above on scikit-learn's scanned digits, in minutes"),
 }

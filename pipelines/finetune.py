@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mae.data.plan import plan_batches
 from mae.evaluation.best import end_without_progress, evaluate_and_keep_best, evaluation_due, verify_best
-from mae.report.run import write_finetune_report
+from mae.report.refreshing import report_refresher, write_report
 from mae.settings import parse
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.finetuning import Finetuning
@@ -42,15 +42,16 @@ def run(settings: FinetuneSettings) -> RunFolder:
             progress.say(line)
         if task.held_out is None:
             progress.say("eval_shards is empty: no accuracy is measured")
+    refresh = report_refresher(job)
     with training(job) as steps:
         for step in steps:
             if task.held_out is not None and evaluation_due(job, step, settings.eval_every):
                 evaluate_and_keep_best(job, task.held_out, step)
                 end_without_progress(job, step, settings.patience)
+            refresh()
         finish_job(job)
         verify_best(job)
-        if accelerator.is_main_process:
-            write_finetune_report(job.folder, job.settings, accelerator.device)
+        write_report(job)
     export_at_end(job)
     progress.say(f"model {job.folder.model}, report {job.folder.report}", is_result=True)
     return job.folder

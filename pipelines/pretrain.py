@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mae.data.plan import plan_batches
 from mae.evaluation.online import online_evaluation, open_sets
 from mae.report.reconstructions import picture_drawer
-from mae.report.run import write_pretrain_report
+from mae.report.refreshing import report_refresher, write_report
 from mae.settings import parse
 from mae.tasks.baselines import log_baselines
 from mae.tasks.pretraining import Pretraining, PretrainSettings
@@ -42,13 +42,14 @@ def run(settings: PretrainSettings) -> RunFolder:
         log_baselines(job, task)
         draw = picture_drawer(job, task)
         evaluate = online_evaluation(job, task, sets)
+        refresh = report_refresher(job)
         for step in steps:
             if step % settings.picture_every == 0 or step == job.total:
                 draw(step)
             evaluate(step)
+            refresh()
         finish_job(job)
-        if accelerator.is_main_process:
-            write_pretrain_report(job.folder, job.settings, accelerator.device)
+        write_report(job)
     export_at_end(job)
     progress.say(f"model {job.folder.model}, report {job.folder.report}", is_result=True)
     return job.folder

@@ -16,6 +16,7 @@ from mae.pipelines.export import ExportSettings
 from mae.pipelines.index import IndexSettings
 from mae.pipelines.pack import PackSettings
 from mae.pipelines.predict import PredictSettings
+from mae.report.command import ReportSettings
 from mae.schema import settings_of
 from mae.settings import parse
 from mae.tasks.finetune_settings import FinetuneSettings
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Any] = {
     "predict": PredictSettings,
     "embed": EmbedSettings,
     "evaluate": EvaluateSettings,
+    "report": ReportSettings,
     "export": ExportSettings,
     "demo": DemoSettings,
 }
@@ -40,6 +42,7 @@ POSITIONAL = {
     "predict": ["MODEL", "SOURCE"],
     "embed": ["MODEL", "SOURCE"],
     "evaluate": ["SOURCE"],
+    "report": ["RUNS"],
     "export": ["SOURCE"],
 }
 

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -72,12 +72,9 @@ def index_of(
         UserError: for a damaged shard or one whose samples are unclear (see `scan`), if no shard has an image, or if
             the index cannot be written.
     """
-    extension = rules.image_extension
-    in_cache = cache_dir / "index" / _key("\0".join(map(_absolute, shards)), extension)
+    extension, in_cache = rules.image_extension, _in_cache(shards, cache_dir, rules)
     stale = ""
-    for place in [folder] if folder else [beside(shards, extension), in_cache]:
-        if place is None:
-            continue
+    for place in [folder] if folder else _usual_places(shards, cache_dir, rules):
         try:
             return load(place, shards, extension)
         except StaleIndexError as error:
@@ -88,6 +85,24 @@ def index_of(
             return load(place, shards, extension)  # another process has built it meanwhile
         except StaleIndexError:
             return _build(place, shards, cache_dir, workers, advance, rules)
+
+
+def find_index(shards: Sequence[Shard], cache_dir: Path, rules: ReadRules = USUAL) -> ShardIndex | None:
+    """Return the index of some shards if a valid one exists; none is built."""
+    for place in _usual_places(shards, cache_dir, rules):
+        with suppress(StaleIndexError):
+            return load(place, shards, rules.image_extension)
+    return None
+
+
+def _usual_places(shards: Sequence[Shard], cache_dir: Path, rules: ReadRules) -> list[Path]:
+    """Return the folders where the index of some shards may be, in the order in which they are tried."""
+    near = beside(shards, rules.image_extension)
+    return [*([near] if near else []), _in_cache(shards, cache_dir, rules)]
+
+
+def _in_cache(shards: Sequence[Shard], cache_dir: Path, rules: ReadRules) -> Path:
+    return cache_dir / "index" / _key("\0".join(map(_absolute, shards)), rules.image_extension)
 
 
 def beside(shards: Sequence[Shard], image_extension: str | None = None) -> Path | None:

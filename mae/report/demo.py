@@ -9,10 +9,11 @@ import torch
 from mae.evaluation.seeds import Cell, table_of
 from mae.progress import duration
 from mae.report import page
-from mae.report.curves import draw_training
+from mae.report.findings import findings
+from mae.report.run import findings_list, run_sections
+from mae.report.run_files import read_run
 from mae.run_files import SETTINGS_FILE
 from mae.settings import flatten
-from mae.tasks.baselines import logged_baselines
 from mae.training.run_folder.folder import RunFolder
 from mae.yaml_files import load_yaml
 
@@ -35,7 +36,7 @@ def demo_page(
         features: Shape of the features of one image, from the exported encoder.
     """
     header, rows = table_of(cells)
-    seeds = len(cells[0].accuracies)
+    seeds, run = len(cells[0].accuracies), read_run(pretrained.path, is_running=False)
     every = [(cell.labels, cell.encoder, *(f"{accuracy:.1%}" for accuracy in cell.accuracies)) for cell in cells]
     sections = [
         (
@@ -57,26 +58,14 @@ def demo_page(
             + page.table(header, rows)
             + page.table(("labels", "encoder", *(f"seed {number}" for number in range(seeds))), every),
         ),
-        (
-            "Reconstructions",
-            page.picture(_last_picture(pretrained), "Fixed images with fixed masks, end of pretraining"),
-        ),
-        ("Pretraining", page.picture(_curves(pretrained), "Training curves")),
+        ("What the page sees of the pretraining", findings_list(findings(run))),
+        *run_sections(run),
         ("Time", page.table(("stage", "time"), [(stage, duration(passed)) for stage, passed in seconds.items()])),
         ("Pretraining settings", page.settings_table(_settings_of(pretrained.path))),
         ("Fine-tuning settings, first run", page.settings_table(_settings_of(finetuned.path))),
         ("Environment", page.environment_table(torch.device("cpu"))),
     ]
     return page.page("mae demo: scanned digits", sections)
-
-
-def _curves(run: RunFolder) -> bytes:
-    records = run.metrics()
-    return draw_training(records, logged_baselines(records))
-
-
-def _last_picture(run: RunFolder) -> bytes:
-    return max(run.pictures.glob("step-*.png")).read_bytes()
 
 
 def _settings_of(run_dir: Path) -> dict[str, Any]:

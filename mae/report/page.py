@@ -1,4 +1,4 @@
-"""HTML page in one file: pictures are embedded, and nothing is loaded from elsewhere."""
+"""HTML page in one file: pictures, style and script are embedded, and nothing is loaded from elsewhere."""
 
 import base64
 import html
@@ -6,33 +6,46 @@ import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
+from importlib.resources import files
 from typing import Any
 
 import torch
 
 from mae import __version__
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #d1d9e0; }
-table { border-collapse: collapse; margin: .6rem 0; } th { text-align: left; background: #f6f8fa; }
-td, th { border: 1px solid #d1d9e0; padding: .25rem .7rem; } td.number { text-align: right; }
-figure { margin: 1rem 0; } img { max-width: 100%; } figcaption, footer { color: #59636e; font-size: .85rem; }
-"""
+Section = tuple[str, str]
+"""Heading, and body in HTML."""
 _NUMBER = re.compile(r"[\d.,:e%± -]+")
 _LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "webdataset", "numpy", "pillow")
+# The browser itself then refuses to load anything, whatever a name or a setting may hold.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
-    """Return a whole page of (heading, HTML body) sections; bytes in names that are not UTF-8 are shown as `\\xff`."""
-    body = "".join(f"<section><h2>{html.escape(heading)}</h2>{content}</section>\n" for heading, content in sections)
+def page(title: str, sections: Iterable[Section], head: str = "") -> str:
+    """Return a whole page of sections; bytes in names that are not UTF-8 are shown as `\\xff`.
+
+    Args:
+        head: HTML below the title, before the first section.
+    """
+    parts = list(sections)
+    links = "".join(f'<a href="#{number}">{html.escape(heading)}</a>' for number, (heading, _) in enumerate(parts))
+    body = "".join(
+        f'<section id="{number}"><h2>{html.escape(heading)}</h2>{content}</section>\n'
+        for number, (heading, content) in enumerate(parts)
+    )
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     text = (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head>\n'
-        f"<body><h1>{html.escape(title)}</h1>\n{body}"
-        f"<footer>made {made} by mae {__version__}</footer></body>\n</html>\n"
+        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title>"
+        f'<link rel="icon" href="data:,"><style>\n{_asset("report.css")}</style></head>\n'
+        f"<body><header><h1>{html.escape(title)}</h1>{head}</header>\n"
+        f'<nav aria-label="Contents">{links}</nav>\n<main>{body}</main>'
+        f"<footer>Made {made} by mae {__version__}. This file holds everything that it shows.</footer>\n"
+        f"<script>\n{_asset('report.js')}</script></body>\n</html>\n"
     )
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -42,23 +55,42 @@ def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
+def subheading(text: str) -> str:
+    """Return a heading within a section."""
+    return f"<h3>{html.escape(text)}</h3>"
+
+
+def details(summary: str, body: str) -> str:
+    """Return HTML that is shown when its summary is opened."""
+    return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table, with numbers aligned to the right."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    """Return a table, with numbers aligned to the right; one that is too wide can be scrolled."""
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
     lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def picture(png: bytes, caption: str) -> str:
     """Return an embedded PNG with its caption."""
-    data = base64.b64encode(png).decode()
     text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return f'<figure><img alt="{text}" src="{data_url(png, "png")}"><figcaption>{text}</figcaption></figure>'
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """Return the URL of an embedded picture of a kind, such as `png`."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def settings_table(flat: Mapping[str, Any]) -> str:
     """Return a table of all settings."""
-    return table(("setting", "value"), [(name, str(value)) for name, value in flat.items()])
+    return table(("setting", "value"), [(name, setting(value)) for name, value in flat.items()])
+
+
+def setting(value: object) -> str:
+    """Return the value of a setting as a person would write it."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def environment_table(device: torch.device) -> str:
@@ -71,6 +103,12 @@ def environment_table(device: torch.device) -> str:
         *((name, version(name)) for name in _LIBRARIES),
     ]
     return table(("what", "version"), rows)
+
+
+@cache
+def _asset(name: str) -> str:
+    """Return the text of a file beside this one."""
+    return files("mae.report").joinpath(name).read_text("utf-8")
 
 
 def _cell(value: object) -> str:

@@ -1,133 +1,141 @@
-"""Report of a run, made from the files of its folder."""
+"""Report of one run or of several, made from the files of their folders."""
 
-import statistics
-from contextlib import suppress
-from typing import Any
+import html
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 
-from mae.evaluation.online import KIND
-from mae.files import read_bounded, write_atomically
-from mae.progress import duration
+from mae.files import write_atomically
 from mae.report import page
-from mae.report.curves import draw_accuracy, draw_evaluations, draw_training
-from mae.run_files import figures
-from mae.settings import flatten, to_dict
-from mae.tasks.baselines import Baselines, describe, logged_baselines
+from mae.report.comparison import names_of, results_table, settings_difference
+from mae.report.findings import Finding, findings
+from mae.report.inspection import Inspection, inspect
+from mae.report.page import Section
+from mae.report.run_files import FINETUNING, PRETRAINING, RunFiles, read_run
+from mae.report.through_time import MOST_BYTES, through_time
+from mae.report.timeline import timeline
+from mae.report.training import evaluation_charts, in_words, status, tiles, training_charts
+from mae.schema import settings_of
+from mae.settings import plain
+from mae.tasks.finetune_settings import FinetuneSettings
+from mae.tasks.pretraining import PretrainSettings
+from mae.training.run_folder.ending import FINISHED
 from mae.training.run_folder.folder import RunFolder
 
-_TRAIN = ("epoch", "lr", "loss", "images_per_second", "step_seconds", "data_wait", "tflops", "peak_memory", "seconds")
-_EVAL = ("epoch", "accuracy", "loss", "samples")
-_ONLINE = ("epoch", "loss", "samples", "share_of_time")
-_MOST_BYTES_OF_PICTURE = 1 << 26
+_SIGNS = {"good": "✓", "note": "i", "warning": "!", "problem": "✗"}
+_WORDS = {"good": "Good", "note": "Note", "warning": "Warning", "problem": "Problem"}
 
 
-def write_pretrain_report(folder: RunFolder, settings: Any, device: torch.device) -> None:
-    """Write the report of a pretraining: losses, reconstructions, timings, settings and environment."""
-    records = folder.metrics()
-    train, baselines = figures(records, "train", *_TRAIN), logged_baselines(records)
-    evaluations = figures(records, KIND, *_ONLINE)
+def report(runs: Sequence[RunFiles], device: torch.device, with_model: bool = True) -> str:
+    """Return the report of one run, or of several side by side; pictures of model and data take a few seconds."""
+    inspections = [inspect(run, device) if with_model else Inspection([], None) for run in runs]
+    if len(runs) == 1:
+        return _of_one(runs[0], inspections[0], device)
+    return _of_several(runs, inspections, device)
+
+
+def write_run_report(folder: RunFolder, device: torch.device, ending: str | None) -> None:
+    """Write the report of a run into its folder.
+
+    Args:
+        ending: How the run, which writes this at its end, has finished. None: it goes on; then pictures of model and
+            data are left out.
+    """
+    run = read_run(folder.path, is_running=ending is None)
+    if ending is not None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        run = replace(run, ending={"reason": FINISHED, "message": ending, "time": now})
+    write_atomically(folder.report, report([run], device, with_model=ending is not None).encode())
+
+
+def run_sections(run: RunFiles) -> list[Section]:
+    """Return what the folder of a run tells: curves, evaluations, reconstructions, timeline."""
+    sections = [("Training", training_charts([run], [run.name]))]
+    if evaluations := evaluation_charts([run], [run.name]):
+        title = "Evaluation while pretraining" if run.kind == PRETRAINING else "Accuracy"
+        sections.append((title, evaluations))
+    if run.kind == PRETRAINING and run.pictures:
+        sections.append(("Reconstructions through time", through_time(run.pictures)))
+    return sections
+
+
+def findings_list(found: Sequence[Finding]) -> str:
+    """Return the sentences about a run, each with a sign and the word for it."""
+    items = "".join(
+        f'<li class="{finding.level}"><b role="img" aria-label="{_WORDS[finding.level]}:">{_SIGNS[finding.level]}</b>'
+        f"<span>{html.escape(finding.text)}</span></li>"
+        for finding in found
+    )
+    return f'<ul class="findings">{items}</ul>'
+
+
+def _of_one(run: RunFiles, inspection: Inspection, device: torch.device) -> str:
+    word, level = status(run)
+    title = f"{in_words(run)}"
+    head = (
+        f'<p class="lead"><span>{html.escape(title)}</span> <span class="badge {level}">{word}</span></p>{tiles(run)}'
+    )
     sections = [
-        (
-            "Training",
-            _training(train)
-            + _described(baselines, settings.model.norm_pix_loss)
-            + page.picture(draw_training(train, baselines, evaluations), "Training curves"),
-        ),
-        *_online(evaluations),
-        (
-            "Reconstructions",
-            "".join(page.picture(png, f"Reconstructions at {name}") for name, png in _first_and_last_picture(folder)),
-        ),
-        *_common(settings, device),
+        ("What this page sees", findings_list(findings(run, inspection.neighbours))),
+        *run_sections(run),
+        *inspection.sections,
+        ("Timeline", timeline(run)),
+        ("Settings", _settings(run)),
+        ("Environment", page.paragraph("This page was made on:") + page.environment_table(device)),
     ]
-    _write(folder, f"Pretraining {folder.path.name}", sections)
+    return page.page(run.name, sections, head)
 
 
-def write_finetune_report(folder: RunFolder, settings: Any, device: torch.device) -> None:
-    """Write the report of a fine-tuning: accuracies, losses, timings, settings and environment."""
-    records = folder.metrics()
-    train, evaluations = figures(records, "train", *_TRAIN), figures(records, "eval", *_EVAL)
-    rows = [(f"{r['epoch']:g}", f"{r['accuracy']:.2%}", f"{r['loss']:.4f}", f"{r['samples']:,}") for r in evaluations]
-    accuracy = page.table(("epoch", "accuracy", "loss", "samples"), rows[-10:])
+def _of_several(runs: Sequence[RunFiles], inspections: Sequence[Inspection], device: torch.device) -> str:
+    names = names_of(runs)
+    every = list(zip(runs, names, inspections, strict=True))
+    seen = "".join(
+        page.subheading(name) + findings_list(findings(run, inspection.neighbours)) for run, name, inspection in every
+    )
     sections = [
-        ("Accuracy", accuracy + page.picture(draw_accuracy(evaluations), "Accuracy after each evaluated epoch")),
-        ("Training", _training(train) + page.picture(draw_training(train), "Training curves")),
-        *_common(settings, device),
+        ("Results", results_table(runs, names)),
+        ("What this page sees", seen),
+        ("Training", training_charts(runs, names)),
     ]
-    _write(folder, f"Fine-tuning {folder.path.name}", sections)
-
-
-def _online(evaluations: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return the section of the evaluations while pretraining, if there were any: the last one, and the curves."""
-    if not evaluations:
-        return []
-    known = [_only_numbers(record) for record in evaluations]
-    last = known[-1]
-    formats = {"loss": "{:.4f}", "knn": "{:.2%}", "few_shot": "{:.2%}", "rank": "{:.1f}"}
-    row = [text.format(last[name]) if last.get(name) is not None else "none" for name, text in formats.items()]
-    table = page.table(
-        ("epoch", "held-out loss", "k-NN", "few-shot", "rank", "samples", "share of time"),
-        [(f"{last['epoch']:.1f}", *row, f"{last['samples']:,}", f"{last['share_of_time']:.1%}")],
-    )
-    curves = page.picture(draw_evaluations(known, last["epoch"]), "Accuracies and rank of the features")
-    return [("Evaluation while pretraining", table + curves)]
-
-
-def _only_numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record without figures that are no numbers, since anybody could have written it."""
-    return {name: value for name, value in record.items() if figures([record], record["kind"], name)}
-
-
-def _described(baselines: Baselines | None, norm_pix_loss: bool) -> str:
-    return "" if baselines is None else page.paragraph(describe(baselines, norm_pix_loss).capitalize() + ".")
-
-
-def _first_and_last_picture(folder: RunFolder) -> list[tuple[str, bytes]]:
-    """Return name and PNG file of the first and the last picture, of those that can be read."""
-    found = sorted(folder.pictures.glob("step-*.png"))
-    shown = []
-    for path in dict.fromkeys(found[:1] + found[-1:]):
-        with suppress(OSError):
-            shown.append((path.stem, read_bounded(path, _MOST_BYTES_OF_PICTURE)))
-    return shown
-
-
-def _training(train: list[dict[str, Any]]) -> str:
-    if not train:
-        return page.paragraph("The log of the training is lost.")
-    last = train[-1]
-    progress = (
-        f"{last['epoch']:.1f}",
-        f"{last['step']:,}",
-        "not finite" if last["loss"] is None else f"{last['loss']:.4f}",
-        duration(last["seconds"]),
-    )
-    speed = (
-        f"{_median(train, 'images_per_second'):,.0f}",
-        f"{_median(train, 'step_seconds'):.3g}",
-        f"{_median(train, 'data_wait'):.1%}",
-        f"{_median(train, 'tflops'):.3g}",
-        f"{_median(train, 'mfu'):.1%}" if figures(train[-1:], "train", "mfu") else "unknown peak of this device",
-        f"{max(record['peak_memory'] for record in train) / 2**30:.2f}",
-    )
-    return page.table(("epochs", "steps", "final loss", "time of the last start"), [progress]) + page.table(
-        ("images per second", "seconds per step", "waiting for data", "TFLOP/s per device", "MFU", "peak memory [GiB]"),
-        [speed],
-    )
-
-
-def _median(records: list[dict[str, Any]], name: str) -> float:
-    median: float = statistics.median(record[name] for record in figures(records, "train", name))
-    return median
-
-
-def _common(settings: Any, device: torch.device) -> list[tuple[str, str]]:
-    return [
-        ("Settings", page.settings_table(flatten(to_dict(settings)))),
-        ("Environment", page.environment_table(device)),
+    if evaluations := evaluation_charts(runs, names):
+        sections.append(("Evaluations", evaluations))
+    sections.append(("Settings that differ", settings_difference(runs, names)))
+    drawn = [(run, name) for run, name in zip(runs, names, strict=True) if run.pictures]
+    if drawn:
+        each = [page.subheading(name) + through_time(run.pictures, MOST_BYTES // len(drawn)) for run, name in drawn]
+        sections.append(("Reconstructions through time", "".join(each)))
+    for title in dict.fromkeys(title for inspection in inspections for title, _ in inspection.sections):
+        bodies = [(name, dict(inspection.sections).get(title, "")) for _, name, inspection in every]
+        sections.append((title, "".join(page.subheading(name) + body for name, body in bodies if body)))
+    sections += [
+        ("Timelines", "".join(page.subheading(name) + timeline(run) for run, name, _ in every)),
+        ("Settings", "".join(page.details(name, _settings(run)) for run, name, _ in every)),
+        ("Environment", page.paragraph("This page was made on:") + page.environment_table(device)),
     ]
+    return page.page(f"{len(runs)} runs side by side", sections, f'<p class="lead">{html.escape(", ".join(names))}</p>')
 
 
-def _write(folder: RunFolder, title: str, sections: list[tuple[str, str]]) -> None:
-    write_atomically(folder.report, page.page(title, sections).encode())
+def _settings(run: RunFiles) -> str:
+    """Return the settings that differ from their defaults, and all of them to be opened."""
+    if not run.settings:
+        return page.paragraph("The settings are lost, or cannot be read.")
+    schema = FinetuneSettings if run.kind == FINETUNING else PretrainSettings
+    defaults = {setting.name: plain(setting.default) for setting in settings_of(schema)}
+    changed = {name: value for name, value in run.settings.items() if defaults.get(name) != value}
+    return (
+        page.paragraph("Settings that are not the defaults of today:")
+        + page.settings_table(changed)
+        + page.details(f"All {len(run.settings)} settings", page.settings_table(run.settings))
+    )
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
+    """Read the folders of some runs.
+
+    Raises:
+        UserError: if one holds no run.
+    """
+    return [read_run(path) for path in paths]

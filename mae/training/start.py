@@ -35,6 +35,7 @@ from mae.training.progress import TrainingProgress
 from mae.training.run_folder.compare import deciding, differences
 from mae.training.run_folder.ending import record_failure
 from mae.training.run_folder.folder import RunFolder
+from mae.training.run_folder.history import record_start
 from mae.training.run_folder.repair import set_damage_aside
 from mae.training.settings import AUTO, TrainSettings
 from mae.training.state import MODEL, TrainingState
@@ -93,7 +94,7 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         total=total,
         notes=dict(start.notes.get("pipeline", {})),
     )
-    _say_overview(job)
+    _report_start(job)
     return job
 
 
@@ -214,14 +215,16 @@ def _say_where(folder: RunFolder, found: Checkpoint | None, total: int, progress
         progress.say(f"resuming {folder.path} from {found.path.name}: {found.step:,} of {total:,} steps are done{why}")
 
 
-def _say_overview(job: Job) -> None:
-    """Print what the run begins with; nothing if it has no steps left."""
+def _report_start(job: Job) -> None:
+    """Print what the run begins with, and record its start; nothing if it has no steps left."""
     if job.was_complete or not job.accelerator.is_main_process:
         return
     report = _report_of_init(job)
     if report is not None:
         write_atomically(job.folder.path / _INIT_FILE, json.dumps(report.names(), indent=2).encode())
-    for line in overview(job, report):
+    lines = list(overview(job, report))
+    record_start(job.folder.path, job.start.step, lines[0])
+    for line in lines:
         job.progress.say(line)
 
 

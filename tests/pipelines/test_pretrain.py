@@ -82,8 +82,8 @@ def test_a_finished_run_holds_all_that_was_promised(rendered: None, shards: Path
 
 def test_the_report_shows_its_pictures_and_fetches_nothing(rendered: None, shards: Path, tmp_path: Path) -> None:
     text = run(settings(shards, tmp_path / "run")).report.read_text()
-    assert text.count('src="data:image/png;base64,') == text.count("<img") == 2
-    assert "http" not in text
+    assert text.count('src="data:image/') == text.count("<img") >= 1
+    assert "://" not in text
     assert "mask_ratio" in text
 
 

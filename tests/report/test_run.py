@@ -1,12 +1,22 @@
 import re
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from mae.report.run import write_pretrain_report
+from mae import cli
+from mae.report import refreshing
+from mae.report.run import write_run_report
+from mae.report.run_files import read_run
+from mae.report.timeline import timeline
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.run_folder.folder import RunFolder
+from mae.training.run_folder.history import record_start
+from tests.report.runs import make_run
+from tests.training.jobs import job_of
 
 RECORD = {
     "kind": "train",
@@ -30,7 +40,7 @@ def report(folder: Path, **replaced: Any) -> str:
     for step in range(1, 4):
         record = {**RECORD, "step": step, "epoch": float(step), **replaced}
         run.log({name: value for name, value in record.items() if value is not None})
-    write_pretrain_report(run, settings, torch.device("cpu"))
+    write_run_report(run, torch.device("cpu"), "3 steps")
     return re.sub(r"src=\"[^\"]+\"", "", run.report.read_text())
 
 
@@ -39,13 +49,92 @@ def test_the_report_tells_speed_memory_and_what_a_trivial_model_would_reach(tmp_
     for shown in (
         "1,234",
         "0.25",
-        "12.5%",
+        "12.5 %",
         "99.5",
-        "43.2%",
+        "43.2 %",
         "3.00",
         "1:15",
-        "gives a loss of 0.730",
+        "predicting each patch&#x27;s mean gives 0.730",
         "each place 0.688",
     ):
         assert shown in text
-    assert "43.2%" not in report(tmp_path / "unknown", mfu=None)
+    assert "43.2 %" not in report(tmp_path / "unknown", mfu=None)
+
+
+def test_the_report_of_a_run_at_its_end_and_of_one_that_goes_on(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [0.6, 0.5], "")
+    record_start(folder.path, 0, "device: CPU")
+    write_run_report(folder, torch.device("cpu"), None)
+    text = folder.report.read_text()
+    assert "The run is going on after step 20 of 500" in text
+    assert "What the model sees" not in text
+    write_run_report(folder, torch.device("cpu"), "20 steps")
+    text = folder.report.read_text()
+    assert "finished: 20 steps" in text
+    assert "killed" not in text
+    assert "What the model sees" in text
+
+
+def test_the_timeline_tells_every_start_and_end(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [0.6, 0.5], "")
+    record_start(folder.path, 0, "device: CPU")
+    folder.record_exit("preempted", "SIGTERM: saved at step 10 of 500")
+    record_start(folder.path, 10, "device: CPU")
+    record_start(folder.path, 20, "device: CPU")
+    folder.record_exit("error", "the disk <b>is full")
+    folder.record_skipped({3: [1], 4: [2]})
+    text = timeline(read_run(folder.path))
+    told = re.sub(r"<time>[^<]*</time>|<[^>]+>", "\n", text)
+    host = socket.gethostname()
+    assert [line.strip() for line in told.splitlines() if line.strip()] == [
+        f"started on {host}, device: CPU",
+        "interrupted: SIGTERM: saved at step 10 of 500",
+        f"resumed at step 10 on {host}, device: CPU",
+        "no end is recorded: it was killed",
+        f"resumed at step 20 on {host}, device: CPU",
+        "ended with an error: the disk &lt;b&gt;is full",
+        "skipped, because loss or gradient was not finite: steps 3, 4",
+        "no checkpoint is kept: this run cannot be resumed",
+    ]
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "one" / "run", [0.6, 0.5]), make_run(tmp_path / "two" / "run", [0.7, 0.6], data_wait=0.4)
+    settings = (b.path / "settings.yaml").read_text()
+    (b.path / "settings.yaml").write_text(settings.replace("base_lr: 0.00015", "base_lr: 0.001"))
+    out = tmp_path / "out" / "page.html"
+    cli.main(["report", str(a.path), str(b.path), "--out", str(out)])
+    text = out.read_text()
+    assert "2 runs side by side" in text
+    assert re.search(r"<td>optim.base_lr</td><td[^>]*>0.00015</td><td[^>]*>0.001</td>", text)
+    assert "<td>optim.weight_decay</td>" not in text.partition("Settings that differ")[2].partition("Timelines")[0]
+    assert text.count("The device waited for data 40 % of the time") == 1
+    for name in ("one/run", "two/run"):
+        assert f'aria-pressed="true" data-line="{int(name == "two/run")}"><i class="swatch' in text
+        assert f"<h3>{name}</h3>" in text
+    assert read_run(a.path).path.name == "run"
+
+
+def test_reports_are_refreshed_now_and_then_and_end_no_run(
+    make_shards: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = job_of(make_shards([24]) / "train-000000.tar", tmp_path / "run", 0)
+    job.folder.path.mkdir()
+    now, written = 0.0, list[float]()
+
+    def slow(*_: object) -> None:
+        nonlocal now
+        written.append(now)
+        now += 3
+        raise ValueError("no room")
+
+    monkeypatch.setattr(refreshing, "write_run_report", slow)
+    refresh = refreshing.report_refresher(job, lambda: now)
+    while now < 1000:
+        refresh()
+        now += 1
+    assert written == [120, 423, 726]
+    assert "report.html is not written: ValueError: no room; `mae report` tries again" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from mae.run_files import CHECKPOINTS, METRICS_FILE, PICTURES, SETTINGS_FILE, ke
 from mae.settings import check, check_name, dump, flatten
 from mae.training.checkpoints.manifest import MALFORMED, FileIdentity, require_types
 from mae.training.run_folder.compare import differences
+from mae.training.run_folder.history import append_end
 from mae.training.run_folder.lock import cannot_be_written, lock_folder
 from mae.training.settings import AUTO, TrainSettings
 from mae.yaml_files import load_yaml
@@ -236,6 +237,7 @@ class RunFolder:
         record = {"reason": reason, "message": message, "time": time, "host": socket.gethostname()}
         with suppress(OSError):  # the message may be about a full disk
             write_atomically(self.path / EXIT_FILE, json.dumps(record, indent=2).encode())
+            append_end(self.path, reason, message)
 
     def forget_exit(self) -> None:
         """Remove the record of how the last launch ended."""

@@ -16,12 +16,14 @@ from mae.training.run_folder.folder import (
     SKIPPED_FILE,
     RunFolder,
 )
+from mae.training.run_folder.history import HISTORY_FILE
 from mae.training.trackers.position import TRACKERS_FILE, read_positions
 
 _WITHOUT = {
     METRICS_FILE: "the log begins anew",
     SKIPPED_FILE: "the list begins anew",
     BAD_SAMPLES_FILE: "bad images are counted anew",
+    HISTORY_FILE: "the history begins anew",
     ROLLBACK_FILE: "if the run had returned to a checkpoint, it takes that checkpoint's data, and may return once more",
     TRACKERS_FILE: "each tracker begins a new run, which gets everything",
 }

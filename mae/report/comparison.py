@@ -1,0 +1,46 @@
+"""Several runs side by side: their results, and the settings in which they differ."""
+
+from collections.abc import Sequence
+
+from mae.report import page
+from mae.report.run_files import RunFiles
+from mae.report.training import key_figures, status
+
+# Places and what is shown: they differ between runs without any meaning.
+_PLACES = ("run_dir",)
+
+
+def names_of(runs: Sequence[RunFiles]) -> list[str]:
+    """Return the name of each run's folder, with as many of the folders above as it takes to tell them apart."""
+    parts = [run.path.resolve().parts for run in runs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def results_table(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    """Return the key figures of all runs, one run a row, without columns that no run has."""
+    found = [key_figures(run) for run in runs]
+    shown = [number for number, _ in enumerate(found[0]) if any(figures[number][1] for figures in found)]
+    header = ("run", "status", *(found[0][number][0] for number in shown))
+    rows = [
+        (name, status(run)[0], *(figures[number][1] for number in shown))
+        for run, name, figures in zip(runs, names, found, strict=True)
+    ]
+    return page.table(header, rows)
+
+
+def settings_difference(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    """Return the settings that are not the same in all runs, one setting a row; a sentence if there is none."""
+    every = dict.fromkeys(name for run in runs for name in run.settings if name not in _PLACES)
+    rows = []
+    for name in every:
+        values = [page.setting(run.settings[name]) if name in run.settings else "(not set)" for run in runs]
+        if len(set(values)) > 1:
+            rows.append((name, *values))
+    if not rows:
+        return page.paragraph("All settings are the same.")
+    same = len(every) - len(rows)
+    return page.table(("setting", *names), rows) + page.paragraph(f"{same} other settings are the same in all runs.")

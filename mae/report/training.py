@@ -1,0 +1,180 @@
+"""Curves and key figures of one run, or of several over each other."""
+
+import html
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from mae.progress import duration
+from mae.report.charts import Format, Level, Line, chart, figure, percent
+from mae.report.findings import data_wait, newest_loss, newest_start
+from mae.report.run_files import FINETUNING, PRETRAINING, RunFiles
+
+_SAME_BASELINE = 0.02
+
+
+def training_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    """Return the charts of loss, learning rate, speed and wait for data; a sentence without any line of the log."""
+    if not any(run.train for run in runs):
+        return "<p>The log of the training is lost, or training has not begun.</p>"
+    loss, several = _over_epochs(runs, names, lambda run: run.train, "loss"), len(runs) > 1
+    title = "Training loss"
+    if len(runs) == 1 and (held_out := _held_out(runs[0])):
+        loss = [loss[0]._replace(name="training loss"), _line("validation loss", held_out, "loss", 1)]
+        title = "Training and validation loss"
+    parts = [chart(title, loss, _levels(runs))]
+    if several:
+        parts.append(chart("Validation loss", _over_epochs(runs, names, _held_out, "loss"), is_named=True))
+    for title, name, form, from_zero in (
+        ("Learning rate", "lr", figure, True),
+        ("Images per second", "images_per_second", figure, True),
+        ("Share of time spent waiting for data", "data_wait", percent, True),
+    ):
+        parts.append(
+            chart(title, _over_epochs(runs, names, lambda run: run.train, name), (), form, from_zero, is_named=several)
+        )
+    return f'<div class="charts">{"".join(parts)}</div>'
+
+
+def evaluation_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    """Return the charts of the accuracies and the rank that were measured during the runs; empty without any."""
+
+    def records(run: RunFiles) -> Sequence[dict[str, Any]]:
+        return run.online if run.kind == PRETRAINING else run.accuracies
+
+    wanted: tuple[tuple[str, str, Format], ...] = (
+        ("Accuracy of the classifier", "accuracy", percent),
+        ("Accuracy of nearest neighbours (k-NN)", "knn", percent),
+        ("Accuracy with few labels (few-shot probe)", "few_shot", percent),
+        ("Rank of the features (RankMe)", "rank", figure),
+    )
+    if len(runs) == 1:
+        both = [
+            _line(title, records(runs[0]), name, color)
+            for color, (title, name) in enumerate(
+                (("nearest neighbours (k-NN)", "knn"), ("few labels (few-shot probe)", "few_shot"))
+            )
+        ]
+        merged = chart("Accuracy of frozen features", [line for line in both if line.xs], (), percent)
+        rest = [wanted[0], wanted[3]]
+    else:
+        merged, rest = "", list(wanted)
+    several = len(runs) > 1
+    parts = [
+        chart(title, _over_epochs(runs, names, records, name), (), form, is_named=several) for title, name, form in rest
+    ]
+    charts = merged + "".join(parts)
+    return charts and f'<div class="charts">{charts}</div>'
+
+
+def status(run: RunFiles) -> tuple[str, str]:
+    """Return in a word how the run stands, and how much that matters: a class of the page's style."""
+    reason = run.ending.get("reason")
+    known = {"finished": ("finished", "good"), "preempted": ("interrupted", "warning"), "error": ("failed", "problem")}
+    if reason in known:
+        return known[reason]
+    if not run.train:
+        return "not begun", "note"
+    return ("running", "note") if run.is_running else ("unfinished", "warning")
+
+
+def tiles(run: RunFiles) -> str:
+    """Return the key figures of a run."""
+    shown = [(name, value, note) for name, value, note in key_figures(run) if value]
+    body = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}"
+        + (f"<small>{html.escape(note)}</small>" if note else "")
+        + "</dd></div>"
+        for name, value, note in shown
+    )
+    return f'<dl class="tiles">{body}</dl>' if body else ""
+
+
+def key_figures(run: RunFiles) -> list[tuple[str, str, str]]:
+    """Return name, value and a remark of each key figure; the value is empty where it is not known."""
+    loss, wait = newest_loss(run), data_wait(run)
+    last: dict[str, Any] = run.train[-1] if run.train else {}
+    online: dict[str, Any] = run.online[-1] if run.online else {}
+    accuracy = max((record["accuracy"] for record in run.accuracies), default=None)
+    total, start = run.total, newest_start(run.train)
+    speed = statistics.median(record["images_per_second"] for record in start) if start else None
+    peak = max((record["peak_memory"] for record in run.train), default=None)
+    epochs = run.number("epochs")
+    known_held_out = [record["loss"] for record in _held_out(run)]
+    return [
+        ("training loss", "" if loss is None else f"{loss:.3f}", ""),
+        ("validation loss", f"{known_held_out[-1]:.3f}" if known_held_out else "", ""),
+        ("best accuracy", "" if accuracy is None else percent(accuracy), ""),
+        ("k-NN accuracy", percent(online["knn"]) if online.get("knn") is not None else "", ""),
+        ("few-shot accuracy", percent(online["few_shot"]) if online.get("few_shot") is not None else "", ""),
+        ("epochs", f"{last['epoch']:.3g}" if last else "", f"of {epochs:g}" if last and epochs else ""),
+        ("steps", f"{last['step']:,}" if last else "", f"of {total:,}" if total else ""),
+        ("images per second", "" if speed is None else f"{speed:,.0f}", ""),
+        ("seconds per step", f"{_median(start, 'step_seconds'):.3g}" if start else "", ""),
+        ("waiting for data", "" if wait is None else percent(wait), "of the time"),
+        ("time", duration(last["seconds"]) if last else "", "of the last start"),
+        ("peak memory", "" if peak is None else f"{peak / 2**30:.2f} GiB", ""),
+        ("TFLOP/s per device", f"{_median(start, 'tflops'):.3g}" if start else "", _mfu(start)),
+    ]
+
+
+def in_words(run: RunFiles) -> str:
+    """Describe a run in a line: what was trained, on what size of images."""
+    value = run.settings.get
+    if run.kind not in (PRETRAINING, FINETUNING):
+        return "A model without the log of its training"
+    what = "Pretraining of a masked autoencoder" if run.kind == PRETRAINING else "Fine-tuning of a classifier"
+    size = value("data.image_size")
+    sides = [str(side) for side in size] if isinstance(size, list) and size else []
+    shape = value("model.timm_name") or " ".join(
+        [f"width {value('model.width')}, {value('model.depth')} blocks"]
+        if value("model.width")
+        else [f"size {value('model.size')}"]
+    )
+    images = f" on images of {sides[0]}x{sides[-1]}" if sides else ""
+    return f"{what}, {shape}{images}"
+
+
+def _median(records: Iterable[dict[str, Any]], name: str) -> float:
+    return float(statistics.median(record[name] for record in records))
+
+
+def _mfu(start: Sequence[dict[str, Any]]) -> str:
+    known = [record["mfu"] for record in start if isinstance(record.get("mfu"), float)]
+    return f"MFU {percent(statistics.median(known))}" if known else "MFU unknown"
+
+
+def _held_out(run: RunFiles) -> list[dict[str, Any]]:
+    records = run.online if run.kind == PRETRAINING else run.accuracies
+    return [record for record in records if record["loss"] is not None]
+
+
+def _levels(runs: Sequence[RunFiles]) -> list[Level]:
+    """Return the baselines of the loss, if they are about the same for all runs."""
+    found = [run.baselines for run in runs if run.baselines is not None]
+    if len(found) < len(runs) or not found:
+        return []
+    first = found[0]
+    if any(abs(each.patch_mean - first.patch_mean) > _SAME_BASELINE * first.patch_mean for each in found):
+        return []
+    normed = runs[0].settings.get("model.norm_pix_loss", True)
+    name = "mean of each patch" if normed else "mean of all pixels"
+    return [Level(name, first.patch_mean), Level("mean target of each place", first.place_mean)]
+
+
+def _over_epochs(
+    runs: Sequence[RunFiles],
+    names: Sequence[str],
+    records: Callable[[RunFiles], Sequence[dict[str, Any]]],
+    figure_name: str,
+) -> list[Line]:
+    return [
+        _line(name, records(run), figure_name, color) for color, (run, name) in enumerate(zip(runs, names, strict=True))
+    ]
+
+
+def _line(name: str, records: Iterable[dict[str, Any]], figure_name: str, color: int) -> Line:
+    known = [record for record in records if isinstance(record.get(figure_name), int | float)]
+    return Line(
+        name, [float(record["epoch"]) for record in known], [float(record[figure_name]) for record in known], color
+    )

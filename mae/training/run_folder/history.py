@@ -1,0 +1,69 @@
+"""History of a run, `history.jsonl`: when and where it was started, and how each start ended. Nothing is removed."""
+
+import json
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mae.files import open_regular
+from mae.output import warn
+from mae.versions import library_versions
+
+HISTORY_FILE = "history.jsonl"
+START, END = "start", "end"
+_MOST_RECORDS, _MOST_BYTES_OF_A_LINE = 10_000, 1 << 14
+
+
+def record_start(run_dir: Path, step: int, where: str) -> None:
+    """Append a start at a step, on the device `where`."""
+    _append(run_dir, {"kind": START, "step": step, "where": where, "libraries": library_versions()})
+
+
+def append_end(run_dir: Path, reason: str, message: str) -> None:
+    """Append the end of a start to a history that has begun."""
+    if (run_dir / HISTORY_FILE).exists():
+        _append(run_dir, {"kind": END, "reason": reason, "message": message[:2000]})
+
+
+def read_history(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the starts and ends, without lines that are none; empty if there is no file.
+
+    Each has `kind` and `time` as text; a start has the number `step` and the text `where`, an end the texts `reason`
+    and `message`.
+    """
+    path = run_dir / HISTORY_FILE
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = []
+    with open_regular(path) as file:
+        while len(found) < _MOST_RECORDS and (line := file.readline(_MOST_BYTES_OF_A_LINE)):
+            if (record := _record(line)) is not None:
+                found.append(record)
+    return found
+
+
+def _append(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Append a line; one that cannot be written, as on a full disk, does not end the run."""
+    path = run_dir / HISTORY_FILE
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": now, "host": socket.gethostname(), **record}) + "\n")
+    except OSError as error:
+        warn(f"a line is missing from {path}: {error.strerror}")
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.get("kind") not in (START, END):
+        return None
+    texts = ("time", "host", "where") if found["kind"] == START else ("time", "host", "reason", "message")
+    is_whole = all(isinstance(found.get(name), str) for name in texts)
+    if found["kind"] == START:
+        is_whole = is_whole and type(found.get("step")) is int and found["step"] >= 0
+    return found if is_whole else None

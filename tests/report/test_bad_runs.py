@@ -1,0 +1,109 @@
+"""Folders that are no run, or only a part of one: a page with sentences, or one line and exit code 2."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mae import cli
+from mae.report.run import report
+from mae.report.run_files import read_run
+from tests.report.runs import make_run
+
+CPU = torch.device("cpu")
+
+
+def text_of(path: Path) -> str:
+    return report([read_run(path)], CPU)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for name, reason in (("", "holds no run"), ("file", "is a file"), ("gone", "does not exist")):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["report", str(tmp_path / name), "--out", str(tmp_path / "out.html")])
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert reason in line
+        assert "give the folder of a run" in line
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(tmp_path), "--out", str(tmp_path / "out.pdf")])
+    assert "ends in .html" in capsys.readouterr().err
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_settings_alone(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [], "")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    text = text_of(tmp_path / "run")
+    assert "The log of the training is lost, or training has not begun" in text
+    assert "the run has written neither a model nor a checkpoint yet" in text
+    assert "not begun" in text
+
+
+def test_a_log_alone(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [0.6, 0.5])
+    (tmp_path / "run" / "settings.yaml").unlink()
+    text = text_of(tmp_path / "run")
+    assert "The settings are lost, or cannot be read." in text
+    assert "settings.yaml does not exist" in text
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [0.6, 0.5])
+    with (folder.path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe\n[1]\n" + json.dumps({"kind": "train", "step": 30, "loss": "<i>"}).encode() + b"\n{cut")
+    (folder.path / "settings.yaml").write_text("a: [\n")
+    (folder.path / "exit.json").write_text("[]")
+    (folder.path / "rollback.json").write_text("{}")
+    (folder.path / "bad-samples.txt").mkdir()
+    (folder.path / "history.jsonl").write_bytes(b'\xff\n{"kind": "start"}\n{"kind": "start", "step": "<b>"}\n')
+    (folder.pictures / "step-000000001.png").write_bytes(b"no picture")
+    (folder.pictures / "step-<b>.png").mkdir()
+    text = text_of(folder.path)
+    for sentence in (
+        "2 lines of metrics.jsonl are no records",
+        "is not valid YAML",
+        "exit.json is no record of an end",
+        "rollback.json cannot be used",
+        "bad-samples.txt",
+        "No picture of a reconstruction is saved, or none can be read.",
+    ):
+        assert sentence in text
+    assert "Traceback" not in text
+    assert "<i></i>" not in text
+    assert "<b>" not in text.replace("<b role", "")
+
+
+def test_a_huge_picture_and_one_of_another_kind(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [0.6, 0.5])
+    Image.new("1", (20_000, 9_000)).save(folder.pictures / "step-000000001.png")
+    Image.new("RGB", (30, 30)).save(folder.pictures / "step-000000002.png", format="JPEG")
+    Image.new("RGBA", (30, 60), (255, 0, 0, 0)).save(folder.pictures / "step-000000003.png")
+    text = text_of(folder.path)
+    assert text.count("<img") == 1
+    assert "step 3" in text
+
+
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"<script>alert(1)<_script>\xff")
+    folder = make_run(tmp_path / odd, [0.6, 0.5])
+    folder.record_bad_samples(["</td><script>\udcff"])
+    text = text_of(folder.path)
+    assert text.count("<script>") == 1  # its own
+    assert "\\xff" in text
+    assert "&lt;script&gt;alert(1)" in text
+    text.encode()
+
+
+def test_a_run_of_an_older_version(tmp_path: Path) -> None:
+    """Settings that are gone or that were written otherwise, and no history."""
+    folder = make_run(tmp_path / "run", [0.6, 0.5, 0.4])
+    settings = (folder.path / "settings.yaml").read_text()
+    (folder.path / "settings.yaml").write_text(settings.replace("epochs: 50.0", "epochs: many\nold_setting: 3"))
+    text = text_of(folder.path)
+    assert "old_setting" in text
+    assert "finished: 30 steps" in text
