@@ -222,10 +222,11 @@ def report(job: Job, meter: Meter, done: int) -> None:
     """Log a line, as the loop does."""
     meter.read(done)
     timing = meter.timing(job.plan.global_batch, job.task.flops_per_image)
-    record = {"kind": "train", "step": done, **meter.steps.means(), **timing}
+    epoch, lr = job.epoch_after(done), job.schedule(done - 1)
+    record = {"kind": "train", "step": done, "epoch": epoch, "lr": lr, **meter.steps.means(), **timing}
     if job.accelerator.is_main_process:
-        job.folder.log(record)
-    job.progress.status(done, "")
+        job.log(record)
+    job.progress.report(record, 0.0)
     meter.restart(Steps())
 
 

@@ -37,10 +37,11 @@ from mae.files import write_atomically
 from mae.inference.image_set import ShardImages
 from mae.inference.parts import compute_parts, part_ranges
 from mae.models.description import ModelDescription, read_description
+from mae.output import say
 from mae.processes import default_workers
+from mae.progress import duration
 from mae.report.demo import demo_page
 from mae.settings import check, parse
-from mae.training.progress import duration
 from mae.training.run_folder.folder import REPORT_FILE, RunFolder
 from mae.training.settings import SCRATCH
 
@@ -121,8 +122,7 @@ def command(name: str, words: list[str]) -> None:
     """Print and run `mae NAME`, with the shipped settings for the digits if there are any."""
     with as_file(files("mae.configs") / name / "digits.yaml") as config:
         everything = [name, *(["--config", str(config)] if config.exists() else []), *words]
-        sys.stdout.write(f"$ mae {shlex.join(everything)}\n")
-        sys.stdout.flush()
+        say(f"$ mae {shlex.join(everything)}")
         cli.main(everything)
 
 
@@ -150,8 +150,7 @@ def _finetune(settings: DemoSettings, pretrained: Path) -> tuple[list[Cell], Run
     accuracies: list[float] = []
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for one, accuracy in zip(runs, pool.map(_accuracy, runs), strict=True):
-            sys.stdout.write(f"fine-tuned {len(accuracies) + 1}/{len(runs)} {one.run_dir}: accuracy {accuracy:.1%}\n")
-            sys.stdout.flush()
+            say(f"fine-tuned {len(accuracies) + 1}/{len(runs)} {one.run_dir}: accuracy {accuracy:.1%}")
             accuracies.append(accuracy)
     per_cell = [tuple(accuracies[at : at + settings.seeds]) for at in range(0, len(runs), settings.seeds)]
     filled = [Cell(encoder, column.name, of) for (column, encoder), of in zip(cells, per_cell, strict=True)]

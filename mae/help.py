@@ -37,6 +37,7 @@ def help_of(schema: type, prog: str) -> str:
         lines += ["", *_wrapped(paragraph, columns)]
     lines += ["", "Example:", f"  {schema.EXAMPLE}"] if hasattr(schema, "EXAMPLE") else []
     lines += ["", *_entry("--config FILE", "Read settings from a YAML file first; flags win over it.", columns)]
+    lines += _entry("--quiet", "Print errors, warnings and the result only.", columns)
     for title, group in groups.items():
         lines += ["", *_wrapped(title, columns)] if group else []
         for setting in group:

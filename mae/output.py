@@ -17,6 +17,7 @@ _CONTROLS = ("Cc", "Zl", "Zp")
 """Unicode categories of control characters, and of separators of lines and paragraphs."""
 _lost: dict[int, str] = {}
 _told: set[int] = set()
+_quiet: set[bool] = set()
 
 
 def make_output_safe() -> None:
@@ -46,9 +47,27 @@ def one_line(text: str) -> str:
     return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in _CONTROLS else letter for letter in text)
 
 
-def say(text: str) -> None:
-    """Print one line, whose characters the locale may lack; an output that is full or closed ends nothing."""
-    if sys.stdout:
+def be_quiet() -> None:
+    """Print nothing from now on but errors, warnings and results; show no bar and no view."""
+    _quiet.add(True)
+
+
+def is_quiet() -> bool:
+    """Return whether `be_quiet` was called."""
+    return bool(_quiet)
+
+
+def is_said(text: str, is_result: bool = False) -> bool:
+    """Return whether a line is printed: a quiet command prints warnings and its result only."""
+    return is_result or not _quiet or text.startswith("warning:")
+
+
+def say(text: str, is_result: bool = False) -> None:
+    """Print one line, whose characters the locale may lack; an output that is full or closed ends nothing.
+
+    A quiet command prints it if it is a warning or its result.
+    """
+    if sys.stdout and is_said(text, is_result):
         encoding = sys.stdout.encoding or "utf-8"
         with suppress(OSError):
             print(one_line(text).encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201

@@ -17,6 +17,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from mae.output import is_quiet
+
 
 class Advance(Protocol):
     """Function that moves a progress bar."""
@@ -32,7 +34,7 @@ def progress_bar(title: str, total: int, is_bytes: bool = False) -> Iterator[Adv
     average_speed = TextColumn("{task.fields[speed]}")
     figures = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(), average_speed)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), *figures, TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal or is_quiet()) as bar:
         task, began, read = bar.add_task(title, total=total, speed=""), time.monotonic(), 0
 
         def advance(amount: int, size: int = 0, /) -> None:
@@ -42,3 +44,10 @@ def progress_bar(title: str, total: int, is_bytes: bool = False) -> Iterator[Adv
             bar.update(task, advance=amount, speed=speed)
 
         yield advance
+
+
+def duration(seconds: float) -> str:
+    """Format seconds: 75 as `1:15`, 3700 as `1:01:40`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -24,13 +24,15 @@ import yaml
 
 from mae.errors import UserError, is_rank_zero
 from mae.help import help_of
+from mae.output import be_quiet
+from mae.run_files import METRICS_FILE, SETTINGS_FILE
 from mae.schema import as_today, settings_of, values_before
 from mae.yaml_files import load_yaml
 
 Settings = TypeVar("Settings")
 
-# Files in the folder of a run; it is the log that tells the settings of a run from those that somebody wrote.
-_SETTINGS_FILE, _LOG_FILE = "settings.yaml", "metrics.jsonl"
+# Flag of every command.
+_QUIET = "--quiet"
 # Codes that change the colour of a terminal, in which tyro writes its complaints.
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -38,7 +40,7 @@ _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
     """Fill the dataclass `schema` from `argv`, in which `--config FILE` names a YAML file to start from.
 
-    `--help` prints the help of the command `prog` and ends the program.
+    `--help` prints the help of the command `prog` and ends the program; `--quiet` lets it print less.
 
     Raises:
         UserError: for an unknown key, a wrong type, a value out of range or an unreadable file.
@@ -46,7 +48,9 @@ def parse(schema: type[Settings], argv: Sequence[str], prog: str) -> Settings:
     if {"-h", "--help"} & set(argv):
         sys.stdout.write(help_of(schema, prog) if is_rank_zero() else "")
         raise SystemExit(0)
-    path, flags = _split_config_flag(argv)
+    path, flags = _split_config_flag([word for word in argv if word != _QUIET])
+    if _QUIET in argv:
+        be_quiet()
     words = [*(_flags_of_file(path, schema) if path else ()), *_spelt_out(flags, set(_switches(schema)))]
     settings, words = _parse_with_inherited(schema, words, prog)
     earlier = _earlier_values(schema, path, getattr(settings, "run_dir", None))
@@ -187,9 +191,10 @@ def _earlier_values(schema: type, config: Path | None, run_dir: Path | None) -> 
     before = values_before(schema)
     if not before:
         return []
-    files = [config] if config and config.name == _SETTINGS_FILE and (config.parent / _LOG_FILE).exists() else []
-    if run_dir and (run_dir / _SETTINGS_FILE).exists():
-        files.append(run_dir / _SETTINGS_FILE)
+    # It is the log that tells the settings of a run from those that somebody wrote.
+    files = [config] if config and config.name == SETTINGS_FILE and (config.parent / METRICS_FILE).exists() else []
+    if run_dir and (run_dir / SETTINGS_FILE).exists():
+        files.append(run_dir / SETTINGS_FILE)
     words: list[str] = []
     for file in files:
         try:

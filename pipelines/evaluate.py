@@ -15,7 +15,7 @@ from mae.evaluation.judging import judge, load_models, subjects
 from mae.evaluation.results import Row, chosen, plain
 from mae.evaluation.settings import EvaluateSettings, open_sets
 from mae.evaluation.trained import judge_trained, require_trainable, trainees
-from mae.models.description import find_best_model, read_description
+from mae.formats.opening import open_model
 from mae.output import say as print_line
 from mae.report.evaluation import write_evaluation
 from mae.settings import check_name, parse
@@ -28,13 +28,16 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     """Judge all models by all protocols, and write the results; return the rows, on the first process only."""
     accelerator = start_accelerator("fp32")
     say = print_line if accelerator.is_main_process else lambda text: None
-    models = [find_best_model(source) for source in settings.source]
-    out = settings.out or models[0].parent / "evaluation"
+    opened = [open_model(source, settings.data.normalization, best=True) for source in settings.source]
+    first = opened[0].require_normalization().description
+    out = settings.out or opened[0].folder / "evaluation"
     check_name("out", out)
-    first = read_description(models[0])
+    for stored in opened:
+        if stored.report is not None:
+            say(f"model {stored.path}{stored.summary}")
     sets = open_sets(settings, first, say)
     rules = settings.rules(accelerator.device)
-    loaded = load_models(settings.source, accelerator.device)
+    loaded = load_models(opened, accelerator.device)
     judged, trained = subjects(loaded, sets, rules), trainees(loaded, sets, rules)
     if trained:
         require_trainable(trained, sets, rules, settings.data.as_seen_by, accelerator)
@@ -65,7 +68,7 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     rows = [*frozen, *tuned]
     write_evaluation(out, rows, about)
     for line in (*plain(rows), f"results with all that was chosen: {out / 'results.md'}"):
-        say(line)
+        print_line(line, is_result=True)
     return rows
 
 

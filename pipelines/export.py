@@ -6,6 +6,7 @@ mae export runs/pretrain --to timm onnx --out exports/mine
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,12 +14,9 @@ from tyro.conf import Positional
 
 from mae.errors import one_line_errors
 from mae.export.exporting import Exported, export_model
-from mae.export.trained_model import TrainedModel
-from mae.models.description import find_best_model, read_description
-from mae.models.weights import read_weights
+from mae.export.trained_model import read_trained_model
 from mae.output import say
 from mae.settings import check_name, parse
-from mae.training.foreign_file import refuse_foreign_file
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,12 @@ class ExportSettings:
     EXAMPLE: ClassVar = "mae export runs/first --to timm onnx --out exports/first"
 
     source: Positional[Path]
-    """Folder of a finished run, a checkpoint folder, or a model file; of a fine-tuning run that measured its accuracy,
-    the best model is taken."""
+    """Folder of a finished run, a checkpoint folder, or a model file, also of timm, transformers, torchvision or the
+    original MAE code; of a fine-tuning run that measured its accuracy, the best model is taken."""
     to: tuple[str, ...] = ("timm",)
-    """Libraries or formats: timm, torchvision, safetensors, mae (the published layout); all: those that can hold the
-    model."""
+    """Libraries or formats: timm, transformers, transformers_code (any classifier), vit_mae (with the decoder),
+    torchvision, onnx (of normalised images), onnx_uint8 (of pixels), torch_export, safetensors, mae (the published
+    layout); all: those that can hold the model."""
     out: Path | None = None
     """New folder to write to; with several targets, of one folder for each. None: export-TARGET beside the model."""
 
@@ -40,13 +39,9 @@ class ExportSettings:
 def run(settings: ExportSettings) -> list[Exported]:
     """Export, load back and compare."""
     check_name("source", settings.source)
-    path = find_best_model(settings.source)
-    refuse_foreign_file(path)
     if settings.out is not None:
         check_name("out", settings.out)
-    weights = {name: tensor.float() for name, tensor in read_weights(path).items()}
-    model = TrainedModel(path, read_description(path), weights)
-    return export_model(model, settings.to, settings.out, say)
+    return export_model(read_trained_model(settings.source), settings.to, settings.out, partial(say, is_result=True))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

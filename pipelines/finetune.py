@@ -13,6 +13,7 @@ from mae.report.run import write_finetune_report
 from mae.settings import parse
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.finetuning import Finetuning
+from mae.training.export_at_end import export_at_end, require_exports
 from mae.training.finish import finish_job
 from mae.training.loop import training
 from mae.training.optimizer import describe_groups
@@ -23,16 +24,19 @@ from mae.training.run_folder.ending import failed_start_recorded
 from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import spelled_out
 from mae.training.start import start_job
+from mae.training.trackers.settings import require_installed
 
 
 def run(settings: FinetuneSettings) -> RunFolder:
     """Train or resume training, evaluate, and write the run folder."""
     with failed_start_recorded(settings):
+        require_installed(settings.trackers)
         accelerator = start_accelerator(settings.precision, settings.timeout)
         progress = TrainingProgress("finetune", accelerator.is_main_process)
         settings = RunFolder(settings.run_dir).with_its_micro_batch(settings)
         plan = plan_batches(settings.batch_size, accelerator.num_processes, settings.micro_batch_limit)
         task = Finetuning.open(settings, progress.say)
+        require_exports(task, progress.say)
         job = start_job(task, plan, accelerator, progress)
         for line in describe_groups(job.optimizer.param_groups, job.schedule.peak):
             progress.say(line)
@@ -47,7 +51,8 @@ def run(settings: FinetuneSettings) -> RunFolder:
         verify_best(job)
         if accelerator.is_main_process:
             write_finetune_report(job.folder, job.settings, accelerator.device)
-    progress.say(f"model {job.folder.model}, report {job.folder.report}")
+    export_at_end(job)
+    progress.say(f"model {job.folder.model}, report {job.folder.report}", is_result=True)
     return job.folder
 
 

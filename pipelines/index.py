@@ -82,7 +82,7 @@ def run(settings: IndexSettings) -> ShardIndex:
         if pixels.wide.images:
             say(pixels.wide.advice)
     for line in describe(index, shards):
-        say(line)
+        say(line, is_result=True)
     if bad:
         listed = index.folder / BAD_FILE
         with _writing(index.folder):

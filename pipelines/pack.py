@@ -116,10 +116,10 @@ def run(settings: PackSettings) -> dict[str, Packed]:
             engine = ray_engine(workers) if settings.engine == "ray" else process_engine(workers)
             pack_shards(plan, shards, engine, advance)
         if is_part:
-            say(describe_part(plan, shards))
+            say(describe_part(plan, shards), is_result=True)
         else:
             published[plan.split] = publish(plan, settings.skip_bad)
-            say(describe(plan, published[plan.split]))
+            say(describe(plan, published[plan.split]), is_result=True)
     return published
 
 

@@ -66,7 +66,7 @@ def test_help_shows_each_setting_once_with_doc_and_default_within_the_width(
     names = [setting.name for setting in settings_of(COMMANDS[command])]
     words = POSITIONAL.get(command, [])
     flags = {f"--{name}" for name in names if name.upper() not in words}
-    assert sorted(headings[1:]) == sorted(["--config FILE", *words, *flags])  # the first is the example
+    assert sorted(headings[1:]) == sorted(["--config FILE", "--quiet", *words, *flags])  # the first is the example
     text = " ".join(shown.split())
     assert text.count("(default: ") + text.count("(required") == len(names)
     assert f"usage: mae {' '.join([command if command != 'doctor' else 'doctor pretrain', *words])} [--config" in text
@@ -136,6 +136,8 @@ Example:
   --config FILE
       Read settings from a YAML file first; flags
       win over it.
+  --quiet
+      Print errors, warnings and the result only.
 
 Most used:
   --b  two numbers

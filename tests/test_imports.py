@@ -22,6 +22,7 @@ FLOORS = (
         "mae.files",
         "mae.processes",
         "mae.progress",
+        "mae.run_files",
         "mae.safetensors_file",
         "mae.versions",
         "mae.yaml_files",

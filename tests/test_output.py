@@ -12,8 +12,11 @@ from conftest import png
 from pipelines.test_pretrain import TINY
 from webdataset import TarWriter
 
-from mae.output import one_line
+from mae.output import one_line, say
 from mae.pipelines import index, pretrain
+from mae.progress import progress_bar
+from mae.settings import parse
+from mae.training.settings import TrainSettings
 
 PRINTS = """
 import os, sys, warnings
@@ -132,3 +135,17 @@ def test_names_with_control_characters_make_neither_lines_nor_colours(
     assert "\r" not in said.out + said.err
     recorded = json.loads((tmp_path / "run" / "exit.json").read_text())["message"]
     assert "\n" not in recorded
+
+
+def test_quiet_leaves_warnings_and_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In any place among the words of a command; a file of settings knows no such setting."""
+    monkeypatch.setattr("mae.output._quiet", set())
+    say("before")
+    settings = parse(TrainSettings, ["--seed", "3", "--quiet", "--run_dir", "run"], prog="train")
+    assert (settings.seed, settings.run_dir) == (3, Path("run"))
+    say("a step")
+    say("warning: the disk is nearly full")
+    say("the model is written", is_result=True)
+    with progress_bar("packing", 7) as advance:
+        advance(7)
+    assert capsys.readouterr() == ("before\nwarning: the disk is nearly full\nthe model is written\n", "")

@@ -16,11 +16,11 @@ from mae.data.store.shards import expand
 from mae.errors import UserError
 from mae.models.description import read_description
 from mae.models.weights import read_weights
+from mae.run_files import MANIFEST_FILE
 from mae.settings import parse
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.checkpoints.manifest import (
-    MANIFEST_FILE,
     BadCheckpointError,
     DataPosition,
     FileIdentity,

@@ -261,7 +261,7 @@ def test_no_setting_takes_a_number_or_a_type_that_has_no_meaning_k02(
     schema: Pipeline, value: object, tmp_path: Path
 ) -> None:
     texts = {"run_dir", "resume", "init", "eval_shards", "data.shards", "data.cache_dir", "data.index"}
-    texts.add("evaluation.eval_shards")
+    texts |= {"evaluation.eval_shards", "tracker_project"}
     for name in names_of(schema):
         if value == "word" and name in texts:
             continue

@@ -13,7 +13,7 @@ from mae.doctor import data, machine, run, speed
 from mae.doctor.finding import Finding, Verdict, counted
 from mae.doctor.stages import STAGES, PretrainExamination
 from mae.errors import USER_ERROR_EXIT_CODE, UserError, one_line_errors
-from mae.output import one_line
+from mae.output import is_quiet, is_said, one_line
 
 Check = Callable[[Any], Finding]
 
@@ -29,6 +29,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         *((data.labels, data.starting_weights) if stage == "finetune" else (data.held_out,)),
         run.batches,
         run.schedule,
+        run.exports,
         run.run_dir,
         run.run_folder,
         run.disk_space,
@@ -72,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError("mae doctor runs in one process: start it without a launcher, and give --processes N")
         for name, finding in examine(stage, words, _say):
             names[finding.verdict].append(name)
-            console.print(_line(name, finding))
+            if finding.verdict is not Verdict.OK or not is_quiet():
+                console.print(_line(name, finding))
     if problems := names[Verdict.PROBLEM]:
         console.print(f"do not start: {counted(len(problems), 'problem')}: {', '.join(problems)}", style="bold red")
         sys.exit(USER_ERROR_EXIT_CODE)
@@ -95,7 +97,8 @@ def _line(name: str, finding: Finding) -> Text:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{one_line(text)}\n")
+    if is_said(text):
+        sys.stderr.write(f"{one_line(text)}\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from mae.doctor.places import nearest_folder
 from mae.doctor.stages import FinetuneExamination, PretrainExamination
 from mae.errors import first_of
 from mae.evaluation.online import open_sets
-from mae.models.description import find_model
+from mae.formats.opening import open_model
 from mae.training.settings import SCRATCH
 
 # On a scale of 0..1; several times the error of a mean over 256 images.
@@ -174,4 +173,6 @@ def starting_weights(examination: FinetuneExamination) -> Finding:
             f"{parameters:,} parameters, none pretrained",
             warnings=("init is none: set --init to a pretraining run, unless you want to train from scratch",),
         )
-    return Finding(f"{parameters:,} parameters, the encoder's from {find_model(Path(init))}")
+    return Finding(
+        f"{parameters:,} parameters, the encoder's from {open_model(init, heads=examination.settings.model.heads).path}"
+    )

@@ -15,6 +15,7 @@ from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.places import broken_link, missing_mounts, nearest_folder
 from mae.errors import UserError
 from mae.training.checkpoints.reader import require_same_data
+from mae.training.export_at_end import require_exports
 from mae.training.muon import hidden_matrices
 from mae.training.run_folder.folder import RunFolder
 from mae.training.run_folder.lock import LOCK_FILE
@@ -68,6 +69,13 @@ def schedule(examination: Examination) -> Finding:
         return Finding(f"{found}, {math.ceil(total / asked.checkpoint_every):,} checkpoints")
     warning = f"checkpoint_every is {asked.checkpoint_every:,}, so no checkpoint is saved before the end"
     return Finding(found, warnings=(f"{warning}: lower it to {max(1, total // 10):,}",))
+
+
+def exports(examination: Examination) -> Finding:
+    """Check that the model can be exported to all that the settings name, before days are spent on it."""
+    targets = examination.settings.export.targets
+    require_exports(examination.task, examination.say)
+    return Finding(f"at the end of the run: {', '.join(targets)}" if targets else "none at the end of the run")
 
 
 def run_dir(examination: Examination) -> Finding:

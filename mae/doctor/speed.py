@@ -8,8 +8,8 @@ import torch
 from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, counted, gigabytes
 from mae.doctor.limits import largest_micro_batch
+from mae.progress import duration
 from mae.training.memory import free_memory, total_memory
-from mae.training.progress import duration
 from mae.training.step_cost import bytes_beside
 
 _TOO_LARGE = Finding("not examined, see memory", is_unknown=True)

@@ -41,7 +41,7 @@ def evaluate_and_keep_best(job: Job, held_out: ShardIndex, step: int) -> None:
         if is_best:
             job.notes["best"] = {"step": step, "accuracy": result.accuracy, "fingerprint": held_out.fingerprint}
         if accelerator.is_main_process:
-            job.folder.log({"kind": "eval", "step": step, "epoch": epoch, **result._asdict()})
+            job.log({"kind": "eval", "step": step, "epoch": epoch, **result._asdict()})
             if is_best:
                 # Copies, because FSDP2 frees the weights that it has gathered.
                 weights = {name: tensor.clone() for name, tensor in file_tensors(model).items()}

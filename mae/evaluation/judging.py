@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +15,8 @@ from mae.evaluation.protocols import few_shot, knn, linear, svm
 from mae.evaluation.protocols.outcome import Outcome
 from mae.evaluation.protocols.training import TrainingRules
 from mae.evaluation.results import Row, row_of
-from mae.inference.model import Model, load
+from mae.formats.opening import StoredModel
+from mae.inference.model import Model, load_stored
 from mae.models.description import ModelDescription
 
 Protocol = Literal[
@@ -66,15 +66,15 @@ class Subject:
     remarks: tuple[str, ...] = ()
 
 
-def load_models(sources: Sequence[Path], device: torch.device) -> dict[str, Model]:
-    """Return the models by their names.
+def load_models(opened: Sequence[StoredModel], device: torch.device) -> dict[str, Model]:
+    """Return the models by their names, which are their sources.
 
     Raises:
         UserError: if a model cannot be loaded, or is named twice.
     """
-    models = {str(source): load(source, device) for source in sources}
-    if len({model.path.resolve() for model in models.values()}) < len(sources):
-        raise UserError(f"a model is named twice: {' '.join(map(str, sources))}; name each once")
+    models = {stored.source: load_stored(stored, device) for stored in opened}
+    if len({model.path.resolve() for model in models.values()}) < len(opened):
+        raise UserError(f"a model is named twice: {' '.join(stored.source for stored in opened)}; name each once")
     return models
 
 

@@ -143,7 +143,7 @@ class _OnlineEvaluation:
         share = self.seconds / (time.perf_counter() - self.began)
         record = {"step": step, "epoch": job.epoch_after(step), "loss": loss if math.isfinite(loss) else None}
         cost = {"samples": len(sets.ids), "seconds": seconds, "share_of_time": share}
-        job.folder.log({"kind": KIND, **record, **found, **cost})
+        job.log({"kind": KIND, **record, **found, **cost})
         job.progress.say(_line(record | found | cost))
 
     @torch.no_grad()

@@ -44,7 +44,8 @@ class EvaluateSettings:
     FIRST: ClassVar = ("data.shards", "eval_shards", "protocols", "seeds", "out")
 
     source: Positional[tuple[Path, ...]]
-    """Folders of finished runs, checkpoint folders, exports for timm, or model files."""
+    """Folders of finished runs, checkpoint folders, exports, or model files; folders or files of timm, transformers,
+    torchvision or the original MAE code; hub:OWNER/NAME; timm:NAME."""
     data: SampleSettings = field(default_factory=SampleSettings)
     eval_shards: tuple[str, ...] = ()
     """Labelled tar shards to measure on."""

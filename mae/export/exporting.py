@@ -1,12 +1,14 @@
 """Export of one model to one or several targets: checked, written aside, loaded back, compared, published."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mae.errors import UserError, first_of
-from mae.export.publish import new_folder, require_free
+from mae.export.card import write_card
+from mae.export.left_behind import describe_left_behind
+from mae.export.publish import CARD_FILE, new_folder, require_free
 from mae.export.target import Target
 from mae.export.targets import ALL, TARGETS
 from mae.export.trained_model import TrainedModel
@@ -42,21 +44,23 @@ def export_model(
         UserError: if a target cannot hold the model, a package is missing, a folder is in use, or an output of the
             loaded export differs by more than its target allows.
     """
-    targets = _choose(model, to, say)
+    targets = choose_targets(model, to, say)
     folders = [_folder(target, model, out, is_alone=ALL not in to and len(targets) == 1) for target in targets]
     for folder in folders:
         require_free(folder)
     return [_export(target, model, folder, say) for target, folder in zip(targets, folders, strict=True)]
 
 
-def _choose(model: TrainedModel, to: Sequence[str], say: Callable[[str], None]) -> list[Target]:
-    """Return the targets of these names.
+def choose_targets(
+    model: TrainedModel, to: Sequence[str], say: Callable[[str], None], setting: str = "to"
+) -> list[Target]:
+    """Return the targets of these names, which the setting of that name gives.
 
     Raises:
         UserError: if a name is unknown, or a target that is named cannot be written.
     """
     if unknown := [name for name in to if name not in (*TARGETS, ALL)]:
-        raise UserError(f"to is {first_of(unknown)}; allowed: {', '.join([*TARGETS, ALL])}")
+        raise UserError(f"{setting} is {first_of(unknown)}; allowed: {', '.join([*TARGETS, ALL])}")
     chosen = []
     for name, target in TARGETS.items():
         problem = _problem(target, model) if name in to or ALL in to else None
@@ -91,25 +95,16 @@ def _export(target: Target, model: TrainedModel, folder: Path, say: Callable[[st
     with new_folder(folder) as part:
         target.write(model, part)
         differences = verify(target, model, part)
+        write_card(target, model, part)
+        card = (part / CARD_FILE).read_bytes()
     greatest = max((each.greatest / each.scale for each in differences if each.scale), default=0.0)
     exported = Exported(target.name, folder, time.monotonic() - began, target.left_behind(model), greatest)
     say(
         f"exported {model.path} to {folder} for {target.library} in {exported.seconds:.1f} s; loaded back, its outputs "
         f"differ by at most {greatest:.1e} of the greatest value"
     )
+    if (folder / CARD_FILE).read_bytes() != card:
+        say(f"  {folder / CARD_FILE} is another than was written now, and stays; remove it to have it written anew")
     if exported.left_behind:
         say(f"  left behind: {describe_left_behind(model, exported.left_behind)}")
     return exported
-
-
-def describe_left_behind(model: TrainedModel, names: Collection[str]) -> str:
-    """Return what an export does not hold in words, and which targets hold it."""
-    others = [(target, target.left_behind(model)) for target in TARGETS.values() if not target.refusal(model)]
-    parts = []
-    for part, all_names in (("decoder", model.decoder_names), ("head", model.head_names)):
-        left = [name for name in all_names if name in names]
-        holding = [target.name for target, also_left in others if not set(left) & set(also_left)]
-        if left:
-            text = f"the {part} ({len(left)} tensors: {first_of(left)})"
-            parts.append(f"{text}, which --to {' or '.join(holding)} holds" if holding else text)
-    return "; ".join(parts)

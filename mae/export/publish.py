@@ -1,5 +1,6 @@
 """Publication of an export: it is written aside and compared, and appears under its name only if both succeed."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from mae.files import sync
 
 VERIFICATION_FILE = "verification.json"
 """File of every export, by which one is recognised."""
+CARD_FILE, PICTURE_FILE = "README.md", "reconstructions.png"
+"""Model card, and its picture."""
+_OF_THE_CARD = (CARD_FILE, PICTURE_FILE)
 
 
 def require_free(out: Path) -> None:
@@ -26,7 +30,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder beside `out` to write an export to: it becomes `out` at the end, and is removed after an error.
 
     What a killed export has left there is removed first. If `out` is an earlier export, it stays, once it is found to
-    be equal.
+    be equal; a card that differs stays too, because its licence is for the user to write, and one that is missing is
+    added.
 
     Raises:
         UserError: if `out` exists and is not an empty folder, or holds an export that is another or damaged.
@@ -46,8 +51,14 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(part)
         raise
     if there:
+        for name in _OF_THE_CARD:
+            if (part / name).exists() and not os.path.lexists(out / name):
+                (part / name).rename(out / name)
         shutil.rmtree(part)
         return
+    # Libraries that write files themselves leave that to the system.
+    for path in (part, *part.rglob("*")):
+        sync(path)
     if out.exists():
         out.rmdir()
     part.rename(out)
@@ -56,7 +67,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def _require_equal_files(part: Path, out: Path) -> None:
     names = sorted({path.name for folder in (part, out) for path in folder.iterdir()})
-    differing = [name for name in names if not _are_equal(part / name, out / name)]
+    differing = [name for name in names if name not in _OF_THE_CARD and not _are_equal(part / name, out / name)]
     if differing:
         raise UserError(
             f"{out} holds another export, or a damaged one: {first_of(differing)} differs; remove the folder, or give "

@@ -46,8 +46,14 @@ class Target(ABC):
     """Library that loads the export, as people call it."""
     tolerance: ClassVar[float]
     """Greatest difference of an output that is allowed, as a share of the greatest absolute value of that output."""
+    inputs: ClassVar[str] = "random normal images, seed 0"
+    """Images that the outputs are compared on, in words."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Packages beside those of every installation, with their versions: `onnx>=1.17`."""
+    hub_library: ClassVar[str | None] = None
+    """`library_name` of the model card, if the Hugging Face hub knows the library."""
+    takes_pixels: ClassVar[bool] = False
+    """Whether the export takes pixels from 0 to 255, and normalises them itself."""
     extra: ClassVar[str] = "export"
     """Extra of this project that installs them."""
 

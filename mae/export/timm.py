@@ -40,6 +40,7 @@ class Timm(Target):
     name = "timm"
     library = "timm 1.0.26 or newer"
     tolerance = 1e-6
+    hub_library = "timm"
 
     def left_behind(self, model: TrainedModel) -> Sequence[str]:
         """Return the decoder's tensors, and those of a head that timm's classifiers do not have."""

@@ -73,8 +73,9 @@ class Torchvision(Target):
         """Return the lines of torchvision."""
         without_head = [] if model.has_plain_head else ["model.heads = torch.nn.Identity()"]
         lines = (
-            "import json, torch, torchvision",
-            f'model = torchvision.models.VisionTransformer(**json.load(open("{folder}/{_ARGUMENTS}")))',
+            "import json, pathlib, torch, torchvision",
+            f'arguments = json.loads(pathlib.Path("{folder}/{_ARGUMENTS}").read_text())',
+            "model = torchvision.models.VisionTransformer(**arguments)",
             *without_head,
             f'model.load_state_dict(torch.load("{folder}/{_WEIGHTS}", weights_only=True))',
             f"{'logits' if model.has_plain_head else 'features'} = model.eval()(images)",

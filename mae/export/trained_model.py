@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -10,6 +11,9 @@ from jaxtyping import Float32
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from mae.errors import UserError
+from mae.formats.facts import LAYER_NORM_EPS
+from mae.formats.opening import StoredModel, open_model
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import HeadKind
 from mae.models.description import ModelDescription
@@ -26,6 +30,8 @@ class TrainedModel:
     description: ModelDescription
     weights: Mapping[str, Tensor]
     """All tensors in float32 on the CPU, by their names in a model file."""
+    sha256: str = ""
+    """Hash of the file."""
 
     @property
     def encoder_weights(self) -> dict[str, Tensor]:
@@ -63,8 +69,8 @@ class TrainedModel:
 
     @cached_property
     def network(self) -> VisionTransformer | MaskedAutoencoder:
-        """The whole network in evaluation mode."""
-        return build_network(self.description, self.weights, self.path).eval()
+        """The whole network in evaluation mode, without gradients."""
+        return build_network(self.description, self.weights, self.path).eval().requires_grad_(False)
 
     @property
     def vit(self) -> VisionTransformer:
@@ -111,3 +117,25 @@ class TrainedModel:
         with torch.no_grad():
             predicted: Tensor = self.network.predict_all(images, noise)
         return predicted
+
+
+def read_trained_model(source: str | PathLike[str]) -> TrainedModel:
+    """Read a model to export; of a fine-tuning run that measured its accuracy, the best one.
+
+    Raises:
+        UserError: if there is no model, it is damaged, it is of a kind that cannot be read or exported, or nothing says
+            how its images were normalised.
+    """
+    stored = open_model(source, best=True).require_normalization()
+    require_our_norms(stored)
+    weights = {name: tensor.float() for name, tensor in stored.weights.items()}
+    return TrainedModel(stored.path, stored.description, weights, stored.sha256)
+
+
+def require_our_norms(stored: StoredModel) -> None:
+    """Raise a `UserError` if the layer norms of a model add another number to the variance than those of exports."""
+    if stored.eps != LAYER_NORM_EPS:
+        raise UserError(
+            f"the layer norms of {stored.source} add {stored.eps:g} to a variance, those of exports add "
+            f"{LAYER_NORM_EPS:g}, so outputs would differ; fine-tune it here (mae finetune --init), and export that run"
+        )

@@ -1,6 +1,5 @@
 """Proof of an export: what was compared, on which inputs and versions, and how much it differed."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from mae.errors import UserError
 from mae.export.publish import VERIFICATION_FILE
 from mae.export.target import Difference, Target
 from mae.export.trained_model import TrainedModel
-from mae.files import open_regular, write_atomically
+from mae.files import write_atomically
 from mae.versions import library_versions
 
 
@@ -21,13 +20,11 @@ def verify(target: Target, model: TrainedModel, folder: Path) -> list[Difference
     """
     differences = list(target.compare(model, folder))
     require_equal_outputs(target, differences)
-    with open_regular(model.path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
         "target": target.name,
-        "model": {"file": model.path.name, "sha256": digest},
+        "model": {"file": model.path.name, "sha256": model.sha256},
         "versions": library_versions() | target.versions(),
-        "inputs": "random normal images, seed 0",
+        "inputs": target.inputs,
         "tolerance": target.tolerance,
         "tolerance_is": "share of the greatest absolute value of the output",
         "outputs": [

@@ -9,8 +9,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from mae.errors import BadDataError, first_of
+from mae.formats.opening import open_model
 from mae.inference.image_set import ImageSet
-from mae.inference.model import Model, load
+from mae.inference.model import Model, load_stored
 from mae.inference.parts import Part, compute_parts
 from mae.inference.rows import Rows
 from mae.inference.settings import ApplySettings
@@ -40,7 +41,8 @@ class Application:
             UserError: if there is no model, it lacks a head that it needs, or a source has no images.
         """
         say = print_line if accelerator.is_main_process else lambda text: None
-        model = load(settings.model, accelerator.device)
+        stored = open_model(settings.model, settings.normalization, best=True)
+        model = load_stored(stored, accelerator.device)
         if needs_head:
             model.require_head()
         images = open_images(settings.source, settings.as_seen_by(model.description), say)
@@ -65,7 +67,7 @@ class Application:
         speed = len(self.images) / max(time.monotonic() - began, 1e-9)
         summary = f"{out}: {len(self.images):,} images, {speed:,.0f} images/s"
         if not bad:
-            self.say(summary)
+            print_line(summary, is_result=True)
             return
         problem = f"{summary}; {len(bad)} of them could not be used, and their rows say why: {first_of(bad, most=2)}"
         if not is_started_by_launcher():
@@ -79,7 +81,7 @@ class Application:
         """Return which file is used and, for the best model of a run, on which samples it was chosen."""
         path, chosen = self.model.path, self.model.selection
         if chosen is None:
-            return f"model {path}"
+            return f"model {path}{self.model.stored.summary if self.model.stored else ''}"
         how = f"accuracy {chosen.accuracy:.2%} after step {chosen.step:,} on its evaluation samples"
         these = ", which are these" if self.images.fingerprint == chosen.fingerprint else ""
         return f"model {path}, the best of its run: {how}{these}"

@@ -6,12 +6,15 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mae.data.images.decode import CHANNELS
+from mae.data.images.augment import eval_view
+from mae.data.images.decode import CHANNELS, decode
 from mae.errors import UserError
+from mae.models.description import ModelDescription
 
 Picture = str | PathLike[str] | bytes | Image.Image | NDArray[np.generic] | Tensor
 """One image: a path, the bytes of an image file, a PIL image, an array [height width] or [height width channels], or a
@@ -98,3 +101,13 @@ def _saved(image: Image.Image) -> bytes:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"a PIL image of mode {image.mode} cannot be used ({error}); convert it to RGB first") from None
     return buffer.getvalue()
+
+
+def view_of(data: bytes, description: ModelDescription) -> UInt8[Tensor, "channels height width"]:
+    """Decode the bytes of an image file, resize them and crop them at the centre, as the model of a description needs.
+
+    Raises:
+        BadImageError: if the image is damaged or of a format that is not allowed.
+    """
+    image = decode(data, description.channels, description.value_range)
+    return eval_view(image, description.image_size, description.crop_pct)

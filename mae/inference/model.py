@@ -1,8 +1,7 @@
 """Trained model, ready to use: features, predictions, reconstructions, attention."""
 
-import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -14,46 +13,71 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae import keyed
-from mae.data.images.augment import eval_view
-from mae.data.images.decode import decode
 from mae.data.loader import normalize
 from mae.data.statistics import PixelStatistics
 from mae.errors import BadImageError, UserError
-from mae.files import open_regular
-from mae.inference.inputs import Picture, Pictures, each_of, encoded
+from mae.export.exporting import Exported, export_model
+from mae.export.trained_model import TrainedModel, require_our_norms
+from mae.formats.norms import take_norms
+from mae.formats.opening import Normalization, StoredModel, open_model
+from mae.inference.inputs import Picture, Pictures, each_of, encoded, view_of
 from mae.inference.prediction import Prediction, most_probable
-from mae.inference.reconstruction import Reconstructed, reconstructed
+from mae.inference.reconstruction import Reconstructed, chosen_mask, reconstructed
 from mae.keyed import Purpose
 from mae.models.attention import attention_weights
 from mae.models.autoencoder import MaskedAutoencoder
-from mae.models.description import ModelDescription, find_best_model, read_description
-from mae.models.masking import Mask, kept_patches, make_mask, mask_of
+from mae.models.description import ModelDescription
 from mae.models.network import build_network
 from mae.models.readout import NormKind, encode_all, features_of_tokens, read_features, select
 from mae.models.selection import Selection, read_selection
 from mae.models.vit import TokenKind
-from mae.models.weights import read_weights
+from mae.models.weights import file_tensors
+from mae.output import say
 
 BATCH = 64
 """Number of images that go through the model at once. It is fixed, because other numbers change the last bits."""
 
 
-def load(source: str | PathLike[str], device: str | torch.device | None = None) -> "Model":
+def load(
+    source: str | PathLike[str],
+    device: str | torch.device | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    heads: int | None = None,
+) -> "Model":
     """Load a trained model for use: `mae.load("runs/first")`.
 
     Args:
-        source: The folder of a run, of a checkpoint or of an export for timm, or a `.safetensors` file of this program.
-            Of a fine-tuning run that measured its accuracy, the best model is taken.
+        source: The folder of a run, of a checkpoint or of an export, or a `.safetensors` file of this program; a folder
+            or a file of timm, transformers, torchvision or the original MAE code; `hub:OWNER/NAME` or `timm:NAME`. Of a
+            fine-tuning run that measured its accuracy, the best model is taken.
         device: Where the model computes; None: on a GPU if there is one, else on the CPU.
+        mean: Mean of each channel on a scale of 0 to 1, for a model that does not say its own.
+        std: Standard deviation of each channel, likewise.
+        heads: Number of attention heads, for a model that does not say its own.
 
     Raises:
-        UserError: if there is no model, it is damaged, or another program wrote it.
+        UserError: if there is no model, it is damaged, it is of a kind that cannot be read, or it does not say how its
+            images were normalised and nothing else does.
     """
-    path = find_best_model(Path(source))
-    description, weights = read_description(path), read_weights(path)
-    network = build_network(description, weights, path)
+    if (mean is None) != (std is None):
+        raise UserError("mean and std are given together, or not at all")
+    given = None if mean is None or std is None else Normalization(tuple(map(float, mean)), tuple(map(float, std)))
+    return load_stored(open_model(source, given, heads, best=True), device)
+
+
+def load_stored(stored: StoredModel, device: str | torch.device | None = None) -> "Model":
+    """Load a model that is open, as `load` does.
+
+    Raises:
+        UserError: if its tensors are not those of its description, or it does not say how its images were normalised.
+    """
+    path, description = stored.path, stored.require_normalization().description
+    network = build_network(description, stored.weights, path)
+    take_norms(network, stored)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Model(path, description, read_selection(path), network.eval().to(chosen), chosen)
+    selection = read_selection(path) if stored.is_ours else None
+    return Model(path, description, selection, network.eval().to(chosen), chosen, replace(stored, tensors={}))
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,8 @@ class Model:
     """Evaluation samples on which the model was chosen as the best of its run; None if it was not, or is unknown."""
     network: VisionTransformer | MaskedAutoencoder
     device: torch.device
+    stored: StoredModel | None = field(default=None, repr=False, compare=False)
+    """Files that hold it; None for a model that is in none."""
 
     @property
     def encoder(self) -> VisionTransformer:
@@ -79,9 +105,9 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file."""
-        with open_regular(self.path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """Hash of the file; of a model of another library, of its files and of its description."""
+        assert self.stored is not None
+        return self.stored.sha256
 
     @property
     def has_head(self) -> bool:
@@ -163,7 +189,7 @@ class Model:
             ids = np.arange(done, done + len(views))
             noise = keyed.uniform_float32(keyed.key(Purpose.PICTURE, seed), ids, network.patches)
             own = None if hidden is None else hidden[done : done + len(views)]
-            mask = self._mask(network, torch.from_numpy(noise), mask_ratio, own)
+            mask = chosen_mask(network, torch.from_numpy(noise).to(self.device), mask_ratio, own)
             parts.append(reconstructed(network, self._normalized(views), mask, self._statistics))
             done += len(views)
         return Reconstructed(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
@@ -186,6 +212,23 @@ class Model:
             return found[:, :, 0, 1:].reshape(*found.shape[:2], *self.description.grid).cpu()
 
         return torch.cat(list(self._run(weights, images)))
+
+    def export(self, to: Sequence[str] = ("timm",), out: str | PathLike[str] | None = None) -> list[Exported]:
+        """Write the model for other libraries, as `mae export` does; see `mae.export.exporting.export_model`.
+
+        Args:
+            to: Names of targets, such as `timm`, `transformers` and `onnx`; or `all`.
+            out: New folder: of one target the export itself, of several the folder of one folder for each target. None:
+                `export-TARGET` beside the model.
+
+        Raises:
+            UserError: if a target cannot hold the model, or loads it with other outputs.
+        """
+        assert self.stored is not None
+        require_our_norms(self.stored)
+        weights = {name: tensor.float().cpu() for name, tensor in file_tensors(self.network).items()}
+        model = TrainedModel(self.path, self.description, weights, self.sha256)
+        return export_model(model, to, None if out is None else Path(out), say)
 
     def require_head(self) -> None:
         """Raise a `UserError` if the model has no head."""
@@ -243,35 +286,3 @@ class Model:
             raise UserError("there are no images; give at least one")
         if views:
             yield torch.stack(views)
-
-    def _mask(
-        self,
-        network: MaskedAutoencoder,
-        noise: Float32[Tensor, "batch patches"],
-        mask_ratio: float | None,
-        hidden: Bool[Tensor, "images rows columns"] | None,
-    ) -> Mask:
-        noise = noise.to(self.device)
-        if hidden is not None:
-            wanted = (len(noise), *network.grid)
-            if hidden.shape != wanted:
-                raise UserError(f"the masks are {list(hidden.shape)}; allowed: one for each image, {list(wanted)}")
-            return mask_of(hidden.flatten(1).to(self.device), noise)
-        if mask_ratio is None:
-            return network.mask(noise)
-        kept = kept_patches(network.grid, network.mask_kind, mask_ratio) if 0 < mask_ratio < 1 else 0
-        if not 0 < kept < network.patches:
-            raise UserError(
-                f"mask_ratio {mask_ratio} would hide all or none of {network.patches} patches; allowed: between 0 and 1"
-            )
-        return make_mask(noise, network.grid, network.mask_kind, kept, network.mask_version)
-
-
-def view_of(data: bytes, description: ModelDescription) -> UInt8[Tensor, "channels height width"]:
-    """Decode the bytes of an image file, resize them and crop them at the centre, as the model of a description needs.
-
-    Raises:
-        BadImageError: if the image is damaged or of a format that is not allowed.
-    """
-    image = decode(data, description.channels, description.value_range)
-    return eval_view(image, description.image_size, description.crop_pct)

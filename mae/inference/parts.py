@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from mae.data.loader import load
 from mae.errors import BadImageError, UserError
 from mae.inference.image_set import ImageSet
-from mae.inference.model import BATCH, view_of
+from mae.inference.inputs import view_of
+from mae.inference.model import BATCH
 from mae.models.description import ModelDescription
 from mae.progress import progress_bar
 

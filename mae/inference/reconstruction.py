@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mae.data.statistics import PixelStatistics
+from mae.errors import UserError
 from mae.models.autoencoder import MaskedAutoencoder
-from mae.models.masking import Mask
+from mae.models.masking import Mask, kept_patches, make_mask, mask_of
 from mae.models.patches import patchify, unpatchify
 
 _HIDDEN_GRAY = 0.5
@@ -77,3 +78,29 @@ def _as_image(
 ) -> Bool[Tensor, "batch channels height width"]:
     spread = hidden[:, :, None].expand(-1, -1, patchify(like, model.patch_size).shape[2])
     return unpatchify(spread.float(), model.grid, model.patch_size).bool()
+
+
+def chosen_mask(
+    network: MaskedAutoencoder,
+    noise: Float[Tensor, "batch patches"],
+    mask_ratio: float | None,
+    hidden: Bool[Tensor, "batch rows columns"] | None,
+) -> Mask:
+    """Return the mask that `hidden` is, or one made from noise that hides this share; without both, as in training.
+
+    Raises:
+        UserError: if `hidden` is not one mask for each image, or a mask hides no patch or all.
+    """
+    if hidden is not None:
+        wanted = (len(noise), *network.grid)
+        if hidden.shape != wanted:
+            raise UserError(f"the masks are {list(hidden.shape)}; allowed: one for each image, {list(wanted)}")
+        return mask_of(hidden.flatten(1).to(noise.device), noise)
+    if mask_ratio is None:
+        return network.mask(noise)
+    kept = kept_patches(network.grid, network.mask_kind, mask_ratio) if 0 < mask_ratio < 1 else 0
+    if not 0 < kept < network.patches:
+        raise UserError(
+            f"mask_ratio {mask_ratio} would hide all or none of {network.patches} patches; allowed: between 0 and 1"
+        )
+    return make_mask(noise, network.grid, network.mask_kind, kept, network.mask_version)

@@ -7,6 +7,7 @@ from tyro.conf import Positional
 
 from mae.data.settings import DataSettings
 from mae.data.store.unpacked import CACHE_BYTES
+from mae.formats.opening import Normalization
 from mae.models.description import ModelDescription
 from mae.settings import check
 
@@ -23,6 +24,20 @@ class ReadSettings:
     """Folder for features and for copies of shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
     cache_bytes: float = CACHE_BYTES
     """Greatest total size of the copies of shards [bytes]."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel on a scale of 0 to 1, for a model that does not say its own."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, likewise."""
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """Mean and std for a model that does not say its own.
+
+        Raises:
+            UserError: if only one of them is set.
+        """
+        check((self.mean is None) == (self.std is None), "mean", self.mean, "mean and std set together")
+        return None if self.mean is None or self.std is None else Normalization(self.mean, self.std)
 
     def as_seen_by(self, model: ModelDescription) -> DataSettings:
         """Return the settings with which shards are read for a model."""
@@ -45,8 +60,9 @@ class ApplySettings(ReadSettings):
     """Settings of the commands that apply a model to images."""
 
     model: Positional[Path]
-    """Folder of a run, of a checkpoint or of an export for timm, or a model file; of a fine-tuning run that measured
-    accuracy, the best model is taken."""
+    """Folder of a run, of a checkpoint or of an export, or a model file; of a fine-tuning run that measured accuracy,
+    the best model is taken. Or a folder or file of timm, transformers, torchvision or the original MAE code;
+    hub:OWNER/NAME; timm:NAME."""
     source: Positional[tuple[str, ...]]
     """Image files, globs, folders (with all folders in them), or tar shards: paths, globs, braces, folders or URLs."""
 

@@ -144,6 +144,15 @@ def read_description(path: Path) -> ModelDescription:
     text = read_metadata(path).get(_FIELD)
     if text is None:
         raise UserError(f"model file {path} does not describe its architecture; it was not written by mae")
+    return parse_description(text, path)
+
+
+def parse_description(text: str, path: Path) -> ModelDescription:
+    """Return the description of a model in the file `path` from its text there.
+
+    Raises:
+        UserError: if it is not as this version writes it.
+    """
     try:
         fields = json.loads(text)
         _check_fields(fields)

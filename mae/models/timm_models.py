@@ -3,6 +3,7 @@
 import difflib
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import timm
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from mae.errors import UserError, first_of
 from mae.models.sizes import SIZES, Size
-from mae.models.vit import build_vit
+from mae.models.vit import TokenKind, build_vit
 
 # timm's modules that define plain ViTs, among other models.
 _MODULES = ("vision_transformer", "deit")
@@ -57,16 +58,22 @@ def _compare(name: str) -> tuple[Size, tuple[int, int], list[str]]:
         theirs = timm.create_model(name, num_classes=0)
         heads = getattr(getattr(theirs.blocks[0], "attn", None), "num_heads", 1)
         size, patch = Size(theirs.embed_dim, len(theirs.blocks), heads), theirs.patch_embed.patch_size
-        ours = build_vit(size, patch, theirs.patch_embed.img_size, channels=3)
+        return size, patch, differences(theirs, size)
+
+
+def differences(theirs: nn.Module, size: Size, pool: TokenKind = "cls") -> list[str]:
+    """Return how a ViT of timm differs from our encoder of this shape that pools by `pool`."""
+    embedding: Any = theirs.patch_embed
+    with torch.device("meta"):
+        ours = build_vit(size, embedding.patch_size, embedding.img_size, embedding.proj.in_channels, pool=pool)
     found, wanted = _parts(theirs), _parts(ours)
-    differences = [
+    return [
         f"its {part} is {found[part]} instead of {wanted[part]}"
         if part in found and part in wanted
         else f"it has {'' if part in found else 'no '}{part}"
         for part in dict.fromkeys([*found, *wanted])
         if found.get(part) != wanted.get(part)
     ]
-    return size, patch, differences
 
 
 def _parts(model: nn.Module) -> dict[str, str]:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from mae.evaluation.seeds import Cell, table_of
+from mae.progress import duration
 from mae.report import page
 from mae.report.curves import draw_training
+from mae.run_files import SETTINGS_FILE
 from mae.settings import flatten
 from mae.tasks.baselines import logged_baselines
-from mae.training.progress import duration
-from mae.training.run_folder.folder import SETTINGS_FILE, RunFolder
+from mae.training.run_folder.folder import RunFolder
 from mae.yaml_files import load_yaml
 
 

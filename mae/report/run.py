@@ -8,13 +8,13 @@ import torch
 
 from mae.evaluation.online import KIND
 from mae.files import read_bounded, write_atomically
+from mae.progress import duration
 from mae.report import page
 from mae.report.curves import draw_accuracy, draw_evaluations, draw_training
+from mae.run_files import figures
 from mae.settings import flatten, to_dict
 from mae.tasks.baselines import Baselines, describe, logged_baselines
-from mae.training.progress import duration
 from mae.training.run_folder.folder import RunFolder
-from mae.training.run_folder.records import figures
 
 _TRAIN = ("epoch", "lr", "loss", "images_per_second", "step_seconds", "data_wait", "tflops", "peak_memory", "seconds")
 _EVAL = ("epoch", "accuracy", "loss", "samples")

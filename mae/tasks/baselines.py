@@ -16,9 +16,9 @@ from mae.errors import BadImageError
 from mae.keyed import Purpose
 from mae.models.autoencoder import patch_targets
 from mae.models.patches import patchify
+from mae.run_files import figures
 from mae.tasks.pretraining import Pretraining
 from mae.training.job import Job
-from mae.training.run_folder.records import figures
 
 KIND = "baselines"
 """Kind of the record in `metrics.jsonl`."""
@@ -46,7 +46,7 @@ def log_baselines(job: Job, task: Pretraining) -> None:
         return
     found = measure_baselines(task)
     if found is not None:
-        job.folder.log({"kind": KIND, "step": job.start.step, **found._asdict()})
+        job.log({"kind": KIND, "step": job.start.step, **found._asdict()})
         job.progress.say(describe(found, task.settings.model.norm_pix_loss))
 
 

@@ -152,9 +152,10 @@ class Finetuning(Task):
             settings.regularization.drop_path,
             settings.pool,
         )
-        origin = find_origin(settings.init, RunFolder(settings.run_dir))
+        origin = find_origin(settings.init, RunFolder(settings.run_dir), settings.model.heads)
         if origin is not None:
-            load_encoder(model, origin.weights(settings.model.grid(data.size)), origin.path)
+            weights = origin.weights(settings.model.grid(data.size), settings.model.patch, data.channels)
+            load_encoder(model, weights, origin.path)
         freeze(model, settings.frozen)
         classifier: nn.Module = model
         return classifier

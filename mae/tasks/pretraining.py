@@ -110,9 +110,10 @@ class Pretraining(Task):
         settings = self.settings
         torch.manual_seed(settings.seed)
         model = MaskedAutoencoder(settings.model, settings.data.size, settings.data.channels)
-        origin = find_origin(settings.init, RunFolder(settings.run_dir))
+        origin = find_origin(settings.init, RunFolder(settings.run_dir), settings.model.heads)
         if origin is not None:
-            load_autoencoder(model, origin.weights(model.grid), origin.path)
+            weights = origin.weights(model.grid, settings.model.patch, settings.data.channels)
+            load_autoencoder(model, weights, origin.path)
         return model
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:

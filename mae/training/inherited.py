@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mae.errors import UserError
-from mae.models.description import find_model, read_description
+from mae.formats.opening import open_model
+from mae.run_files import SETTINGS_FILE
 from mae.settings import as_flags, flatten
-from mae.training.run_folder.folder import SETTINGS_FILE
 from mae.training.settings import SCRATCH
 from mae.yaml_files import load_yaml
 
@@ -27,7 +27,7 @@ def shape_of_init(given: Mapping[str, str]) -> list[str]:
     `data.crop_pct` is given or the model was trained on them, as in the published evaluation (timm's crop_pct 1).
 
     Raises:
-        UserError: if there is no such model, or another program wrote it.
+        UserError: if there is no such model, or it cannot be read.
     """
     run_dir = given.get("run_dir") or _beside(Path(given.get("init", SCRATCH)))
     known = (_settings_of_run(Path(run_dir)) if run_dir else {}) or _settings_of_new_run(given)
@@ -58,18 +58,22 @@ def _settings_of_new_run(given: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings that a run takes from the model that `init` names, and the crop of large images."""
     init, known = given.get("init", SCRATCH), dict[str, Any]()
     if init != SCRATCH:
-        known = _settings_of_model(init)
+        known = _settings_of_model(init, _number(given.get("model.heads", "")))
     size = _size(given.get("data.image_size", ""))
     if size and max(size) > _LARGEST_CROPPED and size != known.get("data.image_size"):
         known["data.crop_pct"] = 1.0
     return known
 
 
-def _settings_of_model(init: str) -> dict[str, Any]:
-    model = read_description(find_model(Path(init)))
+def _settings_of_model(init: str, heads: int | None) -> dict[str, Any]:
+    model = open_model(init, heads=heads).description
     values: tuple[Any, ...] = (model.width, model.depth, model.heads, model.patch_size)
     images: tuple[Any, ...] = (model.image_size, model.channels, model.crop_pct)
     return dict(zip((*_SHAPE, *_IMAGES), (*values, *images), strict=True))
+
+
+def _number(text: str) -> int | None:
+    return int(text[:9]) if text.isascii() and text.isdecimal() else None
 
 
 def _size(text: str) -> tuple[int, int] | None:

@@ -1,7 +1,7 @@
 """Job: everything the training loop works with."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from mae.data.batch import Batch, TrainingBatches
 from mae.data.loader import load
 from mae.data.plan import BatchPlan
+from mae.output import newly_lost
 from mae.training.checkpoints.manifest import RunPosition
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.optimizer import CosineSchedule
@@ -52,6 +53,16 @@ class Job:
     """Number of optimiser steps of the whole run."""
     notes: dict[str, Any] = field(default_factory=dict)
     """JSON values that the pipeline finds again after a resume."""
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a record to `metrics.jsonl`, and show it; on the main process only."""
+        self.folder.log(record)
+        self.progress.record(record)
+
+    def log_lost_output(self, step: int) -> None:
+        """Log that nobody can read any longer what the run prints; on the main process only."""
+        for message in newly_lost():
+            self.log({"kind": "output", "step": step, "message": message})
 
     @property
     def optimizer(self) -> Optimizer:

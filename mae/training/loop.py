@@ -16,7 +16,6 @@ from mae import keyed
 from mae.data.batch import to_device
 from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.keyed import Purpose
-from mae.output import newly_lost
 from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import newest_checkpoint
 from mae.training.guard import nan_gradients_if_nonfinite, step_unless
@@ -27,9 +26,9 @@ from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.fsdp2 import local_value
 from mae.training.processes.signals import StopRequest, stop_on_signal
 from mae.training.processes.watchdog import StackWatchdog
-from mae.training.progress import duration
 from mae.training.run_folder.ending import FINISHED, PREEMPTED, record_failure
 from mae.training.run_folder.folder import Rollback
+from mae.training.trackers.handing_on import END_TIMEOUT, STOP_TIMEOUT, open_trackers
 
 _FAILED_WRITES_AT_MOST = 3
 # Keys of notes in checkpoints, also in old ones.
@@ -44,9 +43,10 @@ def training(job: Job) -> Iterator[Iterator[int]]:
     if the run dies before it. Until the context ends, signals request a checkpoint and an exit. The run folder records
     how the run ended.
     """
-    watchdog = StackWatchdog(job.settings.timeout)
+    watchdog, trackers = StackWatchdog(job.settings.timeout), open_trackers(job)
+    wait = STOP_TIMEOUT
     try:
-        with stop_on_signal() as stop, job.progress.running(job.start.step, job.total):
+        with stop_on_signal() as stop, _shown(job):
             yield _Loop(job, stop, watchdog).steps()
     except PreemptedError as end:
         if job.accelerator.is_main_process:
@@ -57,19 +57,26 @@ def training(job: Job) -> Iterator[Iterator[int]]:
         raise
     else:
         if job.accelerator.is_main_process:
-            _log_lost_output(job, job.last_step)
+            job.log_lost_output(job.last_step)
             job.folder.record_exit(FINISHED, job.ending)
+        wait = END_TIMEOUT
     finally:
         watchdog.stop()
         if job.writer is not None:
             job.writer.close()
+        if trackers is not None:
+            trackers.finish(wait)
         job.folder.unlock()
 
 
-def _log_lost_output(job: Job, step: int) -> None:
-    """Log that nobody can read any longer what the run prints."""
-    for message in newly_lost():
-        job.folder.log({"kind": "output", "step": step, "message": message})
+@contextmanager
+def _shown(job: Job) -> Iterator[None]:
+    """Show the progress of the run, and the checkpoints that are written, while the context lasts."""
+    if job.writer is not None:
+        job.writer.on_commit.append(job.progress.checkpoint)
+    records = job.folder.metrics() if job.accelerator.is_main_process else ()
+    with job.progress.running(job.start.step, job.total, records):
+        yield
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -185,18 +192,10 @@ class _Loop:
             **timing,
         }
         if job.accelerator.is_main_process:
-            job.folder.log(record)
-            _log_lost_output(job, done)
-        speed = timing["images_per_second"]
-        left = (job.total - done) * job.plan.global_batch / max(speed, 1e-9)
-        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
-        mfu = f"  MFU {timing['mfu']:.0%}" if "mfu" in timing else ""
-        job.progress.status(
-            done,
-            f"epoch {record['epoch']:.1f}  loss {loss}  lr {record['lr']:.2e}  {speed:,.0f} images/s  "
-            f"data wait {timing['data_wait']:.0%}{mfu}",
-            f"ETA {duration(left)}",
-        )
+            job.log(record)
+            job.log_lost_output(done)
+        left = (job.total - done) * job.plan.global_batch / max(timing["images_per_second"], 1e-9)
+        job.progress.report(record, left)
         self.meter.restart(Steps())
         return self.meter.skipped_in_a_row
 

@@ -1,21 +1,22 @@
-"""Origin of a new run's weights: the model of an earlier run, perhaps trained on images of another size."""
+"""Origin of a new run's weights: an earlier model, perhaps of another library, of other images or of other patches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor
 
+from mae.data.images.levels import ValueRange
 from mae.data.settings import DataSettings
 from mae.data.source import Source
 from mae.data.wide import require_value_range
 from mae.errors import UserError
-from mae.models.description import ModelDescription, find_model, read_description
+from mae.formats.fitting import Fit, fit, report_of
+from mae.formats.opening import StoredModel, open_model
+from mae.formats.report import KeyReport
+from mae.models.description import ModelDescription
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.vit import TokenKind
-from mae.models.weights import for_grid, has_decoder, read_weights
-from mae.training.foreign_file import refuse_foreign_file
 from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import SCRATCH, TrainSettings
 
@@ -29,27 +30,42 @@ class Origin:
     path: Path
     model: ModelDescription
     has_decoder: bool
+    stored: StoredModel
 
-    def weights(self, grid: tuple[int, int]) -> dict[str, Tensor]:
-        """Return its tensors, resampled for a `grid` of (rows, columns) of patches."""
-        return for_grid(read_weights(self.path), self.model.grid, grid)
+    def fit(self, grid: tuple[int, int], patch_size: tuple[int, int], channels: int) -> Fit:
+        """Return its tensors for a `grid` of (rows, columns) of patches of this size, with so many channels."""
+        return fit(self.stored.weights, self.model, grid, patch_size, channels)
+
+    def weights(
+        self, grid: tuple[int, int], patch_size: tuple[int, int] | None = None, channels: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return its tensors as `fit` does; without patch size or channels, these stay as they are."""
+        return self.fit(grid, patch_size or self.model.patch_size, channels or self.model.channels).weights
+
+    def report(self, names: Iterable[str], data: DataSettings, model: EncoderSettings) -> KeyReport | None:
+        """Return what becomes of each tensor in a model with tensors of these names.
+
+        Returns None for a model of this program whose tensors fit, except perhaps the positions.
+        """
+        is_adapted = (self.model.patch_size, self.model.channels) != (model.patch, data.channels)
+        if self.stored.is_ours and not is_adapted:
+            return None
+        return report_of(self.stored, self.fit(model.grid(data.size), model.patch, data.channels), names)
 
 
-def find_origin(init: str, run: RunFolder) -> Origin | None:
-    """Return the model that the setting `init` names: a finished run, a checkpoint, or a file.
+def find_origin(init: str, run: RunFolder, heads: int | None = None) -> Origin | None:
+    """Return the model that the setting `init` names, as `mae.formats.opening.open_model` takes it.
 
-    Returns None for a `run` that has a checkpoint of its own to resume from: the model may be gone by then.
+    Returns None for a `run` that has a checkpoint of its own to resume from: the model may be gone by then. `heads` is
+    the number of attention heads of a model that does not say it.
 
     Raises:
-        UserError: if it does not exist, or was not written by this program.
+        UserError: if it does not exist, or cannot be read.
     """
     if init == SCRATCH or any(run.checkpoints.glob("step-*")):
         return None
-    path = find_model(Path(init))
-    refuse_foreign_file(path)
-    model = read_description(path)
-    with safe_open(path, framework="pt") as file:
-        return Origin(init, path, model, has_decoder(file.keys()))
+    stored = open_model(init, heads=heads)
+    return Origin(init, stored.path, stored.description, stored.has_decoder, stored)
 
 
 def with_statistics(
@@ -65,7 +81,7 @@ def with_statistics(
     """
     folder = RunFolder(settings.run_dir)
     data = folder.with_its_statistics(settings.data)
-    origin = find_origin(settings.init, folder)
+    origin = find_origin(settings.init, folder, settings.model.heads)
     if origin is not None:
         data = inherit_normalization(origin, settings.model, data, say)
         if (origin.model.pool == "avg") != (pool == "avg"):
@@ -80,38 +96,65 @@ def inherit_normalization(
     """Return `data` with mean, std and range as set, or else as `origin` was trained with; report other differences.
 
     Raises:
-        UserError: if the settings describe another encoder, other channels or another decoder than `origin` holds.
+        UserError: if the settings describe another encoder or another decoder than `origin` holds, or nothing says mean
+            and std.
     """
     trained = origin.model
-    encoder = settings.shape._asdict() | {"patch_size": settings.patch, "channels": data.channels}
-    if differing := _differences(trained, encoder):
-        raise UserError(
-            f"init {origin.init} was trained with {differing}; set model.* and data.channels to the same values"
-        )
+    if differing := _differences(trained, settings.shape._asdict()):
+        raise UserError(f"init {origin.init} was trained with {differing}; set model.* to the same values")
+    adapted = _adaptation(origin, settings.patch, data.channels)
+    if adapted:
+        say(adapted)
     if isinstance(settings, MaskedAutoencoderSettings):
-        _compare_decoders(origin, settings, say)
+        _compare_decoders(origin, settings, bool(adapted), say)
     if data.size != trained.image_size:
         say(
             f"{origin.path} was trained on images of {_by(trained.image_size)}, data.image_size is {_by(data.size)}: "
             "its positions are resampled"
         )
+    if data.channels != trained.channels:
+        return replace(data, value_range=data.value_range or _of_any_channel(trained.value_range))
     value_range = data.value_range or trained.value_range
     if value_range != trained.value_range:
         say(f"data.value_range differs from {trained.value_range}, with which {origin.path} was trained")
         return replace(data, value_range=value_range)  # mean and std of other values
+    if data.mean is None:
+        origin.stored.require_normalization()
     mean, std = data.mean or trained.mean, data.std or trained.std
-    if (mean, std) != (trained.mean, trained.std):
+    if trained.mean and (mean, std) != (trained.mean, trained.std):
         say(
             f"data.mean and data.std differ from {trained.mean} and {trained.std}, which {origin.path} was trained with"
         )
     return replace(data, mean=mean, std=std, value_range=value_range)
 
 
-def _compare_decoders(origin: Origin, settings: MaskedAutoencoderSettings, say: Callable[[str], None]) -> None:
-    """Refuse a decoder that differs from the settings; one may be missing, or too old to be described."""
+def _adaptation(origin: Origin, patch: tuple[int, int], channels: int) -> str:
+    """Return in words how the patch embedding is adapted; nothing if it fits."""
+    trained = origin.model
+    changes: list[str] = []
+    if patch != trained.patch_size:
+        changes.append(f"patches of {_by(trained.patch_size)} (model.patch_size is {_by(patch)})")
+    if channels != trained.channels:
+        changes.append(f"{trained.channels} channels (data.channels is {channels}; its mean and std are not used)")
+    if not changes:
+        return ""
+    return f"{origin.path} was trained with {' and '.join(changes)}: its patch embedding is adapted"
+
+
+def _of_any_channel(value_range: ValueRange) -> ValueRange:
+    """Return a range of values that is one for all channels; None for one that differs between them."""
+    return value_range if value_range is not None and len(value_range) == 2 else None
+
+
+def _compare_decoders(
+    origin: Origin, settings: MaskedAutoencoderSettings, predicts_others: bool, say: Callable[[str], None]
+) -> None:
+    """Refuse a decoder that differs from the settings; one may be missing, too old to be described, or left out."""
     trained = origin.model.decoder
     if not origin.has_decoder:
         say(f"{origin.path} holds no decoder: its encoder gets a new one")
+    elif predicts_others:
+        say(f"the decoder of {origin.path} predicts other pixels: its encoder gets a new one")
     elif trained is not None:
         if differing := _differences(trained, {"kind": settings.decoder} | settings.decoder_shape._asdict()):
             raise UserError(

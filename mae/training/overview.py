@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from mae.data.store.shards import SUFFIXES, Shard
+from mae.formats.report import KeyReport
 from mae.models.description import ModelDescription
 from mae.training.job import Job
 from mae.training.settings import SCRATCH
@@ -15,12 +16,12 @@ from mae.training.settings import SCRATCH
 _NUMBERED = re.compile(r"(.*?)[-_.]?\d*(?:" + "|".join(map(re.escape, SUFFIXES)) + ")")
 
 
-def overview(job: Job) -> Iterator[str]:
-    """Yield the lines that a run prints at its start."""
+def overview(job: Job, report: KeyReport | None = None) -> Iterator[str]:
+    """Yield the lines that a run prints at its start; `report` is of the tensors of `init`, if they were adapted."""
     mixed = job.accelerator.mixed_precision
     yield f"device: {_device(job)}, precision {'fp32' if mixed == 'no' else mixed}"
     yield from _data(job)
-    yield f"model: {_model(job)}, {_origin(job)}"
+    yield f"model: {_model(job)}, {_origin(job, report)}"
     epochs = job.epoch_after(job.total)
     yield (
         f"steps: {job.total:,} of {job.plan.global_batch:,} images, {epochs:,.4g} epochs; the first line "
@@ -67,8 +68,10 @@ def _model(job: Job) -> str:
     )
 
 
-def _origin(job: Job) -> str:
+def _origin(job: Job, report: KeyReport | None) -> str:
     settings = job.settings
     if job.start.step:
         return f"resumed at step {job.start.step:,}"
-    return "from scratch" if settings.init == SCRATCH else f"initialised from {settings.init}"
+    if settings.init == SCRATCH:
+        return "from scratch"
+    return f"initialised from {settings.init}" + ("" if report is None else f" {report}")

@@ -14,12 +14,23 @@ from mae.models.settings import EncoderSettings
 from mae.schema import MayChange
 from mae.settings import check
 from mae.training.optimizer import OptimSettings
+from mae.training.trackers.settings import TrackerName
 
 AUTO: Final = "auto"
 """Value of `micro_batch_size` that stands for the largest that fits."""
 SCRATCH: Final = "none"
 """Value of `init` that stands for random weights."""
 _BATCH_SIZE, _MICRO_BATCH_SIZE = ("--batch_size", "--batch-size"), "--micro_batch_size"
+
+
+@dataclass(frozen=True)
+class ExportAtEndSettings:
+    """Export at the end of a run, which never changes the weights."""
+
+    targets: MayChange[tuple[str, ...]] = ()
+    """Libraries or formats to which the model is exported when the run is finished, into export-TARGET in run_dir, as
+    `mae export` does: timm, transformers, onnx, ...; or all that can hold it. One that is not possible is refused at
+    the start."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,9 @@ class TrainSettings:
     run_dir: MayChange[Path]
     """Folder of this run: settings, log, checkpoints, pictures, report. The same command resumes it."""
     init: str = SCRATCH
-    """Folder or .safetensors file of a finished run, whose weights a new run starts with, on its own schedule. Its
-    images may have had another size. none: random weights. To resume a run, give its run_dir instead."""
+    """Model whose weights a new run starts with, on its own schedule: a finished run; a folder or file of timm,
+    transformers, torchvision or the original MAE code; hub:OWNER/NAME; timm:NAME. Images, patches and channels may be
+    others. none: random weights. To resume a run, give its run_dir instead."""
     seed: int = 0
     """Key of all random numbers: weights, order, crops, masks, drop path."""
     epochs: float = 100.0
@@ -78,12 +90,18 @@ class TrainSettings:
     """Seconds after which a process that does not answer, or a worker without a batch, ends the run."""
     restart_data_order: MayChange[bool] = False
     """Let a run resume on other data than its checkpoint was trained on; otherwise this is refused."""
+    trackers: MayChange[tuple[TrackerName, ...]] = ()
+    """Trackers that are also given the figures, settings and pictures of the run, a step once a checkpoint covers it.
+    metrics.jsonl is always written."""
+    tracker_project: MayChange[str] = "mae"
+    """Project of the run in trackio and wandb, experiment in mlflow; a run that has begun stays in its own."""
     record_samples: MayChange[bool] = False
     """Append the sample ids of each step to samples-rankN.jsonl, to audit the order."""
     data: DataSettings = field(default_factory=DataSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     model: EncoderSettings = field(default_factory=EncoderSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    export: ExportAtEndSettings = field(default_factory=ExportAtEndSettings)
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -95,6 +113,7 @@ class TrainSettings:
             check(value in (None, AUTO) or value >= 1, name, value, "1 or more")
         check(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1, or None")
         check(not self.ema_warmup or self.ema_decay is not None, "ema_warmup", True, "False, or set ema_decay")
+        check(bool(self.tracker_project.strip()), "tracker_project", repr(self.tracker_project), "a name")
         check(1 <= self.timeout < math.inf, "timeout", self.timeout, "1 or more seconds")
 
     @property

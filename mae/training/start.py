@@ -14,8 +14,11 @@ from torch import nn
 from mae.data.batch import TrainingBatches
 from mae.data.plan import BatchPlan
 from mae.errors import UserError, first_of
+from mae.files import write_atomically
+from mae.formats.report import KeyReport
 from mae.models.description import read_description, require_same_model
 from mae.models.execution import checkpoint_activations, compile_blocks
+from mae.models.weights import file_tensors
 from mae.settings import dump
 from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, require_same_data, verify_checkpoint
@@ -24,6 +27,7 @@ from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
 from mae.training.job import EARLY_END, Job, total_steps
 from mae.training.micro_batch import agree_on_micro_batch
 from mae.training.optimizer import cosine_schedule
+from mae.training.origin import find_origin
 from mae.training.overview import overview
 from mae.training.processes.agreement import require_agreement
 from mae.training.processes.fsdp2 import is_sharded, shard_each_block
@@ -36,6 +40,9 @@ from mae.training.settings import AUTO, TrainSettings
 from mae.training.state import MODEL, TrainingState
 from mae.training.task import Task
 from mae.versions import library_versions
+
+# What became of each tensor of the model that a run began with.
+_INIT_FILE = "init.json"
 
 
 def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: TrainingProgress) -> Job:
@@ -209,8 +216,22 @@ def _say_where(folder: RunFolder, found: Checkpoint | None, total: int, progress
 
 def _say_overview(job: Job) -> None:
     """Print what the run begins with; nothing if it has no steps left."""
-    for line in () if job.was_complete else overview(job):
+    if job.was_complete or not job.accelerator.is_main_process:
+        return
+    report = _report_of_init(job)
+    if report is not None:
+        write_atomically(job.folder.path / _INIT_FILE, json.dumps(report.names(), indent=2).encode())
+    for line in overview(job, report):
         job.progress.say(line)
+
+
+def _report_of_init(job: Job) -> KeyReport | None:
+    """Return what became of each tensor of the model that a new run begins with; None if they fit as they are."""
+    settings = job.settings
+    origin = None if job.start.step else find_origin(settings.init, job.folder, settings.model.heads)
+    if origin is None:
+        return None
+    return origin.report(file_tensors(job.accelerator.unwrap_model(job.model)), settings.data, settings.model)
 
 
 def _make_ready(

@@ -74,3 +74,10 @@ def test_a_damaged_newest_checkpoint_is_told_c06(doctor: Doctor, flags: list[str
                          tmp_path / "run" / "checkpoints" / "step-000000005")  # fmt: skip
     assert code == 2
     assert found["run folder"][0] == "problem"
+
+
+def test_an_export_that_is_not_possible_is_a_problem(doctor: Doctor, flags: list[str]) -> None:
+    code, found = doctor(*flags, "--export.targets", "timm", "onx")
+    assert code == 2
+    assert found["exports"][0] == "problem"
+    assert "export.targets is onx; allowed: timm, " in found["exports"][1]

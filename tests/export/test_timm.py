@@ -92,6 +92,7 @@ def test_the_folder_holds_the_encoder_alone_and_its_description(tmp_path: Path) 
     model, weights, description = pretrained(SQUARE, (8, 8), 3)
     export(trained(weights, description), "timm", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "verification.json",
@@ -158,6 +159,7 @@ def test_an_empty_folder_and_the_rest_of_a_killed_export_are_replaced(tmp_path: 
     (tmp_path / ".out.part" / "other.safetensors").write_bytes(b"half")
     export(trained(weights, description), "timm", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "out",

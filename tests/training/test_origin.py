@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mae.data.settings import DataSettings
 from mae.errors import UserError
@@ -12,7 +13,7 @@ from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import build_classifier
 from mae.models.description import describe_model
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
-from mae.models.weights import file_tensors, write_weights
+from mae.models.weights import file_tensors, has_decoder, load_autoencoder, write_weights
 from mae.training.origin import Origin, find_origin, inherit_normalization
 from mae.training.run_folder.folder import RunFolder
 
@@ -88,21 +89,53 @@ def test_another_image_size_is_said_and_the_weights_come_for_its_grid(autoencode
 
 
 @pytest.mark.parametrize(
-    ("changed", "channels", "difference"),
+    ("changed", "difference"),
     [
-        ({"depth": 3}, 3, "depth 2, settings ask for 3"),
-        ({"width": 32, "heads": 4}, 3, "width 16, settings ask for 32; heads 2, settings ask for 4"),
-        ({"patch_size": (8, 4)}, 3, r"patch_size \(4, 4\), settings ask for \(8, 4\)"),
-        ({}, 5, "channels 3, settings ask for 5"),
+        ({"depth": 3}, "depth 2, settings ask for 3"),
+        ({"width": 32, "heads": 4}, "width 16, settings ask for 32; heads 2, settings ask for 4"),
     ],
 )
-def test_another_encoder_or_other_channels_are_refused(
-    changed: dict[str, Any], channels: int, difference: str, autoencoder: Path
+def test_another_encoder_is_refused(changed: dict[str, Any], difference: str, autoencoder: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"^init {autoencoder} was trained with {difference}; set model\.\* to the same"
+    ):
+        inherit_normalization(origin_of(autoencoder), replace(SETTINGS, **changed), DATA, print)
+
+
+@pytest.mark.parametrize(
+    ("patch", "channels", "change"),
+    [
+        ((8, 4), 3, r"patches of 4x4 (model.patch_size is 8x4)"),
+        ((4,), 5, "3 channels (data.channels is 5; its mean and std are not used)"),
+        (
+            (8,),
+            1,
+            "patches of 4x4 (model.patch_size is 8x8) and "
+            "3 channels (data.channels is 1; its mean and std are not used)",
+        ),
+    ],
+)
+def test_other_patches_and_channels_are_adapted_and_the_decoder_begins_anew(
+    patch: tuple[int, ...], channels: int, change: str, autoencoder: Path
 ) -> None:
-    with pytest.raises(UserError, match=rf"^init {autoencoder} was trained with {difference}; set model\.\* and data"):
-        inherit_normalization(
-            origin_of(autoencoder), replace(SETTINGS, **changed), replace(DATA, channels=channels), print
-        )
+    said: list[str] = []
+    origin, settings = origin_of(autoencoder), replace(SETTINGS, patch_size=patch, decoder_depth=2)
+    data = inherit_normalization(origin, settings, replace(DATA, channels=channels), said.append)
+    assert said == [
+        f"{origin.path} was trained with {change}: its patch embedding is adapted",
+        f"the decoder of {origin.path} predicts other pixels: its encoder gets a new one",
+    ]
+    assert data.mean == (MEAN if channels == 3 else None)
+    model = MaskedAutoencoder(settings, (16, 16), channels)
+    weights = origin.weights(model.grid, settings.patch, channels)
+    load_autoencoder(model, weights, origin.path)
+    assert torch.equal(model.encoder.patch_embed.proj.weight, weights["patch_embed.proj.weight"])
+    report = origin.report(file_tensors(model), replace(DATA, channels=channels), settings)
+    assert report is not None
+    assert set(report.resampled) == {"patch_embed.proj.weight", *(["pos_embed"] if patch != (4,) else [])}
+    assert set(report.left_out.values()) == {"decoder, which predicts other pixels"}
+    assert {*report.loaded, *report.new} == set(file_tensors(model))
+    assert all(has_decoder([name]) for name in report.new)
 
 
 @pytest.mark.parametrize(

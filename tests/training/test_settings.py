@@ -58,8 +58,9 @@ def test_a_warm_up_of_no_average_is_refused() -> None:
 # or evaluated), or does it decide the weights?
 MAY_CHANGE = (
     "run_dir activation_checkpointing log_every checkpoint_every keep_checkpoints keep_every resume skip_at_most "
-    "timeout restart_data_order record_samples data.shards data.workers data.threads data.keep_decoded data.cache_dir "
-    "data.cache_bytes data.index data.max_bad_samples data.skip_without_image"
+    "timeout restart_data_order trackers tracker_project record_samples data.shards data.workers data.threads "
+    "data.keep_decoded data.cache_dir data.cache_bytes data.index data.max_bad_samples data.skip_without_image "
+    "export.targets"
 )
 DECIDING = (
     "init seed epochs batch_size micro_batch_size precision compile ema_decay ema_warmup data.image_size data.channels "

@@ -15,7 +15,6 @@ from mae.files import open_regular
 
 FORMAT_VERSION = 3
 _OLDER_FORMAT = 2
-MANIFEST_FILE = "manifest.json"
 SET_ASIDE = ".old"
 """Suffix of a checkpoint's name while another of the same step replaces it."""
 MALFORMED = (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)

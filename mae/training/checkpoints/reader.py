@@ -15,8 +15,8 @@ from torch import Tensor
 from mae.data.order import ORDER_VERSION
 from mae.errors import CheckpointError, UserError, first_of
 from mae.files import read_bounded
+from mae.run_files import MANIFEST_FILE
 from mae.training.checkpoints.manifest import (
-    MANIFEST_FILE,
     BadCheckpointError,
     DataPosition,
     FileIdentity,

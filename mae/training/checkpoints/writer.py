@@ -10,7 +10,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from mae.errors import UserError
 from mae.files import sync, write_atomically
+from mae.run_files import MANIFEST_FILE
 from mae.training.checkpoints.manifest import (
-    MANIFEST_FILE,
     SET_ASIDE,
     FileIdentity,
     Manifest,
@@ -57,6 +57,8 @@ class CheckpointWriter:
     """Number of failed saves since the last one that was written."""
     warning: str | None
     """What could not be removed after the last save that was written."""
+    on_commit: list[Callable[[int], None]]
+    """Functions that rank 0 calls with the step of each checkpoint that is on the disk, in the thread that wrote it."""
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class CheckpointWriter:
                 "several writers need a launch_id, which tells their parts from those of an earlier launch"
             )
         self.failure, self.failures_in_a_row, self.warning = None, 0, None
+        self.on_commit = []
         self._root, self._keep, self._keep_every = root, keep, keep_every
         self._rank, self._writers, self._background = rank, writers, background
         self._launch_id = launch_id or uuid.uuid4().hex[:12]
@@ -161,6 +164,8 @@ class CheckpointWriter:
             self._commit(save)
             self.failure, self.failures_in_a_row = None, 0
             if self._rank == 0:
+                for tell in self.on_commit:
+                    tell(save.run_position.step)
                 self.warning = self._remove_older(save)
         except (OSError, NotWrittenError) as error:
             is_renamed = isinstance(error, FileNotFoundError)  # perhaps by another rank, which then has the reason

@@ -19,22 +19,21 @@ from mae.files import read_bounded, write_atomically
 from mae.models.description import MODEL_FILE
 from mae.models.weights import write_weights
 from mae.output import warn
+from mae.run_files import CHECKPOINTS, METRICS_FILE, PICTURES, SETTINGS_FILE, keep_up_to, read_records
 from mae.settings import check, check_name, dump, flatten
 from mae.training.checkpoints.manifest import MALFORMED, FileIdentity, require_types
 from mae.training.run_folder.compare import differences
 from mae.training.run_folder.lock import cannot_be_written, lock_folder
-from mae.training.run_folder.records import keep_up_to, read_records
 from mae.training.settings import AUTO, TrainSettings
 from mae.yaml_files import load_yaml
 
 Settings = TypeVar("Settings", bound=TrainSettings)
 
-SETTINGS_FILE, METRICS_FILE, REPORT_FILE = "settings.yaml", "metrics.jsonl", "report.html"
+REPORT_FILE = "report.html"
 BAD_SAMPLES_FILE, SKIPPED_FILE = "bad-samples.txt", "skipped-steps.jsonl"
 ROLLBACK_FILE, EXIT_FILE = "rollback.json", "exit.json"
-_CHECKPOINTS, _PICTURES = "checkpoints", "pictures"
 # What a start makes before the settings are saved, or has made in earlier versions, if it is killed then.
-_MADE_FIRST = {_CHECKPOINTS, _PICTURES, EXIT_FILE}
+_MADE_FIRST = {CHECKPOINTS, PICTURES, EXIT_FILE}
 _MOST_BYTES, _MOST_BYTES_OF_NAMES = 1 << 16, 1 << 26
 
 
@@ -58,12 +57,12 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints, which are called `step-NNNNNNNNN`."""
-        return self.path / _CHECKPOINTS
+        return self.path / CHECKPOINTS
 
     @property
     def pictures(self) -> Path:
         """Folder of PNG files named by step."""
-        return self.path / _PICTURES
+        return self.path / PICTURES
 
     @property
     def model(self) -> Path:
@@ -91,7 +90,7 @@ class RunFolder:
             raise UserError(f"run_dir {self.path} is a link that leads nowhere; give a new or empty folder")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run_dir {self.path} is a file; give a new or empty folder")
-        for name, is_folder in ((MODEL_FILE, False), (_CHECKPOINTS, True), (_PICTURES, True)):
+        for name, is_folder in ((MODEL_FILE, False), (CHECKPOINTS, True), (PICTURES, True)):
             if os.path.lexists(self.path / name) and (self.path / name).is_dir() != is_folder:
                 kinds = ("a folder", "a file") if is_folder else ("a file", "a folder")
                 raise UserError(f"{self.path / name} is to be {kinds[0]}, but is {kinds[1]}; rename it")

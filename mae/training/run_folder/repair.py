@@ -7,21 +7,23 @@ from pathlib import Path
 
 from mae.errors import UserError
 from mae.files import unused_name
+from mae.run_files import METRICS_FILE
 from mae.training.run_folder.folder import (
     BAD_SAMPLES_FILE,
     EXIT_FILE,
-    METRICS_FILE,
     REPORT_FILE,
     ROLLBACK_FILE,
     SKIPPED_FILE,
     RunFolder,
 )
+from mae.training.trackers.position import TRACKERS_FILE, read_positions
 
 _WITHOUT = {
     METRICS_FILE: "the log begins anew",
     SKIPPED_FILE: "the list begins anew",
     BAD_SAMPLES_FILE: "bad images are counted anew",
     ROLLBACK_FILE: "if the run had returned to a checkpoint, it takes that checkpoint's data, and may return once more",
+    TRACKERS_FILE: "each tracker begins a new run, which gets everything",
 }
 
 
@@ -42,6 +44,8 @@ def _damage(folder: RunFolder, path: Path) -> str | None:
             return f"{path} is not a regular file"
         if path.name == ROLLBACK_FILE:
             folder.rollback()
+        if path.name == TRACKERS_FILE:
+            read_positions(folder.path)
         if path.name == BAD_SAMPLES_FILE:
             folder.bad_samples()
     except UserError as error:

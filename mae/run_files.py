@@ -1,4 +1,4 @@
-"""Records of a run, one JSON object a line, read as if anybody could have written them."""
+"""Names of the files of a run, and the records of its log, read as if anybody could have written them."""
 
 import json
 import os
@@ -8,6 +8,10 @@ from typing import Any
 
 from mae.files import open_regular, unused_name, written_atomically
 
+SETTINGS_FILE, METRICS_FILE, MANIFEST_FILE = "settings.yaml", "metrics.jsonl", "manifest.json"
+"""Files of a run: its settings and its log, one JSON object a line; and the file that describes a checkpoint."""
+CHECKPOINTS, PICTURES = "checkpoints", "pictures"
+"""Folders in a run folder."""
 _MOST_BYTES_OF_A_LINE = 1 << 20
 _LARGEST = 1e300
 

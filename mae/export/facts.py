@@ -1,0 +1,154 @@
+"""Facts about a model that the files of its run tell: settings, data, results, a picture.
+
+All that is missing, or cannot be read, is left out: an export does not depend on it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mae.errors import UserError
+from mae.export.results import THIS_MODEL, Result, evaluated, measured_in_run
+from mae.files import open_regular, read_bounded
+from mae.models.description import BEST_FILE
+from mae.models.selection import Selection, read_selection
+from mae.run_files import CHECKPOINTS, MANIFEST_FILE, METRICS_FILE, PICTURES, SETTINGS_FILE, figures, read_records
+from mae.settings import flatten
+from mae.yaml_files import load_yaml
+
+_RESULTS = "results.json"
+_MOST_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about the training of a model; None or empty where it is not."""
+
+    settings: Mapping[str, Any]
+    """Settings of the run by full name."""
+    step: int | None = None
+    """Number of optimiser steps after which the weights were saved."""
+    epoch: float | None = None
+    """Number of epochs after these steps."""
+    samples: int | None = None
+    """Number of samples in an epoch."""
+    fingerprint: str | None = None
+    """Hash of the training samples."""
+    results: tuple[Result, ...] = ()
+    picture: Path | None = None
+    """Newest picture of reconstructions that was drawn until then."""
+
+
+def facts_of(model: Path) -> Facts:
+    """Return what the run of a model file tells: the file is in its folder, or in one of its checkpoints."""
+    run = _run_of(model)
+    if run is None:
+        return Facts({}, results=_results(model, None, [], None, {}))
+    settings = _settings(run / SETTINGS_FILE)
+    selection = _selection(model)
+    manifest = _manifest(run, model, selection)
+    step = selection.step if selection else _whole(manifest.get("step"))
+    records = [record for record in _records(run) if step is None or record["step"] <= step]
+    trained = [each for each in figures(records, "train", "epoch") if each["step"] > 0 and each["epoch"] > 0]
+    batch = _whole(settings.get("batch_size"))
+    position = manifest.get("position")
+    fingerprint = position.get("fingerprint") if isinstance(position, dict) else None
+    samples = round(trained[-1]["step"] * batch / trained[-1]["epoch"]) if trained and batch else None
+    return Facts(
+        settings,
+        step,
+        step * batch / samples if step and batch and samples else None,
+        samples,
+        fingerprint if isinstance(fingerprint, str) else None,
+        _results(model, run, records, selection, manifest),
+        _picture(run, step),
+    )
+
+
+def _run_of(model: Path) -> Path | None:
+    """Return the folder of the run that a model file is from; None if it is from none."""
+    folder = model.absolute().parent
+    run = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
+    return run if (run / SETTINGS_FILE).is_file() else None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    with suppress(UserError):
+        return flatten(load_yaml(path))
+    return {}
+
+
+def _selection(model: Path) -> Selection | None:
+    with suppress(UserError):
+        return read_selection(model)
+    return None
+
+
+def _manifest(run: Path, model: Path, selection: Selection | None) -> dict[str, Any]:
+    """Return the manifest of the checkpoint that a model is in, else of the run's newest, which has its data."""
+    newest = sorted((run / CHECKPOINTS).glob(f"step-*/{MANIFEST_FILE}"))
+    own = model.with_name(MANIFEST_FILE)
+    for path in [own] if own.is_file() else newest[-1:]:
+        with suppress(OSError, ValueError, RecursionError):
+            found = json.loads(read_bounded(path, _MOST_BYTES))
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    with suppress(OSError):
+        return read_records(run / METRICS_FILE)
+    return []
+
+
+def _results(
+    model: Path,
+    run: Path | None,
+    records: list[dict[str, Any]],
+    selection: Selection | None,
+    manifest: Mapping[str, Any],
+) -> tuple[Result, ...]:
+    """Return the results of `mae evaluate` for this very file; without any, what the run has measured."""
+    files = list(_evaluations(model.absolute().parent if run is None else run))
+    digest = _sha256(model) if files else ""
+    found: dict[tuple[str, ...], Result] = {}
+    for content in files:
+        for result in evaluated(content, digest, selection):
+            found.setdefault((result.encoder, result.protocol, result.samples), result)
+    if found:
+        return tuple(sorted(found.values(), key=lambda result: result.encoder != THIS_MODEL))
+    notes = manifest.get("notes")
+    pipeline = notes.get("pipeline") if isinstance(notes, dict) else None
+    ended_early = isinstance(pipeline, dict) and "early_end" in pipeline and model.name != BEST_FILE
+    return measured_in_run(records, selection, ended_early)
+
+
+def _evaluations(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the content of each evaluation in a folder, in a folder there, or beside it."""
+    places = [folder / _RESULTS, *sorted(folder.glob(f"*/{_RESULTS}")), *sorted(folder.parent.glob(f"*/{_RESULTS}"))]
+    for path in dict.fromkeys(places):
+        with suppress(OSError, ValueError, RecursionError):
+            content = json.loads(read_bounded(path, _MOST_BYTES))
+            if isinstance(content, dict):
+                yield content
+
+
+def _sha256(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _picture(run: Path, step: int | None) -> Path | None:
+    """Return the newest picture that was drawn at `step` or before; names of steps have leading zeros."""
+    drawn = [path for path in sorted((run / PICTURES).glob("step-*.png")) if path.is_file()]
+    numbered = [path for path in drawn if path.stem[5:].isdecimal() and (step is None or int(path.stem[5:]) <= step)]
+    return numbered[-1] if numbered else None
+
+
+def _whole(value: object) -> int | None:
+    """Return a value that is a whole number above 0; None for any other."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

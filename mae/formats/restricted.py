@@ -1,0 +1,43 @@
+"""PyTorch checkpoints (torch.save) of other programs, by torch's restricted reader.
+
+Such a file is a pickle, which can name code to run. The restricted reader builds tensors and plain values only, and
+stops at anything else. Files of this program are never pickles, so it reads only what a user names as a model.
+"""
+
+import argparse
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae.errors import UserError
+
+_UNKNOWN = re.compile(r"GLOBAL (\S+) was not an allowed global")
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Return the content of a file that torch.save has written; large tensors stay on the disk until they are used.
+
+    The arguments of a training (`argparse.Namespace`), which the published training program saves, are read too.
+
+    Raises:
+        UserError: if the file asks for any other code, naming it, or is damaged.
+    """
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of old kinds of pickle, in the line before an error that says enough
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch says of no other kind which a damaged file raises
+        text = str(error)
+        if found := _UNKNOWN.search(text):
+            problem = f"asks for code ({found[1]})"
+        elif type(error).__name__ == "UnpicklingError":
+            problem = "is no checkpoint of tensors and plain values"
+        else:
+            problem = f"is not an intact PyTorch checkpoint: {text.splitlines()[0] if text else 'it is cut off'}"
+    raise UserError(f"{path} {problem}; it is not opened: give its weights as a .safetensors file")
