@@ -10,6 +10,7 @@ from mae.output import make_output_safe
 
 # Command: module whose main(argv) runs it, and what it does.
 COMMANDS = {
+    "init": ("mae.pipelines.init", "look at images and machine, and write settings to start with"),
     "pack": ("mae.pipelines.pack", "write images into WebDataset shards, with counts and statistics"),
     "index": ("mae.pipelines.index", "check shards strictly and store the place of every sample"),
     "doctor": ("mae.doctor.command", "check machine, data, batches and disk, and say whether to start"),
