@@ -30,7 +30,7 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     say = print_line if accelerator.is_main_process else lambda text: None
     opened = [open_model(source, settings.data.normalization, best=True) for source in settings.source]
     first = opened[0].require_normalization().description
-    out = settings.out or opened[0].folder / "evaluation"
+    out = settings.out or opened[0].beside("evaluation")
     check_name("out", out)
     for stored in opened:
         if stored.report is not None:

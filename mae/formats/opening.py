@@ -33,6 +33,7 @@ from mae.models.description import (
     read_description,
 )
 from mae.models.weights import has_decoder, read_weights
+from mae.run_files import beside
 from mae.settings import check
 
 _OURS = "mae"
@@ -78,10 +79,9 @@ class StoredModel:
         """Report of a model of another library that is used as it is, to follow its name; empty for one of ours."""
         return "" if self.report is None else f" {self.report}"
 
-    @property
-    def folder(self) -> Path:
-        """Folder for results beside the model; the current one for a model that is in the cache of the hub."""
-        return Path() if is_address(self.source) else self.path.parent
+    def beside(self, name: str) -> Path:
+        """Return the place for results of that name beside the model; for one in the cache of the hub, a place here."""
+        return Path(name) if is_address(self.source) else beside(self.path, name)
 
     @property
     def has_decoder(self) -> bool:

@@ -229,4 +229,4 @@ def test_a_cached_model_is_read_without_the_hub(tmp_path: Path, monkeypatch: pyt
         timm_folder(repository / "snapshots" / ("0" * 40))
         stored = open_model(address)
         assert stored.description.mean == NORMALIZATION["mean"]
-        assert stored.folder == Path()
+        assert stored.beside("export-timm") == Path("export-timm")
