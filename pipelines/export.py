@@ -33,7 +33,8 @@ class ExportSettings:
     torchvision, onnx (of normalised images), onnx_uint8 (of pixels), torch_export, safetensors, mae (the published
     layout); all: those that can hold the model."""
     out: Path | None = None
-    """New folder to write to; with several targets, of one folder for each. None: export-TARGET beside the model."""
+    """New folder to write to; with several targets, of one folder for each. None: export-TARGET beside the
+    model, of a checkpoint export-TARGET-STEP in the run folder, and here of a model of the hub."""
 
 
 def run(settings: ExportSettings) -> list[Exported]:

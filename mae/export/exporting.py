@@ -37,7 +37,7 @@ def export_model(
         model: Model to export.
         to: Names of targets, or `all` for those that can hold the model and whose packages are installed.
         out: New folder: of one target the export itself, of several the folder of one folder for each target. None:
-            `export-TARGET` beside the model.
+            `export-TARGET` beside the model; see `mae.formats.opening.StoredModel.beside`.
         say: Prints one line.
 
     Raises:
@@ -86,7 +86,7 @@ def _problem(target: Target, model: TrainedModel) -> str | None:
 
 def _folder(target: Target, model: TrainedModel, out: Path | None, is_alone: bool) -> Path:
     if out is None:
-        return model.path.parent / f"export-{target.name}"
+        return model.beside(f"export-{target.name}")
     return out if is_alone else out / target.name
 
 

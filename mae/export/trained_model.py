@@ -1,7 +1,7 @@
 """Trained model as the exports see it: weights, description, and the outputs that each export is compared with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,7 @@ from mae.models.classifier import HeadKind
 from mae.models.description import ModelDescription
 from mae.models.network import build_network, head_of
 from mae.models.weights import encoder_part
+from mae.run_files import beside
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class TrainedModel:
     """All tensors in float32 on the CPU, by their names in a model file."""
     sha256: str = ""
     """Hash of the file."""
+    stored: StoredModel | None = field(default=None, repr=False, compare=False)
+    """Files that hold it, without their tensors; None for a model whose file is not there yet."""
+
+    def beside(self, name: str) -> Path:
+        """Return the place for an export of that name if none is given."""
+        return beside(self.path, name) if self.stored is None else self.stored.beside(name)
 
     @property
     def encoder_weights(self) -> dict[str, Tensor]:
@@ -129,7 +136,7 @@ def read_trained_model(source: str | PathLike[str]) -> TrainedModel:
     stored = open_model(source, best=True).require_normalization()
     require_our_norms(stored)
     weights = {name: tensor.float() for name, tensor in stored.weights.items()}
-    return TrainedModel(stored.path, stored.description, weights, stored.sha256)
+    return TrainedModel(stored.path, stored.description, weights, stored.sha256, replace(stored, tensors={}))
 
 
 def require_our_norms(stored: StoredModel) -> None:

@@ -219,7 +219,7 @@ class Model:
         Args:
             to: Names of targets, such as `timm`, `transformers` and `onnx`; or `all`.
             out: New folder: of one target the export itself, of several the folder of one folder for each target. None:
-                `export-TARGET` beside the model.
+                `export-TARGET` beside the model; see `mae.formats.opening.StoredModel.beside`.
 
         Raises:
             UserError: if a target cannot hold the model, or loads it with other outputs.
@@ -227,7 +227,7 @@ class Model:
         assert self.stored is not None
         require_our_norms(self.stored)
         weights = {name: tensor.float().cpu() for name, tensor in file_tensors(self.network).items()}
-        model = TrainedModel(self.path, self.description, weights, self.sha256)
+        model = TrainedModel(self.path, self.description, weights, self.sha256, self.stored)
         return export_model(model, to, None if out is None else Path(out), say)
 
     def require_head(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,14 @@ def test_all_means_every_target_that_can_be_written_and_names_the_others(
         said(model, ["other"], tmp_path / "other")
     with pytest.raises(UserError, match=r"to is tim; allowed: timm, torchvision, safetensors, other, all"):
         said(model, ["tim"], tmp_path / "other")
+
+
+def test_a_model_whose_outputs_are_not_finite_is_refused(tmp_path: Path) -> None:
+    model = autoencoder(SQUARE, (8, 8), 3)
+    broken = replace(model, weights={**model.weights, "norm.bias": torch.full((16,), float("nan"))})
+    with pytest.raises(UserError, match=r"the tokens of the model itself are not finite; nothing was exported. Its w"):
+        said(broken, ["timm"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("change", [1e-3, float("nan")])

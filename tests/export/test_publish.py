@@ -1,6 +1,7 @@
 """An export appears whole under its name, or not at all."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,37 @@ def test_an_export_that_is_there_is_compared(tmp_path: Path) -> None:
             (part / "file").write_text("x")
             (part / VERIFICATION_FILE).write_text("{}")
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_one_of_two_exports_at_once_is_refused_and_the_other_is_whole(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as part:
+        (part / "file").write_text("x")
+        with (
+            pytest.raises(UserError, match=r"out is being written by another export; wait for it"),
+            new_folder(tmp_path / "out"),
+        ):
+            pytest.fail("it was to be refused")
+        (part / "other").write_text("x")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["file", "other"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_after_an_error_the_new_folders_above_are_gone_unless_they_are_used(tmp_path: Path) -> None:
+    for used in (False, True):
+        with suppress(UserError), new_folder(tmp_path / "a" / "b" / "out"):
+            if used:
+                (tmp_path / "a" / "other").mkdir()
+            raise UserError
+        assert [path.name for path in tmp_path.rglob("*")] == (["a", "other"] if used else [])
+
+
+def test_an_export_into_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step-000000001"
+    checkpoint.mkdir(parents=True)
+    for name in ("manifest.json", "model.safetensors"):
+        (checkpoint / name).touch()
+    (tmp_path / "link").symlink_to(checkpoint)
+    for out in (checkpoint / "out", tmp_path / "link" / "a" / "out"):
+        with pytest.raises(UserError, match=r"is in the checkpoint .*/step-000000001, which"), new_folder(out):
+            pytest.fail("it was to be refused")
+    assert len(list(checkpoint.iterdir())) == 2
