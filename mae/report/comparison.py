@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mae.report import page
-from mae.report.run_files import RunFiles
+from mae.report.reading import RunFiles
 from mae.report.training import key_figures, status
 
 # Places and what is shown: they differ between runs without any meaning.

@@ -13,7 +13,7 @@ from mae.errors import BadImageError, UserError
 from mae.report import page
 from mae.report.charts import percent
 from mae.report.images import Tile, displayable, embedded, grid
-from mae.report.run_files import RunFiles
+from mae.report.reading import RunFiles
 from mae.report.run_images import RunImages, held_out_patterns, open_images
 from mae.training.overview import splits_of
 
@@ -100,9 +100,9 @@ def _classes(images: RunImages) -> str:
 
 def _thumbnails(run: RunFiles, images: RunImages) -> str:
     """Return some images, spread evenly, as they are in the shards, and the sizes of some more."""
-    channels = run.number("data.channels")
-    value_range = run.settings.get("data.value_range")
-    numbers = tuple(map(float, value_range)) if isinstance(value_range, list) else None
+    channels, value_range = run.number("data.channels"), run.settings.get("data.value_range")
+    is_range = isinstance(value_range, list) and all(type(value) in (int, float) for value in value_range)
+    numbers = tuple(map(float, value_range or ())) if is_range else None
     tiles, sizes, unreadable = list[Tile](), list[tuple[int, int]](), 0
     wanted = set(images.spread(_THUMBNAILS).tolist())
     ids = np.union1d(images.spread(_MEASURED), images.spread(_THUMBNAILS))

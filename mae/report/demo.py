@@ -10,8 +10,8 @@ from mae.evaluation.seeds import Cell, table_of
 from mae.progress import duration
 from mae.report import page
 from mae.report.findings import findings
+from mae.report.reading import read_run
 from mae.report.run import findings_list, run_sections
-from mae.report.run_files import read_run
 from mae.run_files import SETTINGS_FILE
 from mae.settings import flatten
 from mae.training.run_folder.folder import RunFolder

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from mae.report.run_files import FINETUNING, MODEL_ONLY, PRETRAINING, RunFiles
+from mae.report.reading import FINETUNING, MODEL_ONLY, PRETRAINING, RunFiles
 
 Level = Literal["good", "note", "warning", "problem"]
 

@@ -19,8 +19,11 @@ from mae.report.model_pictures import (
     see,
 )
 from mae.report.page import Section
-from mae.report.run_files import RunFiles
+from mae.report.reading import RunFiles
 from mae.report.run_images import RunImages, held_out_patterns, open_images
+
+IMAGES = 600
+"""Most images that a model is shown for a report."""
 
 
 class Inspection(NamedTuple):
@@ -30,14 +33,14 @@ class Inspection(NamedTuple):
     neighbours: NearestNeighbours | None
 
 
-def inspect(run: RunFiles, device: torch.device) -> Inspection:
-    """Look at the model and the data of a run; what is not there is left out with a sentence."""
+def inspect(run: RunFiles, device: torch.device, at_most: int = IMAGES) -> Inspection:
+    """Look at the data of a run, and let its model see some images; what is not there is left out with a sentence."""
     evaluated = read_evaluation(run.path)
     sections, nearest = list[Section](), evaluated.neighbours
     confusion = evaluated.confusion
     try:
         model, images = _model(run, device), _images(run)
-        seen = see(model, images)
+        seen = see(model, images, at_most)
         sections.append(("What the model sees", _pictures(model, seen)))
         nearest = nearest or compare_with_pixels(seen)
         if model.has_head:

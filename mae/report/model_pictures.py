@@ -22,7 +22,7 @@ FIXED = 6
 """Number of images that are shown with all that the model makes of them."""
 _HEADS, _NEAREST = 6, 6
 _RATIOS = (0.5, 0.75, 0.9)
-_FEWEST, _MOST = 24, 600
+_FEWEST = 24
 _OPERATIONS = {"cpu": 2e11, "cuda": 4e14}
 """Operations that the features of a report may take: a few seconds on a few cores, or on a GPU."""
 
@@ -41,15 +41,17 @@ class Seen(NamedTuple):
     logits: Tensor | None
 
 
-def see(model: Model, images: RunImages) -> Seen:
-    """Let the model see some images, spread evenly: as many as take a few seconds.
+def see(model: Model, images: RunImages, at_most: int) -> Seen:
+    """Let the model see some images, spread evenly: as many as take a few seconds, and no more than `at_most`.
 
     Raises:
         UserError: if none can be read.
     """
     description = model.description
     forward = classifier_flops(description.encoder(), description.image_size, description.channels, 0, "linear").forward
-    most = int(np.clip(_OPERATIONS.get(model.device.type, _OPERATIONS["cpu"]) / forward, _FEWEST, _MOST))
+    most = int(
+        np.clip(_OPERATIONS.get(model.device.type, _OPERATIONS["cpu"]) / forward, min(_FEWEST, at_most), at_most)
+    )
     ids, names, files, views = list[int](), list[str](), list[bytes](), list[Tensor]()
     for sample_id, name, data in images.read(images.spread(most)):
         try:

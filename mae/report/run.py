@@ -12,9 +12,9 @@ from mae.files import write_atomically
 from mae.report import page
 from mae.report.comparison import names_of, results_table, settings_difference
 from mae.report.findings import Finding, findings
-from mae.report.inspection import Inspection, inspect
+from mae.report.inspection import IMAGES, Inspection, inspect
 from mae.report.page import Section
-from mae.report.run_files import FINETUNING, PRETRAINING, RunFiles, read_run
+from mae.report.reading import FINETUNING, PRETRAINING, RunFiles, read_run
 from mae.report.through_time import MOST_BYTES, through_time
 from mae.report.timeline import timeline
 from mae.report.training import evaluation_charts, in_words, status, tiles, training_charts
@@ -25,13 +25,19 @@ from mae.tasks.pretraining import PretrainSettings
 from mae.training.run_folder.ending import FINISHED
 from mae.training.run_folder.folder import RunFolder
 
+_IMAGES_AT_THE_END = 200  # the machines of a run are dearer than those on which its report is read
 _SIGNS = {"good": "✓", "note": "i", "warning": "!", "problem": "✗"}
 _WORDS = {"good": "Good", "note": "Note", "warning": "Warning", "problem": "Problem"}
 
 
-def report(runs: Sequence[RunFiles], device: torch.device, with_model: bool = True) -> str:
-    """Return the report of one run, or of several side by side; pictures of model and data take a few seconds."""
-    inspections = [inspect(run, device) if with_model else Inspection([], None) for run in runs]
+def report(runs: Sequence[RunFiles], device: torch.device, at_most: int = IMAGES) -> str:
+    """Return the report of one run, or of several side by side.
+
+    Args:
+        at_most: Most images that the model of a run is shown; 0 leaves out all that needs model or data, which takes
+            seconds.
+    """
+    inspections = [inspect(run, device, at_most) if at_most else Inspection([], None) for run in runs]
     if len(runs) == 1:
         return _of_one(runs[0], inspections[0], device)
     return _of_several(runs, inspections, device)
@@ -48,7 +54,7 @@ def write_run_report(folder: RunFolder, device: torch.device, ending: str | None
     if ending is not None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         run = replace(run, ending={"reason": FINISHED, "message": ending, "time": now})
-    write_atomically(folder.report, report([run], device, with_model=ending is not None).encode())
+    write_atomically(folder.report, report([run], device, 0 if ending is None else _IMAGES_AT_THE_END).encode())
 
 
 def run_sections(run: RunFiles) -> list[Section]:

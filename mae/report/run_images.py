@@ -18,7 +18,7 @@ from mae.data.store.shards import expand
 from mae.data.store.unpacked import default_cache_dir, is_gzipped
 from mae.data.store.urls import scheme_of
 from mae.errors import UserError
-from mae.report.run_files import PRETRAINING, RunFiles
+from mae.report.reading import PRETRAINING, RunFiles
 
 _MOST_BYTES = 1e9
 """Size of shards up to which they are indexed, and unpacked if they are gzipped, for a report [bytes]."""

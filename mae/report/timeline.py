@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mae.progress import duration
 from mae.report.findings import Level
-from mae.report.run_files import RunFiles
+from mae.report.reading import RunFiles
 from mae.training.run_folder.history import START
 
 _MOST_SHOWN = 12

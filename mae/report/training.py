@@ -8,7 +8,7 @@ from typing import Any
 from mae.progress import duration
 from mae.report.charts import Format, Level, Line, chart, figure, percent
 from mae.report.findings import data_wait, newest_loss, newest_start
-from mae.report.run_files import FINETUNING, PRETRAINING, RunFiles
+from mae.report.reading import FINETUNING, PRETRAINING, RunFiles
 
 _SAME_BASELINE = 0.02
 

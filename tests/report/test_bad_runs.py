@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from mae import cli
+from mae.report.reading import read_run
 from mae.report.run import report
-from mae.report.run_files import read_run
-from tests.report.runs import make_run
+from mae.training.run_folder.folder import RunFolder
+from tests.report.runs import TRAIN, make_run
 
 CPU = torch.device("cpu")
 
@@ -97,6 +101,30 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     assert "\\xff" in text
     assert "&lt;script&gt;alert(1)" in text
     text.encode()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"data.value_range": ["a", None], "data.channels": "x", "data.image_size": [], "data.cache_dir": 3},
+        {"data.shards": 3, "evaluation.eval_shards": {"a": 1}, "epochs": float("inf"), "data.index": [1]},
+        {"data.shards": ["{a"], "optim.warmup_epochs": "long", "data.workers": None, "model.width": [1]},
+        {"data.shards": ["a\x00b"], "data.image_extension": "../x", "epochs": 10**400, "data.max_bad_samples": True},
+    ],
+)
+def test_settings_of_any_kind(pretrained: RunFolder, changed: dict[str, Any]) -> None:
+    run = read_run(pretrained.path)
+    assert "What this page sees" in report([replace(run, settings=run.settings | changed)], CPU)
+
+
+def test_figures_of_any_size(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", [0.6, 0.5, 0.4]).path)
+    last = TRAIN | {"step": 40, "epoch": 4.0, "seconds": 10.0}
+    for name in ("epoch", "lr", "images_per_second", "seconds", "peak_memory", "loss", "data_wait"):
+        for extreme in (1e299, -1e299, 1e-299, 0, -3.5, 10**30):
+            text = report([replace(run, train=[*run.train, last | {name: extreme}])], CPU, 0)
+            assert "<svg" in text
+            assert not re.search(r'(d="[^"]*|%">)(nan|inf)', text), (name, extreme)
 
 
 def test_a_run_of_an_older_version(tmp_path: Path) -> None:

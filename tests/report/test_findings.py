@@ -7,7 +7,7 @@ import pytest
 
 from mae.report import findings as module
 from mae.report.findings import Finding, NearestNeighbours, findings
-from mae.report.run_files import read_run
+from mae.report.reading import read_run
 from tests.report.runs import log, make_finetuning, make_run
 
 FALLING = [1.4 / (1 + number) ** 0.4 for number in range(50)]

@@ -13,8 +13,8 @@ from mae.inference.model import load
 from mae.report.class_results import Confusion, class_tables, read_evaluation
 from mae.report.inspection import inspect
 from mae.report.model_pictures import compare_with_pixels, patch_features, see
+from mae.report.reading import read_run
 from mae.report.run import report
-from mae.report.run_files import read_run
 from mae.report.run_images import open_images
 from mae.training.run_folder.folder import RunFolder
 from tests.report.conftest import NAMES
@@ -75,7 +75,7 @@ def test_patch_features_are_those_of_the_patches(pretrained: RunFolder) -> None:
 
 def test_nearest_neighbours_by_features_and_pixels(pretrained: RunFolder) -> None:
     run = read_run(pretrained.path)
-    seen = see(load(pretrained.path), open_images(run, run.texts("data.shards")))
+    seen = see(load(pretrained.path), open_images(run, run.texts("data.shards")), 24)
     labels = torch.tensor([int(name == "ant") for name in seen.classes]).float()[:, None]
     perfect = seen._replace(
         features=torch.nn.functional.one_hot(torch.tensor([NAMES.index(name) for name in seen.classes])).float(),

@@ -9,8 +9,8 @@ import torch
 
 from mae import cli
 from mae.report import refreshing
+from mae.report.reading import read_run
 from mae.report.run import write_run_report
-from mae.report.run_files import read_run
 from mae.report.timeline import timeline
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.run_folder.folder import RunFolder

@@ -77,7 +77,8 @@ class RunFiles:
         epochs = self.number("epochs")
         if epochs is None or not self.train or not self.train[-1]["epoch"] > 0:
             return None
-        return math.ceil(epochs * float(self.train[-1]["step"]) / float(self.train[-1]["epoch"]) - 1e-6)
+        steps = epochs * float(self.train[-1]["step"]) / float(self.train[-1]["epoch"])
+        return math.ceil(steps - 1e-6) if steps < _LARGEST else None
 
     def number(self, name: str) -> float | None:
         """Return a setting that is a number, else None."""
