@@ -18,6 +18,7 @@ from mae.evaluation.settings import EvaluateSettings, open_sets
 from mae.evaluation.trained import judge_trained, require_trainable, trainees
 from mae.formats.opening import open_model
 from mae.output import say as print_line
+from mae.progress import working
 from mae.report.evaluation import write_evaluation
 from mae.settings import check_name, parse
 from mae.training.processes.accelerator import start_accelerator
@@ -58,8 +59,11 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
             write_evaluation(out, tuned, about, is_finished=False)
     if not accelerator.is_main_process:
         return []
-    read_cached = partial(read, cache=cache)
-    frozen = [row for subject in judged for row in _said(judge(subject, read_cached, sets, rules), say)]
+    frozen = list[Row]()
+    for subject in judged:
+        with working(f"judging {subject.name}"):
+            found = list(judge(subject, partial(read, cache=cache), sets, rules))
+        frozen += _said(found, say)
     rows = [*frozen, *tuned]
     write_evaluation(out, rows, about)
     for line in (*plain(rows), f"results with all that was chosen: {out / 'results.md'}"):

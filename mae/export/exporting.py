@@ -13,6 +13,7 @@ from mae.export.target import Target
 from mae.export.targets import ALL, TARGETS
 from mae.export.trained_model import TrainedModel
 from mae.export.verification import verify
+from mae.progress import working
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _folder(target: Target, model: TrainedModel, out: Path | None, is_alone: boo
 
 def _export(target: Target, model: TrainedModel, folder: Path, say: Callable[[str], None]) -> Exported:
     began = time.monotonic()
-    with new_folder(folder) as part:
+    with working(f"writing for {target.library} and comparing"), new_folder(folder) as part:
         target.write(model, part)
         differences = verify(target, model, part)
         write_card(target, model, part)
