@@ -15,12 +15,13 @@ from tyro.conf import Positional
 from mae.errors import one_line_errors
 from mae.export.exporting import Exported, export_model
 from mae.export.trained_model import read_trained_model
+from mae.inference.settings import UnsaidSettings
 from mae.output import say
 from mae.settings import check_name, parse
 
 
 @dataclass(frozen=True)
-class ExportSettings:
+class ExportSettings(UnsaidSettings):
     """Write a model into folders for other libraries, load them back with these, and compare the outputs."""
 
     EXAMPLE: ClassVar = "mae export runs/first --to timm onnx --out exports/first"
@@ -42,7 +43,10 @@ def run(settings: ExportSettings) -> list[Exported]:
     check_name("source", settings.source)
     if settings.out is not None:
         check_name("out", settings.out)
-    return export_model(read_trained_model(settings.source), settings.to, settings.out, partial(say, is_result=True))
+    model = read_trained_model(settings.source, settings.normalization, settings.heads)
+    if model.stored is not None and not model.stored.is_ours:
+        say(f"model {model.path}{model.stored.summary}")
+    return export_model(model, settings.to, settings.out, partial(say, is_result=True))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -44,7 +44,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             written by another process.
     """
     require_free(out)
-    out = out.resolve()
+    out = Path(os.path.realpath(out))
     part = out.with_name(f".{out.name}.part")
     with _made_alone(part, out):
         try:
@@ -62,7 +62,10 @@ def new_folder(out: Path) -> Iterator[Path]:
 def _made_alone(part: Path, out: Path) -> Iterator[None]:
     """Make an empty folder that no other process writes to meanwhile; after an error, remove the new folders above."""
     missing = [folder for folder in part.parents if not folder.exists()]
-    part.mkdir(parents=True, exist_ok=True)
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError) as error:
+        raise UserError(f"{part} cannot be made: {error.strerror}; remove it, or give another --out") from None
     with lock_folder(part) as is_ours:
         if not is_ours:
             raise UserError(f"{out} is being written by another export; wait for it, or give another --out")

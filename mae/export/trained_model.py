@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mae.errors import UserError
 from mae.formats.facts import LAYER_NORM_EPS
-from mae.formats.opening import StoredModel, open_model
+from mae.formats.opening import Normalization, StoredModel, open_model
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import HeadKind
 from mae.models.description import ModelDescription
@@ -126,14 +126,16 @@ class TrainedModel:
         return predicted
 
 
-def read_trained_model(source: str | PathLike[str]) -> TrainedModel:
-    """Read a model to export; of a fine-tuning run that measured its accuracy, the best one.
+def read_trained_model(
+    source: str | PathLike[str], normalization: Normalization | None = None, heads: int | None = None
+) -> TrainedModel:
+    """Read a model to export, as `open_model` does; of a fine-tuning run that measured its accuracy, the best one.
 
     Raises:
         UserError: if there is no model, it is damaged, it is of a kind that cannot be read or exported, or nothing says
             how its images were normalised.
     """
-    stored = open_model(source, best=True).require_normalization()
+    stored = open_model(source, normalization, heads, best=True).require_normalization()
     require_our_norms(stored)
     weights = {name: tensor.float() for name, tensor in stored.weights.items()}
     return TrainedModel(stored.path, stored.description, weights, stored.sha256, replace(stored, tensors={}))

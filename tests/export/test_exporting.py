@@ -18,6 +18,8 @@ from mae.export.exporting import export_model
 from mae.export.safetensors import Safetensors
 from mae.export.target import Difference, compare
 from mae.export.trained_model import TrainedModel, read_trained_model
+from mae.formats.opening import open_model
+from mae.pipelines import export as command
 
 
 def said(model: TrainedModel, to: Sequence[str], out: Path) -> list[str]:
@@ -32,6 +34,14 @@ def test_one_target_fills_the_folder_and_several_have_one_each(tmp_path: Path) -
     said(model, ["timm", "safetensors"], tmp_path / "two")
     assert (tmp_path / "one" / "config.json").is_file()
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["safetensors", "timm"]
+
+
+def test_the_current_folder_is_filled_if_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said(autoencoder(SQUARE, (8, 8), 3), ["safetensors"], Path())
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "here" / "model.safetensors").is_file()
 
 
 def test_a_target_that_is_refused_stops_all_before_the_first_is_written(tmp_path: Path) -> None:
@@ -137,3 +147,19 @@ def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(tmp_pa
     torch.save(theirs.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(UserError, match=r"bare.pth does not say how its images were normalised"):
         read_trained_model(tmp_path / "bare.pth")
+
+
+def test_the_command_takes_what_a_file_does_not_say_and_reports_its_tensors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=16, num_heads=2, num_classes=0)
+    torch.save(theirs.state_dict() | {"fc.weight": torch.zeros(3, 16)}, tmp_path / "bare.pth")
+    words = [str(tmp_path / "bare.pth"), "--to", "safetensors", "--out", str(tmp_path / "out")]
+    command.main([*words, "--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6", "--heads", "2"])
+    assert open_model(tmp_path / "out").description.mean == (0.1, 0.2, 0.3)
+    assert "1 left out (head of another kind)" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        command.main([*words[:2], "--mean", *"111", "--std", *"111", "--heads", "2"])
+    assert end.value.code == 2
+    assert "to names no target; allowed: timm, " in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.errors import UserError
+from mae.errors import UserError, user_error_of
 from mae.export.publish import VERIFICATION_FILE, new_folder
 
 
@@ -82,6 +82,20 @@ def test_after_an_error_the_new_folders_above_are_gone_unless_they_are_used(tmp_
                 (tmp_path / "a" / "other").mkdir()
             raise UserError
         assert [path.name for path in tmp_path.rglob("*")] == (["a", "other"] if used else [])
+
+
+def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".out.part").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    for out, words in (
+        (tmp_path / "out", "out.part cannot be made: File exists; remove it"),
+        (Path("/proc/x"), "made: "),
+    ):
+        with pytest.raises(UserError, match=words), new_folder(out):
+            pytest.fail("it was to be refused")
+    with pytest.raises(OSError, match="Too many levels") as error, new_folder(tmp_path / "loop" / "out"):
+        pytest.fail("it was to be refused")
+    assert user_error_of(error.value) is not None
 
 
 def test_an_export_into_a_checkpoint_is_refused(tmp_path: Path) -> None:
