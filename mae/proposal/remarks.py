@@ -38,9 +38,13 @@ def _given_up(facts: Facts, shape: Shape, epochs: int, best: tuple[Shape, float]
         )
     if epochs < 20:
         yield (
-            f"{facts.train.images:,} images are seen only {epochs} times, which teaches little: use a GPU, more "
+            f"{facts.train.images:,} images are seen only {_times(epochs)}, which teaches little: use a GPU, more "
             "--hours, or fewer images"
         )
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _about_time(facts: Facts, pace: Pace) -> Iterator[str]:
