@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from mae.errors import one_line_errors
+from mae.errors import is_rank_zero, one_line_errors
 from mae.export.exporting import Exported, export_model
 from mae.export.trained_model import read_trained_model
 from mae.inference.settings import UnsaidSettings
@@ -39,7 +39,9 @@ class ExportSettings(UnsaidSettings):
 
 
 def run(settings: ExportSettings) -> list[Exported]:
-    """Export, load back and compare."""
+    """Export, load back and compare; under a launcher, the first process does it all."""
+    if not is_rank_zero():
+        return []
     check_name("source", settings.source)
     if settings.out is not None:
         check_name("out", settings.out)

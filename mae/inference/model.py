@@ -31,7 +31,7 @@ from mae.models.network import build_network
 from mae.models.readout import NormKind, encode_all, features_of_tokens, read_features, select
 from mae.models.selection import Selection, read_selection
 from mae.models.vit import TokenKind
-from mae.models.weights import file_tensors
+from mae.models.weights import file_tensors, require_finite
 from mae.output import say
 
 BATCH = 64
@@ -70,9 +70,11 @@ def load_stored(stored: StoredModel, device: str | torch.device | None = None) -
     """Load a model that is open, as `load` does.
 
     Raises:
-        UserError: if its tensors are not those of its description, or it does not say how its images were normalised.
+        UserError: if its tensors are not those of its description or not finite, or it does not say how its images were
+            normalised.
     """
     path, description = stored.path, stored.require_normalization().description
+    require_finite(stored.weights, path)
     network = build_network(description, stored.weights, path)
     take_norms(network, stored)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -20,6 +20,7 @@ from mae.export.target import Difference, compare
 from mae.export.trained_model import TrainedModel, read_trained_model
 from mae.formats.opening import open_model
 from mae.pipelines import export as command
+from mae.pipelines.export import ExportSettings, run
 
 
 def said(model: TrainedModel, to: Sequence[str], out: Path) -> list[str]:
@@ -163,3 +164,12 @@ def test_the_command_takes_what_a_file_does_not_say_and_reports_its_tensors(
         command.main([*words[:2], "--mean", *"111", "--std", *"111", "--heads", "2"])
     assert end.value.code == 2
     assert "to names no target; allowed: timm, " in capsys.readouterr().err
+
+
+def test_under_a_launcher_the_first_process_does_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = autoencoder(SQUARE, (8, 8), 3)
+    monkeypatch.setenv("RANK", "1")
+    assert run(ExportSettings(model.path, out=tmp_path / "out")) == []
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert [each.target for each in run(ExportSettings(model.path, out=tmp_path / "out"))] == ["timm"]

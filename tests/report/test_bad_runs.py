@@ -121,7 +121,7 @@ def test_figures_of_any_size(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run", [0.6, 0.5, 0.4]).path)
     last = TRAIN | {"step": 40, "epoch": 4.0, "seconds": 10.0}
     for name in ("epoch", "lr", "images_per_second", "seconds", "peak_memory", "loss", "data_wait"):
-        for extreme in (1e299, -1e299, 1e-299, 0, -3.5, 10**30):
+        for extreme in (1e299, -1e299, 1e-299, 0.0, -3.5, 1e30):
             text = report([replace(run, train=[*run.train, last | {name: extreme}])], CPU, 0)
             assert "<svg" in text
             assert not re.search(r'(d="[^"]*|%">)(nan|inf)', text), (name, extreme)
