@@ -2,14 +2,17 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from mae import __version__
 from mae.errors import USER_ERROR_EXIT_CODE
 from mae.output import make_output_safe
+from mae.progress import working
 
 # Command: module whose main(argv) runs it, and what it does.
 COMMANDS = {
+    "init": ("mae.pipelines.init", "look at images and machine, and write settings to start with"),
     "pack": ("mae.pipelines.pack", "write images into WebDataset shards, with counts and statistics"),
     "index": ("mae.pipelines.index", "check shards strictly and store the place of every sample"),
     "doctor": ("mae.doctor.command", "check machine, data, batches and disk, and say whether to start"),
@@ -50,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         known = ", ".join(COMMANDS)
         print(f"error: unknown command {words[0]!r}; known: {known}; see mae --help", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
-    module, _ = COMMANDS[words[0]]
-    import_module(module).main(words[1:])
+    name, _ = COMMANDS[words[0]]
+    with nullcontext() if {"--quiet", "-h", "--help"} & set(words) else working("starting"):
+        module = import_module(name)
+    module.main(words[1:])
 
 
 if __name__ == "__main__":

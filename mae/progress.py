@@ -1,4 +1,4 @@
-"""Progress bar on a terminal; elsewhere nothing is shown."""
+"""Progress bar on a terminal, of rank 0 only; elsewhere nothing is shown."""
 
 import sys
 import time
@@ -12,11 +12,15 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    SpinnerColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
+from mae.errors import is_rank_zero
 from mae.output import is_quiet
 
 
@@ -30,11 +34,10 @@ class Advance(Protocol):
 @contextmanager
 def progress_bar(title: str, total: int, is_bytes: bool = False) -> Iterator[Advance]:
     """Show how much of `total` is done, with the speed in bytes per second where sizes are known."""
-    console = Console(file=sys.stderr)
     average_speed = TextColumn("{task.fields[speed]}")
     figures = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(), average_speed)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), *figures, TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal or is_quiet()) as bar:
+    with _shown(*columns) as bar:
         task, began, read = bar.add_task(title, total=total, speed=""), time.monotonic(), 0
 
         def advance(amount: int, size: int = 0, /) -> None:
@@ -44,6 +47,27 @@ def progress_bar(title: str, total: int, is_bytes: bool = False) -> Iterator[Adv
             bar.update(task, advance=amount, speed=speed)
 
         yield advance
+
+
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """Show that a work goes on, and for how long, whose end cannot be foreseen."""
+    columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
+    with _shown(*columns, is_transient=True) as bar:
+        bar.add_task(title, total=None)
+        yield
+
+
+def _shown(*columns: ProgressColumn, is_transient: bool = False) -> Progress:
+    console = Console(file=sys.stderr)
+    return Progress(
+        *columns,
+        console=console,
+        transient=is_transient,
+        # Lines go above the bar, but not away from a file that gets the standard output.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+        disable=not console.is_terminal or is_quiet() or not is_rank_zero(),
+    )
 
 
 def duration(seconds: float) -> str:

@@ -57,6 +57,24 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return found if is_record and isinstance(found.get("kind", ""), str) else None
 
 
+def checkpoint_around(path: Path) -> Path | None:
+    """Return the checkpoint folder that a path is in, or is; None outside of one. It may hold its own files only."""
+    place = Path(os.path.realpath(path))
+    folders = (folder for folder in (place, *place.parents) if (folder / MANIFEST_FILE).is_file())
+    return next((folder for folder in folders if any(folder.glob("*.safetensors"))), None)
+
+
+def beside(model: Path, name: str) -> Path:
+    """Return the place for results of that name beside a model file.
+
+    Those of a checkpoint are in the folder of its run, or else beside the checkpoint, and have its name.
+    """
+    folder = checkpoint_around(model)
+    if folder is None:
+        return model.parent / name
+    return (folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent) / f"{name}-{folder.name}"
+
+
 def figures(records: list[dict[str, Any]], kind: str, *names: str) -> list[dict[str, Any]]:
     """Return the records of a kind in which every one of `names` is a number; a loss may be None, if not finite."""
     found = [{"loss": None} | record for record in records if record.get("kind") == kind]

@@ -7,16 +7,18 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mae.data.index import ShardIndex
 from mae.evaluation.features import compute, read, speed
-from mae.evaluation.judging import judge, load_models, subjects
+from mae.evaluation.judging import LabelledSets, Subject, judge, load_models, subjects
 from mae.evaluation.results import Row, chosen, plain
 from mae.evaluation.settings import EvaluateSettings, open_sets
 from mae.evaluation.trained import judge_trained, require_trainable, trainees
 from mae.formats.opening import open_model
 from mae.output import say as print_line
+from mae.progress import working
 from mae.report.evaluation import write_evaluation
 from mae.settings import check_name, parse
 from mae.training.processes.accelerator import start_accelerator
@@ -30,7 +32,7 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     say = print_line if accelerator.is_main_process else lambda text: None
     opened = [open_model(source, settings.data.normalization, best=True) for source in settings.source]
     first = opened[0].require_normalization().description
-    out = settings.out or opened[0].folder / "evaluation"
+    out = settings.out or opened[0].beside("evaluation")
     check_name("out", out)
     for stored in opened:
         if stored.report is not None:
@@ -47,14 +49,8 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
             for index in (sets.train, sets.test):
                 compute(extraction, index, data, accelerator, subject.name)
     cache = settings.data.as_seen_by(first).cache
-    about = {
-        "command": command,
-        "versions": library_versions(),
-        "train": _described(sets.train, settings.data.shards),
-        "test": _described(sets.test, settings.eval_shards),
-        "speed": {subject.name: speed(subject.extractions[-1], sets.test, cache) for subject in judged},
-        "classes": sets.names or list(map(str, range(sets.classes))),
-    }
+    # What the first process has computed is in its cache.
+    about = _about(settings, command, sets, judged, cache) if accelerator.is_main_process else {}
     tuned = list[Row]()
     # Before the rest, in which all processes but the first have nothing to do, and would wait too long.
     for row in _said(judge_trained(trained, sets, rules, settings.data.as_seen_by, accelerator), say):
@@ -63,8 +59,11 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
             write_evaluation(out, tuned, about, is_finished=False)
     if not accelerator.is_main_process:
         return []
-    read_cached = partial(read, cache=cache)
-    frozen = [row for subject in judged for row in _said(judge(subject, read_cached, sets, rules), say)]
+    frozen = list[Row]()
+    for subject in judged:
+        with working(f"judging {subject.name}"):
+            found = list(judge(subject, partial(read, cache=cache), sets, rules))
+        frozen += _said(found, say)
     rows = [*frozen, *tuned]
     write_evaluation(out, rows, about)
     for line in (*plain(rows), f"results with all that was chosen: {out / 'results.md'}"):
@@ -77,6 +76,20 @@ def _said(rows: Iterable[Row], say: Callable[[str], None]) -> Iterator[Row]:
     for row in rows:
         say(f"{row.encoder}, {row.protocol}: top-1 {row.mean('top1'):.1%}, {chosen(row)}")
         yield row
+
+
+def _about(
+    settings: EvaluateSettings, command: str, sets: LabelledSets, judged: Sequence[Subject], cache: Path
+) -> dict[str, Any]:
+    """Return all that the results say beside their rows."""
+    return {
+        "command": command,
+        "versions": library_versions(),
+        "train": _described(sets.train, settings.data.shards),
+        "test": _described(sets.test, settings.eval_shards),
+        "speed": {subject.name: speed(subject.extractions[-1], sets.test, cache) for subject in judged},
+        "classes": sets.names or list(map(str, range(sets.classes))),
+    }
 
 
 def _described(index: ShardIndex, shards: Sequence[str]) -> dict[str, Any]:

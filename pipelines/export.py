@@ -12,15 +12,16 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from mae.errors import one_line_errors
+from mae.errors import is_rank_zero, one_line_errors
 from mae.export.exporting import Exported, export_model
 from mae.export.trained_model import read_trained_model
+from mae.inference.settings import UnsaidSettings
 from mae.output import say
 from mae.settings import check_name, parse
 
 
 @dataclass(frozen=True)
-class ExportSettings:
+class ExportSettings(UnsaidSettings):
     """Write a model into folders for other libraries, load them back with these, and compare the outputs."""
 
     EXAMPLE: ClassVar = "mae export runs/first --to timm onnx --out exports/first"
@@ -33,15 +34,21 @@ class ExportSettings:
     torchvision, onnx (of normalised images), onnx_uint8 (of pixels), torch_export, safetensors, mae (the published
     layout); all: those that can hold the model."""
     out: Path | None = None
-    """New folder to write to; with several targets, of one folder for each. None: export-TARGET beside the model."""
+    """New folder to write to; with several targets, of one folder for each. None: export-TARGET beside the
+    model, of a checkpoint export-TARGET-STEP in the run folder, and here of a model of the hub."""
 
 
 def run(settings: ExportSettings) -> list[Exported]:
-    """Export, load back and compare."""
+    """Export, load back and compare; under a launcher, the first process does it all."""
+    if not is_rank_zero():
+        return []
     check_name("source", settings.source)
     if settings.out is not None:
         check_name("out", settings.out)
-    return export_model(read_trained_model(settings.source), settings.to, settings.out, partial(say, is_result=True))
+    model = read_trained_model(settings.source, settings.normalization, settings.heads)
+    if model.stored is not None and not model.stored.is_ours:
+        say(f"model {model.path}{model.stored.summary}")
+    return export_model(model, settings.to, settings.out, partial(say, is_result=True))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -69,10 +69,9 @@ def run(settings: IndexSettings) -> ShardIndex:
     shards = expand(settings.shards)
     cache_dir = settings.cache_dir or default_cache_dir()
     workers = default_workers() if settings.workers is None else settings.workers
-    with progress_bar("indexing", sum(shard.size for shard in shards), is_bytes=True) as advance:
-        rules = ReadRules(settings.image_extension, settings.cache_bytes)
-        place = settings.out or _writable(beside(shards, rules.image_extension))
-        index = index_of(shards, cache_dir, place, workers, say, advance, rules)
+    rules = ReadRules(settings.image_extension, settings.cache_bytes)
+    place = settings.out or _writable(beside(shards, rules.image_extension))
+    index = index_of(shards, cache_dir, place, workers, say, rules)
     bad = index.bad()
     if settings.check:
         with progress_bar("decoding", len(index)) as advance:

@@ -23,7 +23,7 @@ from mae.data.store.unpacked import default_cache_dir
 from mae.errors import UserError, one_line_errors
 from mae.output import say
 from mae.processes import default_workers
-from mae.progress import progress_bar
+from mae.progress import progress_bar, working
 from mae.settings import check, parse
 
 DIGITS = "digits"
@@ -104,10 +104,10 @@ def run(settings: PackSettings) -> dict[str, Packed]:
     )
     workers = default_workers() if settings.workers is None else settings.workers
     is_part = settings.shard_range is not None
-    plans, published = plan_splits(sources, settings.out, rules, is_trusted=is_part), {}
-    for split in sources:
-        if split not in {plan.split for plan in plans}:
-            say(f"{split}: packed before this command was interrupted")
+    with working("looking at the source"):
+        plans, published = plan_splits(sources, settings.out, rules, is_trusted=is_part), dict[str, Packed]()
+    for split in sorted(sources.keys() - {plan.split for plan in plans}):
+        say(f"{split}: packed before this command was interrupted")
     for plan in plans:
         for notice in plan.notices:
             say(f"{plan.split}: {notice}")

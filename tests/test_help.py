@@ -14,6 +14,7 @@ from mae.help import describe_type, help_of
 from mae.pipelines.embed import EmbedSettings
 from mae.pipelines.export import ExportSettings
 from mae.pipelines.index import IndexSettings
+from mae.pipelines.init import InitSettings
 from mae.pipelines.pack import PackSettings
 from mae.pipelines.predict import PredictSettings
 from mae.report.command import ReportSettings
@@ -23,6 +24,7 @@ from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
 
 COMMANDS: dict[str, Any] = {
+    "init": InitSettings,
     "pack": PackSettings,
     "index": IndexSettings,
     "doctor": PretrainDoctorSettings,
@@ -37,6 +39,7 @@ COMMANDS: dict[str, Any] = {
     "demo": DemoSettings,
 }
 POSITIONAL = {
+    "init": ["SOURCE"],
     "pack": ["SOURCE"],
     "index": ["SHARDS"],
     "predict": ["MODEL", "SOURCE"],

@@ -38,6 +38,7 @@ FLOORS = (
     ("mae.evaluation",),
     ("mae.report",),
     ("mae.doctor",),
+    ("mae.proposal",),
     ("mae.cli", "mae.__main__"),
     ("mae.demo", "mae.pipelines"),
 )

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from mae.progress import progress_bar
+from mae.progress import progress_bar, working
 
 
 @pytest.fixture
@@ -44,3 +44,18 @@ def test_nothing_is_shown_where_there_is_no_terminal(
     with progress_bar("packing", 7) as advance:
         advance(7, 100)
     assert capsys.readouterr() == ("", "")
+
+
+def test_work_without_a_known_end_shows_its_name_and_time(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with working("looking at the source"):
+        pass
+    assert re.search(r"[-|/\\] looking at the source 0:00:00", last_line(capsys))
+
+
+def test_only_rank_0_shows_a_bar(
+    terminal: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with progress_bar("packing", 7) as advance, working("looking"):
+        advance(7)
+    assert capsys.readouterr().err == ""

@@ -49,6 +49,8 @@ CALLS = {
 FAMILIES = ("os.exec", "os.spawn", "os.posix_spawn")
 # Arguments that open the door in whatever function takes them.
 SWITCHES = {"allow_pickle", "shell", "trust_remote_code"}
+# An export to transformers runs mae/export/modeling_mae.py, which it has just written, to compare its outputs.
+ALLOWED = {"mae/export/transformers_code.py": ["trust_remote_code"]}
 SUBPROCESS = {f"subprocess.{name}" for name in ("Popen", "call", "check_call", "check_output", "run")}
 SAFE_LOADERS = {"yaml.CSafeLoader", "yaml.SafeLoader"}
 
@@ -124,7 +126,8 @@ def _is(node: ast.expr, value: bool) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_can_run_or_unpickle_what_it_reads_x04_x02(path: Path) -> None:
-    assert list(unsafe(path.read_text(encoding="utf-8"))) == []
+    allowed = ALLOWED.get(str(path.relative_to(ROOT)), [])
+    assert list(unsafe(path.read_text(encoding="utf-8"))) == allowed
 
 
 @pytest.mark.parametrize(

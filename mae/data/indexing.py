@@ -29,6 +29,7 @@ from mae.data.tar import SYMBOLIC_LINKS
 from mae.errors import UserError, first_of
 from mae.files import read_bounded, write_atomically
 from mae.processes import end_with_parent
+from mae.progress import progress_bar
 
 FOLDER = ".mae-index"
 """Folder beside the shards, with one index for each set of shards."""
@@ -50,7 +51,7 @@ def open_index(
     rules: ReadRules = USUAL,
 ) -> ShardIndex:
     """Return the index of the shards that `patterns` name: `expand`, then `index_of`."""
-    return index_of(expand(patterns), cache_dir, folder, workers, say, rules=rules)
+    return index_of(expand(patterns), cache_dir, folder, workers, say, rules)
 
 
 def index_of(
@@ -59,14 +60,13 @@ def index_of(
     folder: Path | None = None,
     workers: int = 1,
     say: Say = lambda text: None,
-    advance: Advance = lambda size: None,
     rules: ReadRules = USUAL,
 ) -> ShardIndex:
     """Return the index of some shards; build it if no valid one exists.
 
     The index is in `folder` if that is given. Otherwise look beside the shards, where `mae pack` and `mae index` put
     it, then in `cache_dir`. A missing index is built in `cache_dir`, so that a data folder is not changed unasked.
-    `advance` receives the bytes of each finished shard.
+    A bar shows the bytes of the finished shards meanwhile.
 
     Raises:
         UserError: for a damaged shard or one whose samples are unclear (see `scan`), if no shard has an image, or if
@@ -84,7 +84,8 @@ def index_of(
         try:
             return load(place, shards, extension)  # another process has built it meanwhile
         except StaleIndexError:
-            return _build(place, shards, cache_dir, workers, advance, rules)
+            with progress_bar("indexing", sum(shard.size for shard in shards), is_bytes=True) as advance:
+                return _build(place, shards, cache_dir, workers, advance, rules)
 
 
 def find_index(shards: Sequence[Shard], cache_dir: Path, rules: ReadRules = USUAL) -> ShardIndex | None:

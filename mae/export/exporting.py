@@ -13,6 +13,7 @@ from mae.export.target import Target
 from mae.export.targets import ALL, TARGETS
 from mae.export.trained_model import TrainedModel
 from mae.export.verification import verify
+from mae.progress import working
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def export_model(
         model: Model to export.
         to: Names of targets, or `all` for those that can hold the model and whose packages are installed.
         out: New folder: of one target the export itself, of several the folder of one folder for each target. None:
-            `export-TARGET` beside the model.
+            `export-TARGET` beside the model; see `mae.formats.opening.StoredModel.beside`.
         say: Prints one line.
 
     Raises:
@@ -57,8 +58,10 @@ def choose_targets(
     """Return the targets of these names, which the setting of that name gives.
 
     Raises:
-        UserError: if a name is unknown, or a target that is named cannot be written.
+        UserError: if there is no name, one is unknown, or a target that is named cannot be written.
     """
+    if not to:
+        raise UserError(f"{setting} names no target; allowed: {', '.join([*TARGETS, ALL])}")
     if unknown := [name for name in to if name not in (*TARGETS, ALL)]:
         raise UserError(f"{setting} is {first_of(unknown)}; allowed: {', '.join([*TARGETS, ALL])}")
     chosen = []
@@ -86,13 +89,13 @@ def _problem(target: Target, model: TrainedModel) -> str | None:
 
 def _folder(target: Target, model: TrainedModel, out: Path | None, is_alone: bool) -> Path:
     if out is None:
-        return model.path.parent / f"export-{target.name}"
+        return model.beside(f"export-{target.name}")
     return out if is_alone else out / target.name
 
 
 def _export(target: Target, model: TrainedModel, folder: Path, say: Callable[[str], None]) -> Exported:
-    began = time.monotonic()
-    with new_folder(folder) as part:
+    began, place = time.monotonic(), folder.absolute()  # the current folder may be replaced
+    with working(f"writing for {target.library} and comparing"), new_folder(folder) as part:
         target.write(model, part)
         differences = verify(target, model, part)
         write_card(target, model, part)
@@ -103,7 +106,7 @@ def _export(target: Target, model: TrainedModel, folder: Path, say: Callable[[st
         f"exported {model.path} to {folder} for {target.library} in {exported.seconds:.1f} s; loaded back, its outputs "
         f"differ by at most {greatest:.1e} of the greatest value"
     )
-    if (folder / CARD_FILE).read_bytes() != card:
+    if (place / CARD_FILE).read_bytes() != card:
         say(f"  {folder / CARD_FILE} is another than was written now, and stays; remove it to have it written anew")
     if exported.left_behind:
         say(f"  left behind: {describe_left_behind(model, exported.left_behind)}")

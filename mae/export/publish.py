@@ -3,12 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from filecmp import cmp
 from pathlib import Path
 
+from mae.data.store.lock import lock_folder
 from mae.errors import UserError, first_of
 from mae.files import sync
+from mae.run_files import checkpoint_around
 
 VERIFICATION_FILE = "verification.json"
 """File of every export, by which one is recognised."""
@@ -18,7 +20,11 @@ _OF_THE_CARD = (CARD_FILE, PICTURE_FILE)
 
 
 def require_free(out: Path) -> None:
-    """Raise a `UserError` if `out` exists, and is neither an empty folder nor an earlier export."""
+    """Raise a `UserError` if `out` is neither new, an empty folder nor an earlier export, or is in a checkpoint."""
+    if (checkpoint := checkpoint_around(out)) is not None:
+        raise UserError(
+            f"{out} is in the checkpoint {checkpoint}, which training would then take for damaged; give another --out"
+        )
     if out.is_dir() and (not any(out.iterdir()) or (out / VERIFICATION_FILE).is_file()):
         return
     if out.exists() or out.is_symlink():
@@ -34,22 +40,48 @@ def new_folder(out: Path) -> Iterator[Path]:
     added.
 
     Raises:
-        UserError: if `out` exists and is not an empty folder, or holds an export that is another or damaged.
+        UserError: if `out` exists and is not an empty folder, holds an export that is another or damaged, or is being
+            written by another process.
     """
     require_free(out)
-    out = out.resolve()
+    out = Path(os.path.realpath(out))
     part = out.with_name(f".{out.name}.part")
-    if part.exists():
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
+    with _made_alone(part, out):
+        try:
+            yield part
+            there = out.is_dir() and any(out.iterdir())
+            if there:
+                _require_equal_files(part, out)
+        except BaseException:
+            shutil.rmtree(part)
+            raise
+        _publish(part, out, there)
+
+
+@contextmanager
+def _made_alone(part: Path, out: Path) -> Iterator[None]:
+    """Make an empty folder that no other process writes to meanwhile; after an error, remove the new folders above."""
+    missing = [folder for folder in part.parents if not folder.exists()]
     try:
-        yield part
-        there = out.is_dir() and any(out.iterdir())
-        if there:
-            _require_equal_files(part, out)
-    except BaseException:
-        shutil.rmtree(part)
-        raise
+        part.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError) as error:
+        raise UserError(f"{part} cannot be made: {error.strerror}; remove it, or give another --out") from None
+    with lock_folder(part) as is_ours:
+        if not is_ours:
+            raise UserError(f"{out} is being written by another export; wait for it, or give another --out")
+        try:
+            for path in part.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            yield
+        except BaseException:
+            for folder in missing:
+                with suppress(OSError):  # not empty: another export is there
+                    folder.rmdir()
+            raise
+
+
+def _publish(part: Path, out: Path, there: bool) -> None:
+    """Give a folder its name; if an equal export is `there`, add what is missing of its card."""
     if there:
         for name in _OF_THE_CARD:
             if (part / name).exists() and not os.path.lexists(out / name):

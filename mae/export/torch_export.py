@@ -1,5 +1,6 @@
 """Export by `torch.export`: one file with weights and computation, which torch loads without timm and this package."""
 
+import io
 import json
 import warnings
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from mae.export.whole_model import (
     output_names,
     whole_model,
 )
+from mae.files import written_atomically
 
 _FILE = "model.pt2"
 INSTRUCTIONS_FILE = "instructions.json"
@@ -38,7 +40,11 @@ class TorchExport(Target):
             # The lines of code that it is from, which name folders of this machine.
             node.meta.pop("stack_trace", None)
         extra = {INSTRUCTIONS_FILE: json.dumps(instructions(model), indent=2)}
-        torch.export.save(program, folder / _FILE, extra_files=extra)
+        # torch itself ends the process, with a page of text, if it cannot write a file.
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files=extra)
+        with written_atomically(folder / _FILE) as file:
+            file.write(buffer.getbuffer())
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare each output for several batch sizes."""

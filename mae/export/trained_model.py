@@ -1,7 +1,7 @@
 """Trained model as the exports see it: weights, description, and the outputs that each export is compared with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from mae.errors import UserError
 from mae.formats.facts import LAYER_NORM_EPS
-from mae.formats.opening import StoredModel, open_model
+from mae.formats.opening import Normalization, StoredModel, open_model
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.classifier import HeadKind
 from mae.models.description import ModelDescription
 from mae.models.network import build_network, head_of
 from mae.models.weights import encoder_part
+from mae.run_files import beside
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class TrainedModel:
     """All tensors in float32 on the CPU, by their names in a model file."""
     sha256: str = ""
     """Hash of the file."""
+    stored: StoredModel | None = field(default=None, repr=False, compare=False)
+    """Files that hold it, without their tensors; None for a model whose file is not there yet."""
+
+    def beside(self, name: str) -> Path:
+        """Return the place for an export of that name if none is given."""
+        return beside(self.path, name) if self.stored is None else self.stored.beside(name)
 
     @property
     def encoder_weights(self) -> dict[str, Tensor]:
@@ -119,17 +126,19 @@ class TrainedModel:
         return predicted
 
 
-def read_trained_model(source: str | PathLike[str]) -> TrainedModel:
-    """Read a model to export; of a fine-tuning run that measured its accuracy, the best one.
+def read_trained_model(
+    source: str | PathLike[str], normalization: Normalization | None = None, heads: int | None = None
+) -> TrainedModel:
+    """Read a model to export, as `open_model` does; of a fine-tuning run that measured its accuracy, the best one.
 
     Raises:
         UserError: if there is no model, it is damaged, it is of a kind that cannot be read or exported, or nothing says
             how its images were normalised.
     """
-    stored = open_model(source, best=True).require_normalization()
+    stored = open_model(source, normalization, heads, best=True).require_normalization()
     require_our_norms(stored)
     weights = {name: tensor.float() for name, tensor in stored.weights.items()}
-    return TrainedModel(stored.path, stored.description, weights, stored.sha256)
+    return TrainedModel(stored.path, stored.description, weights, stored.sha256, replace(stored, tensors={}))
 
 
 def require_our_norms(stored: StoredModel) -> None:

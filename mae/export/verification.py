@@ -1,6 +1,7 @@
 """Proof of an export: what was compared, on which inputs and versions, and how much it differed."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def verify(target: Target, model: TrainedModel, folder: Path) -> list[Difference
 def require_equal_outputs(target: Target, differences: Sequence[Difference]) -> None:
     """Raise a `UserError` if an output of the loaded export differs from the model's by more than is allowed."""
     for each in differences:
+        if not math.isfinite(each.scale):
+            raise UserError(
+                f"the {each.output} of the model itself are not finite; nothing was exported. Its weights are damaged, "
+                "or its training has diverged: give an earlier checkpoint"
+            )
         if not each.is_within(target.tolerance):
             raise UserError(
                 f"the {each.output} of the export to {target.name} differ by {each.greatest:.2e} from the model's, at "

@@ -9,6 +9,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from mae.models.description import (
     read_description,
 )
 from mae.models.weights import has_decoder, read_weights
+from mae.run_files import beside
 from mae.settings import check
 
 _OURS = "mae"
@@ -77,10 +79,9 @@ class StoredModel:
         """Report of a model of another library that is used as it is, to follow its name; empty for one of ours."""
         return "" if self.report is None else f" {self.report}"
 
-    @property
-    def folder(self) -> Path:
-        """Folder for results beside the model; the current one for a model that is in the cache of the hub."""
-        return Path() if is_address(self.source) else self.path.parent
+    def beside(self, name: str) -> Path:
+        """Return the place for results of that name beside the model; for one in the cache of the hub, a place here."""
+        return Path(name) if is_address(self.source) else beside(self.path, name)
 
     @property
     def has_decoder(self) -> bool:
@@ -92,6 +93,7 @@ class StoredModel:
         """Tensors by our names, in float32 if another library wrote them."""
         if self.is_ours:
             return read_weights(self.path)
+        assert self.tensors, "they were let go of once the network was built"
         return {name: tensor.float() for name, tensor in self.tensors.items()}
 
     @cached_property
@@ -110,8 +112,8 @@ class StoredModel:
         """
         if not self.description.mean:
             raise UserError(
-                f"{self.source} does not say how its images were normalised; set data.mean and data.std (in mae embed "
-                "and predict: mean and std; in mae.load: mean=, std=), "
+                f"{self.source} does not say how its images were normalised; set data.mean and data.std (in mae embed, "
+                "predict and export: mean and std; in mae.load: mean=, std=), "
                 f"which are {_IMAGENET} for the models published for ImageNet"
             )
         return self
@@ -173,11 +175,12 @@ def _is_ours(path: Path) -> bool:
 
 def _open_foreign(source: str, path: Path, heads: int | None) -> StoredModel:
     found = read_tensors(path)
-    if wrong := next((name for name, tensor in found.tensors.items() if not tensor.is_floating_point()), None):
-        raise UserError(f"{path} holds {wrong} as {found.tensors[wrong].dtype}; allowed: floating-point weights")
+    _require_numbers(found.tensors, path)
     header = parse_description(found.header[_OURS], path) if _OURS in found.header else None
     facts = _facts(path, found) if header is None else facts_of(header)
-    described = describe(recognise(found.tensors, source), facts, heads, source)
+    recognised = recognise(found.tensors, source)
+    _require_floating_point(recognised.weights, path)
+    described = describe(recognised, facts, heads, source)
     description, recognised = described.description, described.found
     if header is not None:
         description = replace(description, value_range=header.value_range)
@@ -187,6 +190,21 @@ def _open_foreign(source: str, path: Path, heads: int | None) -> StoredModel:
     return StoredModel(
         source, path, description, tuple(recognised.weights), report, recognised.weights, found.files, facts.eps
     )
+
+
+def _require_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise a `UserError` if a tensor is not an array of plain numbers: sparse, quantised, or without its values."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantised" if tensor.is_quantized else "without its values" if tensor.is_meta else "sparse"
+            raise UserError(f"{path} holds {name} {kind}; allowed: floating-point weights")
+
+
+def _require_floating_point(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise a `UserError` if a tensor by our name is of another type; what is left out may be, such as a count."""
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{path} holds {name} as {tensor.dtype}; allowed: floating-point weights")
 
 
 def _facts(path: Path, found: StoredTensors) -> Facts:

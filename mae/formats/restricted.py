@@ -15,7 +15,8 @@ import torch
 
 from mae.errors import UserError
 
-_UNKNOWN = re.compile(r"GLOBAL (\S+) was not an allowed global")
+# "GLOBAL os.system was not an allowed global", "unsupported GLOBAL posix.system whose module posix is blocked"
+_UNKNOWN = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_checkpoint(path: Path) -> Any:

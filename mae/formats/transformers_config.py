@@ -29,7 +29,7 @@ def transformers_facts(config: Mapping[str, Any], processor: Mapping[str, Any], 
             raise UserError(f"{path} has {name} {config[name]}; a model that can be read has {allowed}")
     eps = number(config.get("layer_norm_eps", _EPS_OF_TRANSFORMERS))
     size = size_pair(config.get("image_size"))
-    normalises = processor.get("do_normalize", True) is True
+    normalises = processor.get("do_normalize", True) is True and processor.get("do_rescale", True) is True
     is_known = "image_mean" in processor and abs((number(processor.get("rescale_factor", _BYTE)) or 0) - _BYTE) < 1e-9
     is_published = kind == "vit_mae"
     return Facts(
@@ -54,14 +54,24 @@ def _classes(value: object) -> tuple[str, ...] | None:
 
 
 def _crop_pct(processor: Mapping[str, Any], size: tuple[int, int] | None) -> float | None:
-    """Return the share of the resized image that is cropped; without a crop, 1."""
-    if not processor or size is None:
+    """Return the share of the resized image that is cropped; without a crop, 1; without a resize, None."""
+    if not processor or size is None or processor.get("do_resize", True) is not True:
         return None
-    least = number(mapping(processor.get("size")).get("shortest_edge"))
-    if processor.get("do_center_crop") is not True or not least or least <= min(size):
+    if processor.get("do_center_crop") is not True:
         return 1.0
-    share = min(size) / least
-    while math.floor(min(size) / share) < math.floor(least):  # the quotient was rounded up
+    given = processor.get("size")
+    sides = mapping(given)
+    least = whole(sides.get("shortest_edge", sides.get("height", given)))
+    return None if least is None else share_of_resized(min(size), least)
+
+
+def share_of_resized(side: int, resized: int) -> float:
+    """Return the share of a resized side that a crop of `side` takes, so that floor(side / share) is that resized side.
+
+    A crop that is larger than the resized side takes all of it: the share is 1.
+    """
+    share = min(1.0, side / resized)
+    while share < 1 and math.floor(side / share) < resized:  # side / resized may have been rounded up
         share = math.nextafter(share, 0)
     return share
 
@@ -70,7 +80,8 @@ def _remarks(processor: Mapping[str, Any]) -> list[str]:
     if processor.get("do_resize", bool(processor)) is not True:
         return []
     remarks = []
-    if "shortest_edge" not in mapping(processor.get("size")) and processor.get("do_center_crop") is not True:
+    resizes, sides = processor.get("do_resize", True) is True, processor.get("size")
+    if resizes and "shortest_edge" not in mapping(sides):
         remarks.append("its images were squashed to their size, here they are cropped at the centre")
     if processor.get("resample", _BICUBIC) != _BICUBIC:
         remarks.append("its images were not resized bicubic, here they are")

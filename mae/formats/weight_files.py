@@ -108,8 +108,9 @@ def _of_checkpoint(path: Path, content: Any) -> StoredTensors:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__} instead of tensors by name; {REMEDY}")
     parts = (content[name] for name in _PARTS if isinstance(content.get(name), Mapping))
-    tensors = {name: each for name, each in next(parts, content).items() if isinstance(each, Tensor)}
-    header = {name: text for name, text in content.items() if isinstance(text, str)}
+    named = ((name, each) for name, each in next(parts, content).items() if isinstance(name, str))
+    tensors = {name: each for name, each in named if isinstance(each, Tensor)}
+    header = {name: text for name, text in content.items() if isinstance(name, str) and isinstance(text, str)}
     given = content.get("args")
     return StoredTensors((path,), _named(tensors), header, vars(given) if isinstance(given, Namespace) else {})
 
@@ -118,8 +119,10 @@ def _read_shards(path: Path) -> StoredTensors:
     """Read the files that an index of transformers names, all beside it."""
     try:
         names = sorted(set(json.loads(read_bounded(path, _INDEX_BYTES))["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
+        if any(Path(name).name != name or name in ("", "..") or "\0" in name for name in names):
             raise ValueError("a file is elsewhere")
+        if not names:
+            raise ValueError("it names no file")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not an index of weights: {error}") from None
     shards = [_read_file(path.with_name(name)) for name in names]

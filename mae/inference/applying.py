@@ -41,7 +41,7 @@ class Application:
             UserError: if there is no model, it lacks a head that it needs, or a source has no images.
         """
         say = print_line if accelerator.is_main_process else lambda text: None
-        stored = open_model(settings.model, settings.normalization, best=True)
+        stored = open_model(settings.model, settings.normalization, settings.heads, best=True)
         model = load_stored(stored, accelerator.device)
         if needs_head:
             model.require_head()

@@ -31,7 +31,7 @@ from mae.models.network import build_network
 from mae.models.readout import NormKind, encode_all, features_of_tokens, read_features, select
 from mae.models.selection import Selection, read_selection
 from mae.models.vit import TokenKind
-from mae.models.weights import file_tensors
+from mae.models.weights import file_tensors, require_finite
 from mae.output import say
 
 BATCH = 64
@@ -70,9 +70,11 @@ def load_stored(stored: StoredModel, device: str | torch.device | None = None) -
     """Load a model that is open, as `load` does.
 
     Raises:
-        UserError: if its tensors are not those of its description, or it does not say how its images were normalised.
+        UserError: if its tensors are not those of its description or not finite, or it does not say how its images were
+            normalised.
     """
     path, description = stored.path, stored.require_normalization().description
+    require_finite(stored.weights, path)
     network = build_network(description, stored.weights, path)
     take_norms(network, stored)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -219,7 +221,7 @@ class Model:
         Args:
             to: Names of targets, such as `timm`, `transformers` and `onnx`; or `all`.
             out: New folder: of one target the export itself, of several the folder of one folder for each target. None:
-                `export-TARGET` beside the model.
+                `export-TARGET` beside the model; see `mae.formats.opening.StoredModel.beside`.
 
         Raises:
             UserError: if a target cannot hold the model, or loads it with other outputs.
@@ -227,7 +229,7 @@ class Model:
         assert self.stored is not None
         require_our_norms(self.stored)
         weights = {name: tensor.float().cpu() for name, tensor in file_tensors(self.network).items()}
-        model = TrainedModel(self.path, self.description, weights, self.sha256)
+        model = TrainedModel(self.path, self.description, weights, self.sha256, self.stored)
         return export_model(model, to, None if out is None else Path(out), say)
 
     def require_head(self) -> None:

@@ -13,21 +13,15 @@ from mae.settings import check
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadSettings:
-    """How images are read for a model, whose description decides their size and normalisation."""
+class UnsaidSettings:
+    """What a model of another library may not say of itself."""
 
-    workers: int = 2
-    """Processes that decode images, for each rank; 0: the rank itself decodes."""
-    image_extension: str | None = None
-    """Extension, after the first dot, of the images in shards, such as `image.jpg`; None: the usual extensions."""
-    cache_dir: Path | None = None
-    """Folder for features and for copies of shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
-    cache_bytes: float = CACHE_BYTES
-    """Greatest total size of the copies of shards [bytes]."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel on a scale of 0 to 1, for a model that does not say its own."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, likewise."""
+    heads: int | None = None
+    """Number of attention heads, likewise."""
 
     @property
     def normalization(self) -> Normalization | None:
@@ -38,6 +32,20 @@ class ReadSettings:
         """
         check((self.mean is None) == (self.std is None), "mean", self.mean, "mean and std set together")
         return None if self.mean is None or self.std is None else Normalization(self.mean, self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings(UnsaidSettings):
+    """How images are read for a model, whose description decides their size and normalisation."""
+
+    workers: int = 2
+    """Processes that decode images, for each rank; 0: the rank itself decodes."""
+    image_extension: str | None = None
+    """Extension, after the first dot, of the images in shards, such as `image.jpg`; None: the usual extensions."""
+    cache_dir: Path | None = None
+    """Folder for features and for copies of shards; None: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+    cache_bytes: float = CACHE_BYTES
+    """Greatest total size of the copies of shards [bytes]."""
 
     def as_seen_by(self, model: ModelDescription) -> DataSettings:
         """Return the settings with which shards are read for a model."""

@@ -89,6 +89,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def require_finite(weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raise a `UserError` that names the first tensors with a value that is not finite, whose outputs mean nothing."""
+    if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(
+            f"{source} holds values that are not finite, in {first_of(wrong, most=2)}; give an earlier checkpoint, or "
+            "another file"
+        )
+
+
 def holds_tensors(path: Path, weights: Mapping[str, Tensor]) -> bool:
     """Return whether a file holds tensors equal to these, whatever its header says beside them."""
     if not path.is_file():

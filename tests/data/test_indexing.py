@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +65,23 @@ def test_nothing_is_written_into_the_data_folder(make_shards: Callable[..., Path
     assert index.folder.is_relative_to(tmp_path / "cache" / "index")
 
 
-def test_an_index_is_made_once_and_said_so(make_shards: Callable[..., Path], tmp_path: Path) -> None:
-    folder, said, done = make_shards([3, 2]), list[str](), list[int]()
+def test_an_index_is_made_once_and_said_so(
+    make_shards: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said, done, bars = make_shards([3, 2]), list[str](), list[int](), list[tuple[str, int, bool]]()
+
+    def bar(title: str, total: int, is_bytes: bool) -> AbstractContextManager[Callable[[int], None]]:
+        bars.append((title, total, is_bytes))
+        return nullcontext(done.append)
+
+    monkeypatch.setattr(indexing, "progress_bar", bar)
     shards = expand([str(folder)])
-    first = index_of(shards, tmp_path / "cache", None, 1, said.append, done.append)
+    first = index_of(shards, tmp_path / "cache", None, 1, said.append)
     assert said == ["indexing 2 shards"]
     assert done == [shard.size for shard in shards]
-    second = index_of(shards, tmp_path / "cache", None, 1, said.append, done.append)
-    assert (len(said), len(done)) == (1, 2)
+    assert bars == [("indexing", sum(done), True)]
+    second = index_of(shards, tmp_path / "cache", None, 1, said.append)
+    assert (len(said), len(done), len(bars)) == (1, 2, 1)
     assert second.fingerprint == first.fingerprint
     assert {p.name for p in first.folder.iterdir()} == {"lock", "manifest.json", "samples.bin"}
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from mae.export.exporting import export_model
 from mae.export.safetensors import Safetensors
 from mae.export.target import Difference, compare
 from mae.export.trained_model import TrainedModel, read_trained_model
+from mae.formats.opening import open_model
+from mae.pipelines import export as command
+from mae.pipelines.export import ExportSettings, run
 
 
 def said(model: TrainedModel, to: Sequence[str], out: Path) -> list[str]:
@@ -31,6 +35,14 @@ def test_one_target_fills_the_folder_and_several_have_one_each(tmp_path: Path) -
     said(model, ["timm", "safetensors"], tmp_path / "two")
     assert (tmp_path / "one" / "config.json").is_file()
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["safetensors", "timm"]
+
+
+def test_the_current_folder_is_filled_if_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said(autoencoder(SQUARE, (8, 8), 3), ["safetensors"], Path())
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "here" / "model.safetensors").is_file()
 
 
 def test_a_target_that_is_refused_stops_all_before_the_first_is_written(tmp_path: Path) -> None:
@@ -66,6 +78,14 @@ def test_all_means_every_target_that_can_be_written_and_names_the_others(
         said(model, ["other"], tmp_path / "other")
     with pytest.raises(UserError, match=r"to is tim; allowed: timm, torchvision, safetensors, other, all"):
         said(model, ["tim"], tmp_path / "other")
+
+
+def test_a_model_whose_outputs_are_not_finite_is_refused(tmp_path: Path) -> None:
+    model = autoencoder(SQUARE, (8, 8), 3)
+    broken = replace(model, weights={**model.weights, "norm.bias": torch.full((16,), float("nan"))})
+    with pytest.raises(UserError, match=r"the tokens of the model itself are not finite; nothing was exported. Its w"):
+        said(broken, ["timm"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("change", [1e-3, float("nan")])
@@ -128,3 +148,28 @@ def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused(tmp_pa
     torch.save(theirs.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(UserError, match=r"bare.pth does not say how its images were normalised"):
         read_trained_model(tmp_path / "bare.pth")
+
+
+def test_the_command_takes_what_a_file_does_not_say_and_reports_its_tensors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=16, num_heads=2, num_classes=0)
+    torch.save(theirs.state_dict() | {"fc.weight": torch.zeros(3, 16)}, tmp_path / "bare.pth")
+    words = [str(tmp_path / "bare.pth"), "--to", "safetensors", "--out", str(tmp_path / "out")]
+    command.main([*words, "--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6", "--heads", "2"])
+    assert open_model(tmp_path / "out").description.mean == (0.1, 0.2, 0.3)
+    assert "1 left out (head of another kind)" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        command.main([*words[:2], "--mean", *"111", "--std", *"111", "--heads", "2"])
+    assert end.value.code == 2
+    assert "to names no target; allowed: timm, " in capsys.readouterr().err
+
+
+def test_under_a_launcher_the_first_process_does_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = autoencoder(SQUARE, (8, 8), 3)
+    monkeypatch.setenv("RANK", "1")
+    assert run(ExportSettings(model.path, out=tmp_path / "out")) == []
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert [each.target for each in run(ExportSettings(model.path, out=tmp_path / "out"))] == ["timm"]

@@ -1,11 +1,12 @@
 """An export appears whole under its name, or not at all."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from mae.errors import UserError
+from mae.errors import UserError, user_error_of
 from mae.export.publish import VERIFICATION_FILE, new_folder
 
 
@@ -59,3 +60,51 @@ def test_an_export_that_is_there_is_compared(tmp_path: Path) -> None:
             (part / "file").write_text("x")
             (part / VERIFICATION_FILE).write_text("{}")
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_one_of_two_exports_at_once_is_refused_and_the_other_is_whole(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as part:
+        (part / "file").write_text("x")
+        with (
+            pytest.raises(UserError, match=r"out is being written by another export; wait for it"),
+            new_folder(tmp_path / "out"),
+        ):
+            pytest.fail("it was to be refused")
+        (part / "other").write_text("x")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["file", "other"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_after_an_error_the_new_folders_above_are_gone_unless_they_are_used(tmp_path: Path) -> None:
+    for used in (False, True):
+        with suppress(UserError), new_folder(tmp_path / "a" / "b" / "out"):
+            if used:
+                (tmp_path / "a" / "other").mkdir()
+            raise UserError
+        assert [path.name for path in tmp_path.rglob("*")] == (["a", "other"] if used else [])
+
+
+def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".out.part").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    for out, words in (
+        (tmp_path / "out", "out.part cannot be made: File exists; remove it"),
+        (Path("/proc/x"), "made: "),
+    ):
+        with pytest.raises(UserError, match=words), new_folder(out):
+            pytest.fail("it was to be refused")
+    with pytest.raises(OSError, match="Too many levels") as error, new_folder(tmp_path / "loop" / "out"):
+        pytest.fail("it was to be refused")
+    assert user_error_of(error.value) is not None
+
+
+def test_an_export_into_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step-000000001"
+    checkpoint.mkdir(parents=True)
+    for name in ("manifest.json", "model.safetensors"):
+        (checkpoint / name).touch()
+    (tmp_path / "link").symlink_to(checkpoint)
+    for out in (checkpoint / "out", tmp_path / "link" / "a" / "out"):
+        with pytest.raises(UserError, match=r"is in the checkpoint .*/step-000000001, which"), new_folder(out):
+            pytest.fail("it was to be refused")
+    assert len(list(checkpoint.iterdir())) == 2

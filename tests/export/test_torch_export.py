@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import zipfile
@@ -37,6 +38,17 @@ def require_equal_outputs(model: TrainedModel, folder: Path) -> None:
     for name, ours in expected.items():
         torch.testing.assert_close(found[name], ours, rtol=0, atol=1e-6)
         assert not found[name].requires_grad
+
+
+def test_a_disk_that_takes_no_more_is_an_error_of_one_line(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*model.pt2'"):
+            export(CLASSIFIER, "torch_export", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_output_of_a_classifier_is_the_models(exported: Path) -> None:

@@ -57,6 +57,9 @@ def refusal(source: str | Path, **options: Any) -> str:
         (b"PK\x03\x04 and so on", "is not an intact PyTorch checkpoint"),
         (saved([1, 2]), "holds a list instead of tensors by name"),
         (saved({"a": 1}), "holds no weights"),
+        (saved({"model": {0: torch.zeros(2)}, 1: "text"}), "holds no weights"),
+        (saved(BARE | {"norm.bias": torch.zeros(192, device="meta")}), "norm.bias without its values; allowed: fl"),
+        (saved(BARE | {"norm.bias": torch.zeros(192).to_sparse()}), "holds norm.bias sparse; allowed: floating-point"),
         (saved({"a": torch.zeros(99)})[:-400], "is not an intact PyTorch checkpoint"),
         (pickle.dumps({"a": 1}), "is no checkpoint of tensors and plain values"),
     ],
@@ -74,6 +77,8 @@ def test_a_pickle_that_asks_for_code_is_refused_by_the_name_of_it(protocol: int,
     assert ("asks for code (" if protocol == 2 else "is no checkpoint of tensors and plain values") in refusal(path)
     path.write_bytes(pickle.dumps({"model": Trap(canary)}, protocol=protocol))
     assert "; it is not opened" in refusal(path)
+    path.write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.")
+    assert "asks for code (os.system); it is not opened" in refusal(path)
     torch.save(torch.nn.Linear(2, 2), path)
     assert "asks for code (torch.nn.modules.linear.Linear)" in refusal(path)
     assert not canary.exists()
@@ -126,7 +131,8 @@ def test_what_is_missing_or_too_much_is_named(
 
 def test_what_no_tensor_shows_is_asked_for(tmp_path: Path) -> None:
     save_file(timm_vit(num_classes=0).state_dict(), tmp_path / "narrow.safetensors")
-    assert "width 16 does not tell; set model.heads (in mae.load: heads=)" in refusal(tmp_path / "narrow.safetensors")
+    words = "width 16 does not tell; set model.heads (in mae embed, predict and export: heads; in mae.load: heads=)"
+    assert words in refusal(tmp_path / "narrow.safetensors")
     assert "which 3 heads do not divide" in refusal(tmp_path / "narrow.safetensors", heads=3)
     moco = timm_vit(num_classes=0, embed_dim=384, depth=1, num_heads=12).state_dict()
     torch.save({"state_dict": {f"module.base_encoder.{n}": t for n, t in moco.items()}}, tmp_path / "moco.pth")
@@ -179,7 +185,13 @@ def test_a_folder_of_transformers_of_another_kind(change: dict[str, Any], words:
     assert words in refusal(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"weight_map": {"a": "../other.safetensors"}}', '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{", '{"weight_map": 3}', '{"weight_map": {}}'),
+        *(json.dumps({"weight_map": {"a": name}}) for name in ("../other.safetensors", "..", "", "a\0b", 3)),
+    ],
+)
 def test_damaged_texts_beside_weights(text: str, tmp_path: Path) -> None:
     folder = transformers_folder(tmp_path / "vit", vit_classifier())
     if "weight_map" in text:
@@ -218,4 +230,4 @@ def test_a_cached_model_is_read_without_the_hub(tmp_path: Path, monkeypatch: pyt
         timm_folder(repository / "snapshots" / ("0" * 40))
         stored = open_model(address)
         assert stored.description.mean == NORMALIZATION["mean"]
-        assert stored.folder == Path()
+        assert stored.beside("export-timm") == Path("export-timm")

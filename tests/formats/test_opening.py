@@ -86,6 +86,15 @@ def test_bare_files_are_read_through_their_wrappers(place: str, prefix: str, tmp
     assert model.classes == tuple("01234")
 
 
+def test_counts_of_a_network_that_is_left_out_do_no_harm(tmp_path: Path) -> None:
+    weights = {f"module.base_encoder.{name}": tensor for name, tensor in timm_vit(num_classes=0).state_dict().items()}
+    norm = {"module.base_encoder.head.1.num_batches_tracked": torch.tensor(3)}  # MoCo v3's heads have batch norms
+    torch.save({"state_dict": weights | norm}, tmp_path / "moco.pth")
+    stored = open_model(tmp_path / "moco.pth", heads=2)
+    assert stored.report is not None
+    assert stored.report.left_out == {"base_encoder.head.1.num_batches_tracked": "head of another kind"}
+
+
 def test_bfloat16_is_read_as_float32(tmp_path: Path) -> None:
     theirs = timm_vit().bfloat16()
     save_file(theirs.state_dict(), tmp_path / "w.safetensors")

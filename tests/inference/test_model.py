@@ -10,6 +10,7 @@ import timm
 import torch
 from conftest import png
 from PIL import Image
+from safetensors.torch import load_file
 from timm.utils import AttentionExtract
 
 import mae
@@ -22,7 +23,7 @@ from mae.errors import UserError
 from mae.inference.inputs import Picture, encoded
 from mae.inference.model import BATCH, Model
 from mae.models.classifier import build_classifier
-from mae.models.description import describe_model
+from mae.models.description import describe_model, find_best_model, read_description
 from mae.models.patches import patchify
 from mae.models.selection import Selection
 from mae.models.weights import file_tensors, write_weights
@@ -178,6 +179,15 @@ def test_an_export_for_timm_and_a_model_file_can_be_loaded(pretrained: Path, tmp
     expected = mae.load(pretrained, "cpu").embed(pixels(0))
     for source in (tmp_path / "out", file, str(file)):
         assert torch.equal(mae.load(source, "cpu").embed(pixels(0)), expected)
+
+
+def test_weights_that_are_not_finite_are_refused(tuned: Path, tmp_path: Path) -> None:
+    file = find_best_model(tuned)
+    weights = load_file(file)
+    weights["blocks.0.mlp.fc1.weight"][3, 2] = float("nan")
+    write_weights(tmp_path / "damaged.safetensors", weights, read_description(file).metadata())
+    with pytest.raises(UserError, match=r"holds values that are not finite, in blocks.0.mlp.fc1.weight; give an earl"):
+        mae.load(tmp_path / "damaged.safetensors")
 
 
 def test_what_a_model_cannot_do_is_refused(pretrained: Path, tuned: Path, tmp_path: Path) -> None:

@@ -241,7 +241,6 @@ def test_patience_needs_something_to_wait_for(shards: Path, held_out: Path) -> N
     [
         (["--model.depth", "1"], r"depth 2, settings ask for 1"),
         (["--model.heads", "4"], r"heads 2, settings ask for 4"),
-        (["--model.patch_size", "4"], r"patch_size \(2, 2\), settings ask for \(4, 4\)"),
         (["--batch_size", "7"], r"mixup and cutmix pair"),
         (["--labels_per_class", "50"], r"class 0 has 7 samples"),
     ],

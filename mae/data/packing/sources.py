@@ -28,7 +28,7 @@ def find_images(source: str, cache_dir: Path, known: ClassList = NO_CLASSES, lab
             not in `known`.
     """
     found = Source(redacted(source) if scheme_of(source) else os.path.realpath(source), iter(()))
-    if _is_tree(source):
+    if is_tree(source):
         found.items = list_tree(found, known, labels)
         return found
     shards = expand([source])
@@ -52,7 +52,7 @@ def find_splits(
     Raises:
         UserError: for a reason of `find_images`, or if folders in it may be splits or classes.
     """
-    folders = _split_folders(source, split, known) if _is_tree(source) else {}
+    folders = _split_folders(source, split, known) if is_tree(source) else {}
     if not folders:
         return {split or DEFAULT_SPLIT: find_images(source, cache_dir, known, labels)}
     if not known.names and labels != "none":
@@ -67,7 +67,8 @@ def find_splits(
     return splits
 
 
-def _is_tree(source: str) -> bool:
+def is_tree(source: str) -> bool:
+    """Return whether a source is a folder of image files or of other folders, not of shards."""
     if not Path(source).is_dir():
         return False
     return not any(name.endswith(SUFFIXES) for name in entries(source)[0])
@@ -105,6 +106,6 @@ def _union(folders: Mapping[str, str]) -> ClassList:
     """Return the names of the class folders of all splits; splits that are shards have their own list."""
     names: set[str] = set()
     for folder in folders.values():
-        if _is_tree(folder):
+        if is_tree(folder):
             names.update(labels_of(entries(folder)[1], folder, NO_CLASSES)[1])
     return ClassList(tuple(sorted(names)), f"the class folders of {', '.join(folders.values())}")

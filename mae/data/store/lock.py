@@ -27,6 +27,21 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
         os.close(descriptor)
 
 
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder itself inside the `with` block, and yield whether this process got the lock, as `lock` does.
+
+    False is also yielded if the folder has meanwhile been renamed or removed, by the process that had the lock before.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        is_locked = _is_locked(descriptor, wait=False)
+        is_there = os.path.lexists(folder) and os.path.samestat(os.lstat(folder), os.fstat(descriptor))
+        yield is_locked and is_there
+    finally:
+        os.close(descriptor)
+
+
 def _is_locked(descriptor: int, wait: bool) -> bool:
     """Lock an open file, and return whether this process has the lock now."""
     try:
