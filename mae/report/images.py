@@ -41,7 +41,7 @@ def displayable(image: Tensor) -> NDArray[np.float32]:
 
 def embedded(pixels: Float[np.ndarray, "height width 3"]) -> str:
     """Return the URL of a picture from 0 to 1, at most `_SIDE` pixels wide and high."""
-    image = Image.fromarray((255 * np.clip(np.nan_to_num(pixels), 0, 1)).round().astype(np.uint8), mode="RGB")
+    image = Image.fromarray((255 * np.clip(np.nan_to_num(pixels), 0, 1)).round().astype(np.uint8))
     buffer = io.BytesIO()
     if max(image.size) <= _TINY:
         image.save(buffer, format="PNG", optimize=True)

@@ -26,8 +26,10 @@ def fitted(path: Path, grid: tuple[int, int], patch: tuple[int, int], channels: 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 1), (3, 2), (3, 5), (3, 6), (1, 3), (5, 3), (5, 1), (4, 9)])
 def test_channels_are_adapted_as_timm_does(old: int, new: int) -> None:
-    weight = torch.randn(6, old, 4, 4)
-    torch.testing.assert_close(for_channels(weight, new), adapt_input_conv(new, weight.clone(), base_chans=old))
+    if old != 3:
+        pytest.importorskip("timm", "1.0.31", reason="earlier timm adapts weights of 3 channels only")
+    weight, channels = torch.randn(6, old, 4, 4), {} if old == 3 else {"base_chans": old}
+    torch.testing.assert_close(for_channels(weight, new), adapt_input_conv(new, weight.clone(), **channels))
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 1), (1, 3), (3, 6)])
