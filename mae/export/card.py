@@ -45,7 +45,7 @@ def write_card(target: Target, model: TrainedModel, folder: Path) -> None:
 
 def card(target: Target, model: TrainedModel, facts: Facts, proof: dict[str, Any]) -> str:
     """Return the text of a card; `proof` is the content of `verification.json`."""
-    kept = {name: tensor for name, tensor in model.weights.items() if name not in target.left_behind(model)}
+    kept = target.kept(model)
     has_head = bool(set(model.head_names) & kept.keys())
     sections = [
         ("Load it", _loading(target, model)),

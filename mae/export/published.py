@@ -17,7 +17,6 @@ from mae.export.trained_model import TrainedModel
 from mae.files import written_atomically
 
 _ENCODER, _FULL = "encoder.pth", "full.pth"
-_COMPARED_IMAGES = 4
 
 
 class Published(Target):
@@ -27,10 +26,14 @@ class Published(Target):
     library = "code for the published checkpoints"
     tolerance = 1e-6
 
+    def keeps_head(self, model: TrainedModel) -> bool:
+        """Return whether the head is one linear layer on one kind of token."""
+        return model.has_plain_head
+
     def left_behind(self, model: TrainedModel) -> Sequence[str]:
         """Return the tensors of a decoder of another kind, and of a head that the published classifiers do not have."""
-        decoder = [] if _has_published_decoder(model) else model.decoder_names
-        return [*decoder, *([] if model.has_plain_head else model.head_names)]
+        left = super().left_behind(model)
+        return [name for name in left if name not in model.decoder_names] if _has_published_decoder(model) else left
 
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Write the encoder, and encoder and decoder together if there is a decoder."""
@@ -41,7 +44,7 @@ class Published(Target):
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare all tokens, the logits of a classifier, and the pixels that a decoder predicts."""
-        images = model.images(_COMPARED_IMAGES)
+        images = model.images()
         description = replace(model.description, decoder=None)
         encoder = TrainedModel(folder / _ENCODER, description, _load(folder / _ENCODER))
         yield compare("tokens", model.tokens(images), encoder.tokens(images))

@@ -1,6 +1,6 @@
 """Export to a bare safetensors file: the encoder by timm's names, described in its header."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from mae.models.description import read_description
 from mae.models.weights import write_weights
 
 _WEIGHTS = "model.safetensors"
-_COMPARED_IMAGES = 4
 
 
 class Safetensors(Target):
@@ -22,17 +21,17 @@ class Safetensors(Target):
     library = "safetensors"
     tolerance = 1e-6
 
-    def left_behind(self, model: TrainedModel) -> Sequence[str]:
-        """Return the tensors of decoder and head."""
-        return [*model.decoder_names, *model.head_names]
+    def keeps_head(self, model: TrainedModel) -> bool:
+        """Return that no head is held."""
+        return False
 
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Write the file."""
-        write_weights(folder / _WEIGHTS, model.encoder_weights, replace(model.description, decoder=None).metadata())
+        write_weights(folder / _WEIGHTS, self.kept(model), replace(model.description, decoder=None).metadata())
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare all tokens of the encoder that the file describes."""
-        path, images = folder / _WEIGHTS, model.images(_COMPARED_IMAGES)
+        path, images = folder / _WEIGHTS, model.images()
         theirs = TrainedModel(path, read_description(path), load_file(path))
         yield compare("tokens", model.tokens(images), theirs.tokens(images))
 

@@ -61,9 +61,18 @@ class Target(ABC):
         """Return why this target cannot hold the model, and the remedy; None if it can."""
         return None
 
+    def keeps_head(self, model: TrainedModel) -> bool:
+        """Return whether the export holds the head of a classifier like this model."""
+        return True
+
     def left_behind(self, model: TrainedModel) -> Sequence[str]:
-        """Return the names of the model's tensors that the export does not hold."""
-        return model.decoder_names
+        """Return the names of the model's tensors that the export does not hold: its decoder, and perhaps its head."""
+        return [*model.decoder_names, *([] if self.keeps_head(model) else model.head_names)]
+
+    def kept(self, model: TrainedModel) -> dict[str, Tensor]:
+        """Return the model's tensors that the export holds, by our names."""
+        left = self.left_behind(model)
+        return {name: tensor for name, tensor in model.weights.items() if name not in left}
 
     @abstractmethod
     def write(self, model: TrainedModel, folder: Path) -> None:

@@ -6,7 +6,7 @@ and fail. transformers loads the folder too, through timm.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ _ARCHITECTURES = {
 # timm before 1.0.31 assumes that all weights have 3 channels: if the config named the layer that reads the image, it
 # would fill a layer of 2 or 5 channels with random weights.
 _CONVERTED_CHANNELS = (1, 3)
-_COMPARED_IMAGES = 4
 
 
 class Timm(Target):
@@ -42,18 +41,16 @@ class Timm(Target):
     tolerance = 1e-6
     hub_library = "timm"
 
-    def left_behind(self, model: TrainedModel) -> Sequence[str]:
-        """Return the decoder's tensors, and those of a head that timm's classifiers do not have."""
-        return [*model.decoder_names, *([] if model.has_plain_head else model.head_names)]
+    def keeps_head(self, model: TrainedModel) -> bool:
+        """Return whether the head is one linear layer on one kind of token."""
+        return model.has_plain_head
 
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Write weights and config."""
         # timm's features are one kind of token; the tensors are the same.
         pool: TokenKind = "avg" if model.description.pool == "avg" else "cls"
         description = replace(model.description, decoder=None, pool=pool)
-        left = self.left_behind(model)
-        weights = {name: tensor for name, tensor in model.weights.items() if name not in left}
-        write_weights(folder / "model.safetensors", weights, description.metadata())
+        write_weights(folder / "model.safetensors", self.kept(model), description.metadata())
         write_atomically(
             folder / "config.json",
             json.dumps(
@@ -64,7 +61,7 @@ class Timm(Target):
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare all tokens, and the logits of a classifier or the features of an encoder."""
         theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        images = model.images(_COMPARED_IMAGES)
+        images = model.images()
         tokens = model.tokens(images)
         yield compare("tokens", tokens, theirs.forward_features(images).detach())
         output = theirs(images).detach()

@@ -4,7 +4,7 @@ torchvision's class takes square images of three channels, and reads the cls tok
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from mae.files import write_atomically, written_atomically
 from mae.formats.torchvision_vit import to_torchvision
 
 _WEIGHTS, _ARGUMENTS = "model.pth", "arguments.json"
-_COMPARED_IMAGES = 4
 _RGB = 3
 _MLP_RATIO = 4
 
@@ -43,16 +42,14 @@ class Torchvision(Target):
             return "it pools by avg, torchvision's ViT reads the cls token; use timm or onnx"
         return None
 
-    def left_behind(self, model: TrainedModel) -> Sequence[str]:
-        """Return the decoder's tensors, and those of a head that torchvision's classifiers do not have."""
-        return [*model.decoder_names, *([] if model.has_plain_head else model.head_names)]
+    def keeps_head(self, model: TrainedModel) -> bool:
+        """Return whether the head is one linear layer on one kind of token."""
+        return model.has_plain_head
 
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Write weights and arguments."""
-        left = self.left_behind(model)
-        kept = {name: tensor for name, tensor in model.weights.items() if name not in left}
         with written_atomically(folder / _WEIGHTS) as file:
-            torch.save({name: tensor.clone() for name, tensor in to_torchvision(kept).items()}, file)
+            torch.save({name: tensor.clone() for name, tensor in to_torchvision(self.kept(model)).items()}, file)
         write_atomically(folder / _ARGUMENTS, json.dumps(_arguments(model), indent=2).encode())
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
@@ -61,7 +58,7 @@ class Torchvision(Target):
         if not model.has_plain_head:
             theirs.heads = nn.Identity()
         theirs.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
-        images = model.images(_COMPARED_IMAGES)
+        images = model.images()
         with torch.no_grad():
             output: Tensor = theirs.eval()(images)
         if model.has_plain_head:

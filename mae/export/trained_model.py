@@ -85,7 +85,7 @@ class TrainedModel:
         network = self.network
         return network.encoder if isinstance(network, MaskedAutoencoder) else network
 
-    def images(self, count: int) -> Float32[Tensor, "count channels height width"]:
+    def images(self, count: int = 4) -> Float32[Tensor, "count channels height width"]:
         """Return random normalised images, the same in each call."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(count, self.description.channels, *self.description.image_size, generator=generator)

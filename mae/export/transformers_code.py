@@ -11,13 +11,12 @@ from shutil import copyfile
 
 import torch
 
-from mae.export.target import Difference, Target, compare
+from mae.export.target import Difference, compare
 from mae.export.trained_model import TrainedModel
 from mae.export.transformers_folder import (
-    EXTRA,
     METADATA,
-    REQUIRES,
     WEIGHTS,
+    TransformersTarget,
     compare_prepared,
     labels,
     load,
@@ -33,18 +32,13 @@ _AUTO_MAP = {
     "AutoConfig": "modeling_mae.MaeClassifierConfig",
     "AutoModelForImageClassification": "modeling_mae.MaeClassifier",
 }
-_COMPARED_IMAGES = 4
 
 
-class TransformersCode(Target):
+class TransformersCode(TransformersTarget):
     """Whole classifier for transformers, with the code of its model."""
 
     name = "transformers_code"
     library = "transformers with trust_remote_code=True"
-    hub_library = "transformers"
-    tolerance = 1e-5
-    requires = REQUIRES
-    extra = EXTRA
 
     def refusal(self, model: TrainedModel) -> str | None:
         """Refuse a model without a head, and images of more than 8 bits."""
@@ -70,7 +64,7 @@ class TransformersCode(Target):
         """Compare the logits, and a prepared image."""
         from transformers import AutoModelForImageClassification  # noqa: PLC0415 (an extra, and slow to import)
 
-        images = model.images(_COMPARED_IMAGES)
+        images = model.images()
         theirs = load(AutoModelForImageClassification, folder, trust_remote_code=True)
         with torch.no_grad():
             yield compare("logits", model.logits(images), theirs(images).logits)

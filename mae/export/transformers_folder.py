@@ -12,18 +12,25 @@ import torch
 from torch import Tensor
 
 from mae.errors import UserError, first_of
-from mae.export.target import Difference, compare
+from mae.export.target import Difference, Target, compare
 from mae.export.trained_model import TrainedModel
 from mae.files import write_atomically
 from mae.models.description import ModelDescription
 
-REQUIRES = ("transformers>=5",)
-EXTRA = "transformers"
 WEIGHTS = "model.safetensors"
 METADATA = {"format": "pt"}
 """Header of a file of weights, without which older versions do not read it."""
 _BICUBIC = 3  # by Pillow's number
 _RGB = 3  # channels
+
+
+class TransformersTarget(Target):
+    """Folder of transformers, in the versions that are known to load it."""
+
+    hub_library = "transformers"
+    tolerance = 1e-5
+    requires = ("transformers>=5",)
+    extra = "transformers"
 
 
 def vit_config(description: ModelDescription) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from mae.export.target import Difference, Target, compare
+from mae.export.target import Difference, compare
 from mae.export.trained_model import TrainedModel
 from mae.export.transformers_folder import (
-    EXTRA,
     METADATA,
-    REQUIRES,
     WEIGHTS,
+    TransformersTarget,
     compare_prepared,
     load,
     range_refusal,
@@ -30,18 +29,13 @@ from mae.models.description import DecoderDescription, ModelDescription
 from mae.models.weights import write_weights
 
 _REMEDY = "export its encoder to transformers"
-_COMPARED_IMAGES = 4
 
 
-class TransformersMae(Target):
+class TransformersMae(TransformersTarget):
     """ViTMAE of transformers: encoder and decoder."""
 
     name = "vit_mae"
     library = "transformers (ViTMAEForPreTraining)"
-    hub_library = "transformers"
-    tolerance = 1e-5
-    requires = REQUIRES
-    extra = EXTRA
 
     def refusal(self, model: TrainedModel) -> str | None:
         """Refuse what is not the published autoencoder of square images."""
@@ -71,7 +65,7 @@ class TransformersMae(Target):
         """Compare the mask, the predicted pixels and the loss that follow from the same noise."""
         from transformers import AutoModelForPreTraining  # noqa: PLC0415 (an extra, and slow to import)
 
-        images, ours = model.images(_COMPARED_IMAGES), model.network
+        images, ours = model.images(), model.network
         assert isinstance(ours, MaskedAutoencoder)
         noise = torch.rand(len(images), ours.patches, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

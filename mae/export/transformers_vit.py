@@ -6,18 +6,17 @@ crop down, so that it may be one pixel further up or left. `pipeline("image-clas
 RGB: a model of other channels is for images that you prepare by `AutoImageProcessor`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from mae.export.target import Difference, Target, compare
+from mae.export.target import Difference, compare
 from mae.export.trained_model import TrainedModel
 from mae.export.transformers_folder import (
-    EXTRA,
     METADATA,
-    REQUIRES,
     WEIGHTS,
+    TransformersTarget,
     compare_prepared,
     labels,
     load,
@@ -29,18 +28,12 @@ from mae.export.transformers_folder import (
 from mae.formats.transformers_vit import to_transformers
 from mae.models.weights import write_weights
 
-_COMPARED_IMAGES = 4
 
-
-class Transformers(Target):
+class Transformers(TransformersTarget):
     """ViT of transformers: the encoder, with the head of a classifier if that is one linear layer on the cls token."""
 
     name = "transformers"
     library = "transformers"
-    hub_library = "transformers"
-    tolerance = 1e-5
-    requires = REQUIRES
-    extra = EXTRA
 
     def refusal(self, model: TrainedModel) -> str | None:
         """Refuse a model that does not norm its tokens one by one, and images of more than 8 bits."""
@@ -51,16 +44,14 @@ class Transformers(Target):
             )
         return range_refusal(model.description)
 
-    def left_behind(self, model: TrainedModel) -> Sequence[str]:
-        """Return the decoder's tensors, and those of a head that transformers' classifier does not have."""
-        return [*model.decoder_names, *([] if _has_their_head(model) else model.head_names)]
+    def keeps_head(self, model: TrainedModel) -> bool:
+        """Return whether the head is one linear layer on the cls token."""
+        return model.head == "linear" and model.description.pool == "cls"
 
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Write weights, config and image processor."""
-        left = self.left_behind(model)
-        kept = {name: tensor for name, tensor in model.weights.items() if name not in left}
-        config = {"model_type": "vit"} | vit_config(model.description)
-        if _has_their_head(model):
+        kept, config = self.kept(model), {"model_type": "vit"} | vit_config(model.description)
+        if self.keeps_head(model):
             config = {"architectures": ["ViTForImageClassification"]} | config | labels(model.classes)
             weights = to_transformers(kept, "ViTForImageClassification")
         else:
@@ -77,10 +68,10 @@ class Transformers(Target):
         """Compare all tokens, the logits of a classifier or the cls token of an encoder, and a prepared image."""
         from transformers import AutoModel, AutoModelForImageClassification  # noqa: PLC0415 (an extra)
 
-        images = model.images(_COMPARED_IMAGES)
+        images = model.images()
         tokens = model.tokens(images)
         with torch.no_grad():
-            if _has_their_head(model):
+            if self.keeps_head(model):
                 theirs = load(AutoModelForImageClassification, folder)
                 yield compare("tokens", tokens, theirs.vit(images).last_hidden_state)
                 yield compare("logits", model.logits(images), theirs(images).logits)
@@ -94,7 +85,7 @@ class Transformers(Target):
         """Return the lines of transformers."""
         kind, output, field = (
             ("AutoModelForImageClassification", "logits", "logits")
-            if _has_their_head(model)
+            if self.keeps_head(model)
             else ("AutoModel", "features", "pooler_output")
         )
         return (
@@ -102,7 +93,3 @@ class Transformers(Target):
             f'model = {kind}.from_pretrained("{folder}").eval()\n'
             f"{output} = model(images).{field}"
         )
-
-
-def _has_their_head(model: TrainedModel) -> bool:
-    return model.head == "linear" and model.description.pool == "cls"

@@ -126,11 +126,8 @@ def in_words(run: RunFiles) -> str:
     what = "Pretraining of a masked autoencoder" if run.kind == PRETRAINING else "Fine-tuning of a classifier"
     size = value("data.image_size")
     sides = [str(side) for side in size] if isinstance(size, list) and size else []
-    shape = value("model.timm_name") or " ".join(
-        [f"width {value('model.width')}, {value('model.depth')} blocks"]
-        if value("model.width")
-        else [f"size {value('model.size')}"]
-    )
+    width = value("model.width")
+    shape = f"width {width}, {value('model.depth')} blocks" if width else f"size {value('model.size')}"
     images = f" on images of {sides[0]}x{sides[-1]}" if sides else ""
     return f"{what}, {shape}{images}"
 
