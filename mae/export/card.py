@@ -36,7 +36,7 @@ _LICENCE = (
 
 def write_card(target: Target, model: TrainedModel, folder: Path) -> None:
     """Write the card of a verified export into its folder, and its picture of reconstructions if there is one."""
-    facts = facts_of(model.path)
+    facts = facts_of(model)
     if facts.picture is not None:
         shutil.copyfile(facts.picture, folder / PICTURE_FILE)
     proof = json.loads((folder / VERIFICATION_FILE).read_bytes())

@@ -3,7 +3,6 @@
 All that is missing, or cannot be read, is left out: an export does not depend on it.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,7 +12,8 @@ from typing import Any
 
 from mae.errors import UserError
 from mae.export.results import THIS_MODEL, Result, evaluated, measured_in_run
-from mae.files import open_regular, read_bounded
+from mae.export.trained_model import TrainedModel
+from mae.files import read_bounded
 from mae.models.description import BEST_FILE
 from mae.models.selection import Selection, read_selection
 from mae.run_files import CHECKPOINTS, MANIFEST_FILE, METRICS_FILE, PICTURES, SETTINGS_FILE, figures, read_records
@@ -43,11 +43,12 @@ class Facts:
     """Newest picture of reconstructions that was drawn until then."""
 
 
-def facts_of(model: Path) -> Facts:
-    """Return what the run of a model file tells: the file is in its folder, or in one of its checkpoints."""
+def facts_of(exported: TrainedModel) -> Facts:
+    """Return what the run of a model tells, whose file is in the folder of the run, or in one of its checkpoints."""
+    model = exported.path
     run = _run_of(model)
     if run is None:
-        return Facts({}, results=_results(model, None, [], None, {}))
+        return Facts({}, results=_results(exported, None, [], None, {}))
     settings = _settings(run / SETTINGS_FILE)
     selection = _selection(model)
     manifest = _manifest(run, model, selection)
@@ -64,7 +65,7 @@ def facts_of(model: Path) -> Facts:
         step * batch / samples if step and batch and samples else None,
         samples,
         fingerprint if isinstance(fingerprint, str) else None,
-        _results(model, run, records, selection, manifest),
+        _results(exported, run, records, selection, manifest),
         _picture(run, step),
     )
 
@@ -106,24 +107,22 @@ def _records(run: Path) -> list[dict[str, Any]]:
 
 
 def _results(
-    model: Path,
+    model: TrainedModel,
     run: Path | None,
     records: list[dict[str, Any]],
     selection: Selection | None,
     manifest: Mapping[str, Any],
 ) -> tuple[Result, ...]:
     """Return the results of `mae evaluate` for this very file; without any, what the run has measured."""
-    files = list(_evaluations(model.absolute().parent if run is None else run))
-    digest = _sha256(model) if files else ""
     found: dict[tuple[str, ...], Result] = {}
-    for content in files:
-        for result in evaluated(content, digest, selection):
+    for content in _evaluations(model.path.absolute().parent if run is None else run):
+        for result in evaluated(content, model.sha256, selection):
             found.setdefault((result.encoder, result.protocol, result.samples), result)
     if found:
         return tuple(sorted(found.values(), key=lambda result: result.encoder != THIS_MODEL))
     notes = manifest.get("notes")
     pipeline = notes.get("pipeline") if isinstance(notes, dict) else None
-    ended_early = isinstance(pipeline, dict) and "early_end" in pipeline and model.name != BEST_FILE
+    ended_early = isinstance(pipeline, dict) and "early_end" in pipeline and model.path.name != BEST_FILE
     return measured_in_run(records, selection, ended_early)
 
 
@@ -135,11 +134,6 @@ def _evaluations(folder: Path) -> Iterator[dict[str, Any]]:
             content = json.loads(read_bounded(path, _MOST_BYTES))
             if isinstance(content, dict):
                 yield content
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _picture(run: Path, step: int | None) -> Path | None:

@@ -70,9 +70,8 @@ class TrainedModel:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes by label; their numbers where the model knows no names, and () without a head."""
-        found, names = head_of(self.weights), self.description.classes
-        count = found[1] if found else 0
-        return names if names is not None and len(names) == count else tuple(map(str, range(count)))
+        found = head_of(self.weights)
+        return self.description.class_names(found[1] if found else 0)
 
     @cached_property
     def network(self) -> VisionTransformer | MaskedAutoencoder:

@@ -120,8 +120,7 @@ class Model:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes by label; their numbers where the model knows no names, and () without a head."""
         count: int = self.network.num_classes if isinstance(self.network, VisionTransformer) else 0
-        names = self.description.classes
-        return names if names is not None and len(names) == count else tuple(map(str, range(count)))
+        return self.description.class_names(count)
 
     def view(self, image: Picture) -> UInt8[Tensor, "channels height width"]:
         """Return an image as the model sees it, before it is normalised: resized, and cropped at the centre.

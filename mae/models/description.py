@@ -75,6 +75,11 @@ class ModelDescription:
             del fields["pool"]
         return {"format": "pt", _FIELD: json.dumps(fields)}
 
+    def class_names(self, count: int) -> tuple[str, ...]:
+        """Return the names of so many classes by label; their numbers where they have no names."""
+        names = self.classes
+        return names if names is not None and len(names) == count else tuple(map(str, range(count)))
+
     def encoder(self) -> EncoderSettings:
         """Return settings that build this encoder."""
         return EncoderSettings(width=self.width, depth=self.depth, heads=self.heads, patch_size=self.patch_size)

@@ -65,8 +65,8 @@ def classifier(
 def trained(weights: dict[str, Tensor], description: ModelDescription) -> TrainedModel:
     """The model of these weights, which are in a file somewhere else."""
     path = Path(tempfile.mkdtemp()) / "model.safetensors"
-    write_weights(path, weights, description.metadata())
-    return TrainedModel(path, description, {name: tensor.float() for name, tensor in weights.items()})
+    sha256 = write_weights(path, weights, description.metadata())
+    return TrainedModel(path, description, {name: tensor.float() for name, tensor in weights.items()}, sha256)
 
 
 def export(model: TrainedModel, target: str, out: Path) -> Exported:

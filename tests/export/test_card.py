@@ -16,7 +16,7 @@ from export.models import MODELS, SQUARE, autoencoder, classifier, export, train
 from mae.export.card import card as card_text
 from mae.export.facts import Facts, facts_of
 from mae.export.targets import TARGETS
-from mae.export.trained_model import TrainedModel
+from mae.export.trained_model import TrainedModel, read_trained_model
 from mae.files import write_atomically
 from mae.models.selection import Selection
 from mae.models.weights import write_weights
@@ -45,7 +45,7 @@ def in_run(
         write_atomically(run / "pictures" / f"step-{step:09d}.png", f"picture of {step}".encode())
     (run / name).parent.mkdir(exist_ok=True)
     write_weights(run / name, model.weights, model.description.metadata())
-    return replace(model, path=run / name)
+    return read_trained_model(run / name)
 
 
 def card_of(model: TrainedModel, out: Path, target: str = "timm") -> str:
@@ -136,7 +136,7 @@ def test_a_checkpoint_is_described_as_of_its_own_step(tmp_path: Path) -> None:
         {"kind": "evaluation", "step": step, "samples": 9, "knn": step / 100, "loss": None} for step in (30, 60)
     ]
     name = "checkpoints/step-000000040/model.safetensors"
-    facts = facts_of(in_run(autoencoder(SQUARE, (8, 8), 3), tmp_path / "run", name, measured).path)
+    facts = facts_of(in_run(autoencoder(SQUARE, (8, 8), 3), tmp_path / "run", name, measured))
     assert (facts.step, facts.samples, facts.epoch) == (40, 64, 5.0)
     assert [(result.protocol, result.figures) for result in facts.results] == [("k-NN accuracy", "30.0 %")]
 
