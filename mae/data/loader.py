@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -119,8 +120,12 @@ def _explain_failures(made: Iterator[AnyBatch], workers: Sequence[BaseProcess], 
             except UserError as error:
                 raise _without_traceback(error) from None
             except (RuntimeError, EOFError, OSError) as error:
-                timed_out = _TIMED_OUT in str(error)
-                mistake = _stuck(done, workers, timeout) if timed_out else _failure_within(error, workers)
+                try:
+                    with _no_reports_of_torch():
+                        timed_out = _TIMED_OUT in str(error)
+                        mistake = _stuck(done, workers, timeout) if timed_out else _failure_within(error, workers)
+                except RuntimeError as report:  # torch's came just before they were turned off
+                    mistake = worker_failure(report)
                 if mistake is None:
                     raise
                 _kill(workers)
@@ -133,15 +138,23 @@ def _explain_failures(made: Iterator[AnyBatch], workers: Sequence[BaseProcess], 
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
+    with _no_reports_of_torch():
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(_EXIT_TIMEOUT)
+
+
+@contextmanager
+def _no_reports_of_torch() -> Iterator[None]:
+    """Let workers end without the error that torch's handler raises for each, in the midst of any line."""
     is_main = threading.current_thread() is threading.main_thread()
-    # torch's handler would raise an error for each killed worker.
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join(_EXIT_TIMEOUT)
-    if handler is not None:
-        signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _failure_within(error: Exception, workers: Sequence[BaseProcess]) -> UserError | None:
@@ -150,14 +163,11 @@ def _failure_within(error: Exception, workers: Sequence[BaseProcess]) -> UserErr
     A worker that ends while it sends a batch appears as a connection error, so wait a moment for its exit code.
     """
     until = time.monotonic() + _EXIT_TIMEOUT
-    try:
-        while isinstance(error, EOFError | OSError) and time.monotonic() < until:
-            for worker in workers:
-                if worker.pid and worker.exitcode:
-                    return _gone(worker.pid)
-            time.sleep(0.02)
-    except RuntimeError as report:  # torch reports that worker
-        return worker_failure(report)
+    while isinstance(error, EOFError | OSError) and time.monotonic() < until:
+        for worker in workers:
+            if worker.pid and worker.exitcode:
+                return _gone(worker.pid)
+        time.sleep(0.02)
     return worker_failure(error)
 
 

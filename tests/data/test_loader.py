@@ -27,6 +27,9 @@ from mae.errors import BadDataError, UserError
 HOST = socket.gethostname()
 ROOT = Path(__file__).parent.parent.parent
 
+# torch's error for a lost worker may come in the midst of what cannot raise, such as the end of an object.
+interrupted = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class Numbered(Dataset[Batch]):
     """Batch n bears n as the id of all its samples; at one number it does something else first."""
@@ -77,8 +80,7 @@ def test_batches_come_in_the_order_of_their_numbers(workers: int) -> None:
     assert [batch.ids[0].item() for batch in batches] == numbers
 
 
-# torch's error may come while torch itself looks after broken connections with temporary files.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@interrupted
 def test_p09_a_killed_worker_is_named_with_its_signal_and_the_remedy() -> None:
     batches = load(Numbered(5, lambda: os.kill(os.getpid(), signal.SIGKILL)), range(10), workers=1)
     with pytest.raises(UserError) as error:
@@ -90,6 +92,7 @@ def test_p09_a_killed_worker_is_named_with_its_signal_and_the_remedy() -> None:
     )
 
 
+@interrupted
 def test_p09_a_worker_killed_while_the_trainer_computes_is_known_from_the_error_of_torch() -> None:
     others = set(workers_of(os.getpid()))
     batches = load(Numbered(), range(100), workers=2)
@@ -108,12 +111,14 @@ def crash() -> None:
     os.kill(os.getpid(), signal.SIGILL)
 
 
+@interrupted
 def test_p09_a_worker_that_crashes_is_no_lack_of_memory() -> None:
     batches = load(Numbered(1, crash), range(10), workers=1)
     with pytest.raises(UserError, match=r"data worker \d+ on \S+ was killed by signal 4 \(SIGILL\): a library crashed"):
         list(batches)
 
 
+@interrupted
 def test_a_lost_worker_is_known_even_where_no_signal_reports_it() -> None:
     """As where other code has taken torch's handler of SIGCHLD away: torch then finds the worker gone by itself."""
     handler = signal.getsignal(signal.SIGCHLD)
@@ -134,7 +139,7 @@ class Unsendable(Numbered):
         return super().__getitem__(number)._replace(bad=[threading.Lock()] if number == 1 else [])  # type: ignore[list-item]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@interrupted
 def test_a_batch_that_cannot_be_sent_is_not_lost_in_silence() -> None:
     with pytest.raises(UserError, match=r"data worker \d+ on \S+ ended with exit code 1; see its message above"):
         list(load(Unsendable(), range(3), workers=1))
