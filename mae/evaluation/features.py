@@ -31,6 +31,7 @@ from mae.inference.model import Model
 from mae.inference.parts import Part, compute_parts, compute_share, lacking_parts, part_ranges
 from mae.models.description import ModelDescription
 from mae.models.encoder import build_encoder
+from mae.models.sizes import TEMPERATURE
 
 FEATURES_VERSION = 1
 """Version of what is computed; raise it when the same model and image give other values."""
@@ -88,8 +89,11 @@ def untrained_features(description: ModelDescription, seed: int, device: torch.d
         return Model(Path("untrained"), description, None, encoder.eval().to(device), device).features_of
 
     shape = {"width": description.width, "depth": description.depth, "heads": description.heads}
+    # Left out at its default, so that features in the caches of earlier versions are found.
+    temperature = description.position_temperature
+    positions = {} if temperature == TEMPERATURE else {"position_temperature": temperature}
     statistics = {"patch_size": description.patch_size, "mean": description.mean, "std": description.std}
-    return Extraction({"untrained": seed, **shape, **statistics}, description, build)
+    return Extraction({"untrained": seed, **shape, **statistics, **positions}, description, build)
 
 
 def pixels(description: ModelDescription) -> Extraction:

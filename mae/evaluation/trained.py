@@ -22,6 +22,7 @@ from mae.evaluation.protocols.training import Recipe, Samples, TrainingRules, pl
 from mae.evaluation.results import Row, row_of
 from mae.inference.model import Model
 from mae.models.description import ModelDescription
+from mae.models.sizes import TEMPERATURE
 from mae.training.job import total_steps
 
 # Fewer teach nothing: the learning rate rises from 0.
@@ -63,7 +64,7 @@ def trainees(models: Mapping[str, Model], sets: LabelledSets, rules: JudgingRule
 
 def _without_shape(description: ModelDescription) -> ModelDescription:
     """Return how the images of a model are prepared, whatever the shape of its encoder."""
-    return replace(description, width=1, depth=1, heads=1, patch_size=(1, 1))
+    return replace(description, width=1, depth=1, heads=1, patch_size=(1, 1), position_temperature=TEMPERATURE)
 
 
 def _of_encoder(start: Start, classes: int, rules: JudgingRules) -> Iterator[tuple[str, Recipe]]:

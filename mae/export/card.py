@@ -18,6 +18,7 @@ from mae.export.table import amounts, by, counted, safe, table
 from mae.export.target import Target
 from mae.export.trained_model import TrainedModel
 from mae.files import write_atomically
+from mae.models.sizes import TEMPERATURE
 
 _MOST_CLASSES = 50
 _CHANNELS = {1: "gray", 3: "RGB"}
@@ -102,6 +103,8 @@ def _architecture(model: TrainedModel, kept: dict[str, Any]) -> Iterator[tuple[s
         f"ViT: width {described.width}, {counted(described.depth, 'block')}, {counted(described.heads, 'head')}, "
         f"patches of {by(described.patch_size)} pixels",
     )
+    if described.position_temperature != TEMPERATURE:
+        yield "positions", f"sine-cosine, of temperature {described.position_temperature:g} when training began"
     parts = {"encoder": model.encoder_weights.keys(), "head": model.head_names, "decoder": model.decoder_names}
     counts = {part: sum(kept[name].numel() for name in names if name in kept) for part, names in parts.items()}
     yield "parameters", ", ".join(f"{count:,} in the {part}" for part, count in counts.items() if count)

@@ -183,7 +183,8 @@ def _open_foreign(source: str, path: Path, heads: int | None) -> StoredModel:
     described = describe(recognised, facts, heads, source)
     description, recognised = described.description, described.found
     if header is not None:
-        description = replace(description, value_range=header.value_range)
+        temperature = header.position_temperature
+        description = replace(description, value_range=header.value_range, position_temperature=temperature)
         if description.decoder is not None:
             description = replace(description, decoder=header.decoder)
     report = KeyReport(recognised.format, tuple(recognised.weights), recognised.left_out, remarks=described.remarks)

@@ -10,6 +10,7 @@ from mae.models.decoders import DECODERS
 from mae.models.encoder import build_encoder, encode_visible
 from mae.models.masking import Mask, make_mask
 from mae.models.patches import patchify, take, unpatchify
+from mae.models.positions import sincos_positions
 from mae.models.readout import read_features
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.settings import check
@@ -48,6 +49,10 @@ class MaskedAutoencoder(nn.Module):
         self.kept, self.predicted = settings.kept(self.grid), settings.predicted(self.grid)
         self.encoder = build_encoder(settings, image_size, channels)
         self.decoder = DECODERS[settings.decoder](settings.decoder_shape, settings.shape, self.grid, patch_pixels)
+        # Set here, so that no decoder has to know of the temperature.
+        self.decoder.decoder_pos_embed.data = sincos_positions(
+            self.grid, settings.decoder_shape.width, settings.position_temperature
+        )
         self.blocks = [*self.encoder.blocks, *self.decoder.blocks]
         if not self.decoder.reads_normed_output:
             # Fine-tuning begins with this norm as it is here.

@@ -14,6 +14,7 @@ from mae.errors import UserError, first_of
 from mae.models.masking import MaskKind
 from mae.models.patches import grid_size
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
+from mae.models.sizes import TEMPERATURE
 from mae.models.vit import TokenKind
 
 ModelKind = Literal["masked autoencoder", "classifier"]
@@ -59,6 +60,8 @@ class ModelDescription:
     """Range of the values of images of more than 8 bits, as in `DataSettings.value_range`."""
     pool: TokenKind = "cls"
     """Tokens that the head of a classifier sees."""
+    position_temperature: float = TEMPERATURE
+    """Temperature of the sine-cosine positions that training began with; the weights hold the positions themselves."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -67,12 +70,9 @@ class ModelDescription:
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata for the header of a safetensors file."""
-        fields = asdict(self)
-        # Left out, so that versions from before these fields read the file.
-        if self.value_range is None:
-            del fields["value_range"]
-        if self.pool == "cls":
-            del fields["pool"]
+        # Left out at their defaults, so that versions from before these fields read the file.
+        newer = {"value_range": None, "pool": "cls", "position_temperature": TEMPERATURE}
+        fields = {name: value for name, value in asdict(self).items() if name not in newer or value != newer[name]}
         return {"format": "pt", _FIELD: json.dumps(fields)}
 
     def class_names(self, count: int) -> tuple[str, ...]:
@@ -82,17 +82,20 @@ class ModelDescription:
 
     def encoder(self) -> EncoderSettings:
         """Return settings that build this encoder."""
-        return EncoderSettings(width=self.width, depth=self.depth, heads=self.heads, patch_size=self.patch_size)
+        return EncoderSettings(
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            patch_size=self.patch_size,
+            position_temperature=self.position_temperature,
+        )
 
     def autoencoder(self) -> MaskedAutoencoderSettings | None:
         """Return settings that build encoder and decoder; None if the decoder is not described."""
         if self.decoder is None:
             return None
         return MaskedAutoencoderSettings(
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            patch_size=self.patch_size,
+            **vars(self.encoder()),
             mask=self.decoder.mask,
             mask_ratio=self.decoder.mask_ratio,
             decoder=self.decoder.kind,
@@ -130,14 +133,13 @@ def describe_model(
         decoder=decoder,
         classes=classes,
         value_range=value_range,
+        position_temperature=encoder.position_temperature,
     )
 
 
 def _describe_decoder(settings: MaskedAutoencoderSettings) -> DecoderDescription:
-    width, depth, heads = settings.decoder_shape
-    return DecoderDescription(
-        settings.decoder, width, depth, heads, settings.mask, settings.mask_ratio, settings.norm_pix_loss
-    )
+    task = settings.mask, settings.mask_ratio, settings.norm_pix_loss
+    return DecoderDescription(settings.decoder, *settings.decoder_shape, *task)
 
 
 def read_description(path: Path) -> ModelDescription:
@@ -209,6 +211,8 @@ def _check_fields(fields: Any) -> None:
         _check(_is_finite(decoder["mask_ratio"]) and 0 < decoder["mask_ratio"] < 1, "decoder.mask_ratio")
         _check(isinstance(decoder["norm_pix_loss"], bool), "decoder.norm_pix_loss")
     _check(fields.get("pool", "cls") in get_args(TokenKind), "pool")
+    temperature = fields.get("position_temperature", TEMPERATURE)
+    _check(_is_number(temperature) and temperature > 1, "position_temperature")
     if (value_range := fields.get("value_range")) is not None:
         lengths = (2, 2 * fields["channels"])
         _check(any(_is_list(value_range, _is_number, length) for length in lengths), "value_range")
@@ -245,9 +249,8 @@ def require_same_model(trained: ModelDescription, asked: ModelDescription, sourc
     Raises:
         UserError: naming every difference of architecture, and the first class that differs.
     """
-    parts: list[tuple[str, object, object, tuple[str, ...]]]
-    names = ("kind", "width", "depth", "heads", "patch_size", "image_size", "channels", "pool")
-    parts = [("model", trained, asked, names)]
+    names = ("kind", "width", "depth", "heads", "patch_size", "image_size", "channels", "pool", "position_temperature")
+    parts: list[tuple[str, object, object, tuple[str, ...]]] = [("model", trained, asked, names)]
     if trained.decoder is not None and asked.decoder is not None:
         parts.append(("decoder", trained.decoder, asked.decoder, ("kind", "width", "depth", "heads")))
     different = [

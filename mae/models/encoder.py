@@ -22,7 +22,8 @@ def build_encoder(
         UserError: if the patch size does not divide the image size.
     """
     settings.grid(image_size)
-    return build_vit(settings.shape, settings.patch, image_size, channels, drop_path, pool)
+    temperature = settings.position_temperature
+    return build_vit(settings.shape, settings.patch, image_size, channels, drop_path, pool, temperature)
 
 
 def encode_visible(

@@ -6,15 +6,19 @@ from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor
 from torch.nn import functional
 
+from mae.models.sizes import TEMPERATURE
 
-def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "1 tokens width"]:
+
+def sincos_positions(
+    grid: tuple[int, int], width: int, temperature: float = TEMPERATURE
+) -> Float[Tensor, "1 tokens width"]:
     """Return positions of a cls token (zeros) and of the patches of a grid of (rows, columns), row by row.
 
     As in the published weights, the first half of the channels encodes the column and the second half the row, each
-    as `width / 4` sines and then as many cosines with frequencies 10000**(-i / (width / 4)). timm's table has the two
-    halves in the opposite order.
+    as `width / 4` sines and then as many cosines with frequencies temperature**(-i / (width / 4)). timm's table has
+    the two halves in the opposite order.
     """
-    rows_first = build_sincos2d_pos_embed(list(grid), dim=width, interleave_sin_cos=True)
+    rows_first = build_sincos2d_pos_embed(list(grid), dim=width, temperature=temperature, interleave_sin_cos=True)
     row, column = rows_first.chunk(2, dim=1)
     patches = torch.cat([column, row], dim=1)
     return torch.cat([torch.zeros(1, width), patches])[None]

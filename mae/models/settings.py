@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from mae.models.masking import MASK_VERSIONS, MaskKind, grid_cell, kept_patches
 from mae.models.patches import grid_size
-from mae.models.sizes import SIZES, Size
+from mae.models.sizes import SIZES, TEMPERATURE, Size
 from mae.schema import Before
 from mae.settings import check
 
@@ -35,6 +35,9 @@ class EncoderSettings:
     patch_size: tuple[int, ...] | None = None
     """Height and width [pixels] of a patch; one number for a square. Must divide data.image_size. None: as the timm
     model has it that `size` names, else 16."""
+    position_temperature: float = TEMPERATURE
+    """Temperature of the fixed sine-cosine positions of encoder and decoder: their wavelengths go from 2 pi patches to
+    nearly 2 pi * temperature patches. On a grid of few patches, a low one tells the places apart better."""
 
     def __post_init__(self) -> None:
         _check_size(self.shape, "model.")
@@ -45,6 +48,8 @@ class EncoderSettings:
             given,
             "one number, or height and width, each at least 1 pixel",
         )
+        temperature = self.position_temperature
+        check(1 < temperature < math.inf, "model.position_temperature", temperature, "a finite number above 1")
 
     @property
     def shape(self) -> Size:

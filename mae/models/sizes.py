@@ -19,3 +19,6 @@ SIZES = {
     "huge": Size(1280, 32, 16),
 }
 """Name of a size, as `model.size` takes it -> the encoder's size."""
+
+TEMPERATURE = 10_000.0
+"""Published temperature of the sine-cosine positions."""

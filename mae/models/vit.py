@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mae.models.blocks import init_weights
 from mae.models.patches import grid_size
 from mae.models.positions import sincos_positions
-from mae.models.sizes import Size
+from mae.models.sizes import TEMPERATURE, Size
 
 TokenKind = Literal["cls", "avg", "cls+avg"]
 """Token to read: the cls token, the mean of the patch tokens, or both, one after the other."""
@@ -30,6 +30,7 @@ def build_vit(
     channels: int,
     drop_path: float = 0.0,
     pool: TokenKind = "cls",
+    temperature: float = TEMPERATURE,
 ) -> VisionTransformer:
     """Return a ViT with a cls token, fixed sine-cosine positions and the paper's initialisation.
 
@@ -53,7 +54,8 @@ def build_vit(
     vit.apply(init_weights)
     init_patch_embedding(vit.patch_embed.proj)
     nn.init.normal_(vit.cls_token, std=0.02)
-    vit.pos_embed = nn.Parameter(sincos_positions(grid_size(image_size, patch_size), width), requires_grad=False)
+    positions = sincos_positions(grid_size(image_size, patch_size), width, temperature)
+    vit.pos_embed = nn.Parameter(positions, requires_grad=False)
     return vit
 
 

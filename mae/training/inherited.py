@@ -13,6 +13,7 @@ from mae.yaml_files import load_yaml
 
 _SIZE = "model.size"
 _SHAPE = ("model.width", "model.depth", "model.heads", "model.patch_size")
+_POSITIONS = "model.position_temperature"
 _IMAGES = ("data.image_size", "data.channels", "data.crop_pct")
 _LARGEST_CROPPED = 224
 
@@ -22,8 +23,8 @@ def shape_of_init(given: Mapping[str, str]) -> list[str]:
 
     Without `run_dir`, the run is beside the run that `init` names, with `-finetuned` added to its name.
 
-    A run that has been started already keeps its own. Settings that are given stay as they are; with `model.size`, all
-    of `model.*` is left to the settings. Images larger than 224 pixels are not cropped in evaluation unless
+    A run that has been started already keeps its own. Settings that are given stay as they are; with `model.size`, the
+    shape is left to the settings. Images larger than 224 pixels are not cropped in evaluation unless
     `data.crop_pct` is given or the model was trained on them, as in the published evaluation (timm's crop_pct 1).
 
     Raises:
@@ -33,7 +34,7 @@ def shape_of_init(given: Mapping[str, str]) -> list[str]:
     known = (_settings_of_run(Path(run_dir)) if run_dir else {}) or _settings_of_new_run(given)
     if run_dir:
         known["run_dir"] = run_dir
-    wanted = ("run_dir", *(_IMAGES if _SIZE in given else (_SIZE, *_SHAPE, *_IMAGES)))
+    wanted = ("run_dir", *(() if _SIZE in given else (_SIZE, *_SHAPE)), _POSITIONS, *_IMAGES)
     return as_flags({name: known[name] for name in wanted if name in known and name not in given})
 
 
@@ -69,7 +70,8 @@ def _settings_of_model(init: str, heads: int | None) -> dict[str, Any]:
     model = open_model(init, heads=heads).description
     values: tuple[Any, ...] = (model.width, model.depth, model.heads, model.patch_size)
     images: tuple[Any, ...] = (model.image_size, model.channels, model.crop_pct)
-    return dict(zip((*_SHAPE, *_IMAGES), (*values, *images), strict=True))
+    names = (*_SHAPE, _POSITIONS, *_IMAGES)
+    return dict(zip(names, (*values, model.position_temperature, *images), strict=True))
 
 
 def _number(text: str) -> int | None:

@@ -100,7 +100,9 @@ def inherit_normalization(
             and std.
     """
     trained = origin.model
-    if differing := _differences(trained, settings.shape._asdict()):
+    # Only a file of this program says it. The tables of others may be learned.
+    positions = {"position_temperature": settings.position_temperature} if origin.stored.is_ours else {}
+    if differing := _differences(trained, settings.shape._asdict() | positions):
         raise UserError(f"init {origin.init} was trained with {differing}; set model.* to the same values")
     adapted = _adaptation(origin, settings.patch, data.channels)
     if adapted:

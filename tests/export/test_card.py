@@ -104,6 +104,12 @@ def test_a_card_describes_model_and_images(
     assert not any(word in card for word in ("## Results", "## Reconstructions", "epochs", "seed |", "fingerprint"))
 
 
+def test_a_card_names_the_temperature_of_positions_that_are_not_the_published_ones(tmp_path: Path) -> None:
+    warm = replace(SQUARE, position_temperature=10.0)
+    cards = [card_of(autoencoder(each, (8, 8), 3), tmp_path / str(n)) for n, each in enumerate((SQUARE, warm))]
+    assert ["| positions | sine-cosine, of temperature 10 when" in card for card in cards] == [False, True]
+
+
 def test_the_card_of_a_run_tells_how_it_was_trained_and_nothing_of_the_machine(tmp_path: Path) -> None:
     model = in_run(autoencoder(SQUARE, (8, 8), 3), tmp_path / "secret")
     card = card_of(model, tmp_path / "out")

@@ -1,5 +1,6 @@
 """What is exported to other libraries is read back as it was."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from mae.export.trained_model import TrainedModel
 from mae.formats.opening import Normalization, open_model
 from mae.formats.transformers_config import transformers_facts
 from mae.models.weights import encoder_part
+
+# Positions of another temperature: their tables are in the weights, so no library computes them again.
+WARM = autoencoder(replace(SQUARE, position_temperature=10.0), (8, 8), 3)
 
 
 def test_crops_of_transformers_are_the_same_to_the_pixel() -> None:
@@ -33,6 +37,9 @@ def test_crops_of_transformers_are_the_same_to_the_pixel() -> None:
         (classifier(), "torchvision", ""),
         (classifier(pool="avg"), "mae", "encoder.pth"),
         (classifier(), "mae", "encoder.pth"),
+        *((WARM, target, file) for target, file in (("timm", ""), ("transformers", ""), ("vit_mae", ""))),
+        (WARM, "safetensors", ""),
+        (WARM, "mae", "encoder.pth"),
     ],
     ids=lambda value: None if isinstance(value, TrainedModel) else value,
 )
@@ -46,5 +53,7 @@ def test_an_export_is_read_back(model: TrainedModel, target: str, file: str, tmp
     assert all(torch.equal(back.weights[name], tensor) for name, tensor in expected.items())
     for name in ("width", "depth", "heads", "patch_size", "image_size", "channels", "mean", "std", "pool"):
         assert getattr(back.description, name) == getattr(described, name), name
+    if target in ("timm", "safetensors"):  # these hold the description of the model
+        assert back.description.position_temperature == described.position_temperature
     if file == "" and target not in ("torchvision", "safetensors"):
         assert back.description.classes == described.classes

@@ -14,6 +14,7 @@ from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.decoders import DECODERS
 from mae.models.masking import MaskKind, make_mask, mask_of
 from mae.models.patches import patchify, take
+from mae.models.positions import sincos_positions
 
 Build = Callable[..., MaskedAutoencoder]
 Draw = Callable[..., tuple[Tensor, Tensor]]
@@ -72,6 +73,14 @@ def test_any_rectangle_and_number_of_channels_trains(
         assert parameter.requires_grad == (name not in frozen), name
         assert (parameter.grad is None) == (name in frozen), name
         assert name in frozen or parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_encoder_and_decoder_have_positions_of_the_temperature(tiny_autoencoder: Build, decoder: str) -> None:
+    model = tiny_autoencoder(decoder=decoder, position_temperature=10.0)
+    for table in (model.encoder.pos_embed, model.decoder.decoder_pos_embed):
+        assert torch.equal(table, sincos_positions(model.grid, table.shape[2], 10.0))
+        assert not table.requires_grad
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -14,6 +14,7 @@ from mae.models.description import (
     describe_model,
     find_model,
     read_description,
+    require_same_model,
 )
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 
@@ -55,9 +56,24 @@ def test_the_description_of_an_autoencoder_holds_its_decoder_and_task() -> None:
     )
 
 
-@pytest.mark.parametrize("description", [DESCRIPTION, AUTOENCODER])
+WARM = replace(AUTOENCODER, position_temperature=2.5e6)
+
+
+@pytest.mark.parametrize("description", [DESCRIPTION, AUTOENCODER, WARM])
 def test_a_description_survives_the_header_of_a_file(description: ModelDescription, tmp_path: Path) -> None:
     assert read_description(write(tmp_path / "m.safetensors", description.metadata())) == description
+
+
+def test_the_temperature_of_the_positions_is_described_and_built() -> None:
+    settings = replace(CROSS, position_temperature=10.0)
+    description = describe_model("masked autoencoder", settings, (16, 16), (0.5,), (0.5,), 1.0)
+    assert json.loads(description.metadata()["mae"])["position_temperature"] == 10.0
+    assert "position_temperature" not in AUTOENCODER.metadata()["mae"]  # earlier versions read such a file
+    built = description.autoencoder()
+    assert built is not None
+    assert (description.encoder().position_temperature, built.position_temperature) == (10.0, 10.0)
+    with pytest.raises(UserError, match=r"model\.position_temperature is 10\.0, settings ask for 10000\.0"):
+        require_same_model(description, AUTOENCODER, Path("m.safetensors"))
 
 
 def test_a_file_from_before_decoders_were_described_is_read(tmp_path: Path) -> None:
@@ -141,6 +157,7 @@ def test_a_folder_without_a_model_and_a_wrong_path_are_refused(tmp_path: Path) -
         ("mean", [["0.1", "0.5"], [0.1], [0.1, 0.5, 0.5], [float("nan"), 0.5], "ab", [[0.1], [0.5]]]),
         ("std", [[0.0, 1.0], [-1.0, 1.0], [1.0], [float("inf"), 1.0], [True, 1.0], None]),
         ("crop_pct", ["0.9", 0, -1, float("nan"), 1.5]),
+        ("position_temperature", ["10", 1, 0.0, -10.0, float("nan"), float("inf"), None, True]),
         ("classes", ["ab", [1, 2], {"a": 0}, 3]),
         ("decoder", [[], 1, {}]),
         ("decoder.width", ["192", -1, 1 << 60]),

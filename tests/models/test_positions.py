@@ -10,7 +10,7 @@ from mae.models.positions import resample_positions, sincos_positions
 GRIDS = [(1, 1), (3, 3), (14, 14), (2, 5), (6, 1)]
 
 
-def slow_positions(rows: int, columns: int, width: int) -> Tensor:
+def slow_positions(rows: int, columns: int, width: int, temperature: float = 10_000) -> Tensor:
     """The formula, one number at a time."""
     quarter = width // 4
     table = [[0.0] * width]
@@ -18,7 +18,7 @@ def slow_positions(rows: int, columns: int, width: int) -> Tensor:
         for column in range(columns):
             channels = []
             for place in (column, row):
-                angles = [place * 10000 ** (-i / quarter) for i in range(quarter)]
+                angles = [place * temperature ** (-i / quarter) for i in range(quarter)]
                 channels += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
             table.append(channels)
     return torch.tensor([table])
@@ -28,6 +28,25 @@ def slow_positions(rows: int, columns: int, width: int) -> Tensor:
 @pytest.mark.parametrize("grid", GRIDS)
 def test_positions_follow_the_published_formula(grid: tuple[int, int], width: int) -> None:
     torch.testing.assert_close(sincos_positions(grid, width), slow_positions(*grid, width), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.5, 10.0, 100.0])
+def test_the_temperature_sets_the_wavelengths(temperature: float) -> None:
+    table = sincos_positions((4, 3), 16, temperature)
+    torch.testing.assert_close(table, slow_positions(4, 3, 16, temperature), rtol=0, atol=2e-6)
+    # The second patch is one column to the right of the first: its sines and cosines are those of the frequencies.
+    angles = torch.atan2(table[0, 2, :4], table[0, 2, 4:8])
+    torch.testing.assert_close(angles, torch.tensor([temperature ** (-i / 4) for i in range(4)]))
+
+
+def test_the_default_temperature_is_the_published_one_to_the_bit() -> None:
+    assert torch.equal(sincos_positions((4, 4), 64), sincos_positions((4, 4), 64, 10_000.0))
+    assert not torch.equal(sincos_positions((4, 4), 64), sincos_positions((4, 4), 64, 10.0))
+
+
+def test_a_low_temperature_tells_the_places_of_a_small_grid_apart_in_more_channels() -> None:
+    varying = [int((sincos_positions((4, 4), 64, heat)[0, 1:].std(dim=0) > 0.1).sum()) for heat in (10_000.0, 10.0)]
+    assert varying[0] < 48 < varying[1]
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -1,5 +1,6 @@
 """The shape of a model to start with is the default of a fine-tuning's settings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,16 @@ def test_what_is_given_stays_in_flags_and_file(model: Path, tmp_path: Path) -> N
     file = tmp_path / "recipe.yaml"
     file.write_text(f"init: {model}\nmodel: {{size: tiny}}\ndata: {{image_size: 32}}\n")
     assert shape(settings_of(tmp_path, "--config", str(file))) == (192, 12, 3, (16, 16), (32, 32), 1, 0.9)
+
+
+def test_the_temperature_of_the_positions_is_that_of_the_model_unless_it_is_given(tmp_path: Path) -> None:
+    encoder = replace(ENCODER, position_temperature=10.0)
+    description = describe_model("masked autoencoder", encoder, (8, 12), (0.5,), (0.2,), 0.9)
+    file = tmp_path / "warm.safetensors"
+    write_weights(file, file_tensors(build_encoder(encoder, (8, 12), 1)), description.metadata())
+    of_size = ("--model.size", "tiny", "--data.image_size", "16")
+    for words, expected in (((), 10.0), (of_size, 10.0), (("--model.position_temperature", "30"), 30.0)):
+        assert settings_of(tmp_path, "--init", str(file), *words).model.position_temperature == expected
 
 
 def test_a_run_keeps_its_shape_when_the_model_is_gone(model: Path, tmp_path: Path) -> None:

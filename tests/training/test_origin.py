@@ -92,6 +92,7 @@ def test_another_image_size_is_said_and_the_weights_come_for_its_grid(autoencode
     ("changed", "difference"),
     [
         ({"depth": 3}, "depth 2, settings ask for 3"),
+        ({"position_temperature": 10.0}, r"position_temperature 10000\.0, settings ask for 10\.0"),
         ({"width": 32, "heads": 4}, "width 16, settings ask for 32; heads 2, settings ask for 4"),
     ],
 )
@@ -136,6 +137,16 @@ def test_other_patches_and_channels_are_adapted_and_the_decoder_begins_anew(
     assert set(report.left_out.values()) == {"decoder, which predicts other pixels"}
     assert {*report.loaded, *report.new} == set(file_tensors(model))
     assert all(has_decoder([name]) for name in report.new)
+
+
+def test_the_temperature_of_another_librarys_positions_is_not_known(autoencoder: Path) -> None:
+    published = autoencoder / "published.pth"
+    torch.save({"model": origin_of(autoencoder).weights((4, 4))}, published)
+    origin = find_origin(str(published), RunFolder(autoencoder / "run"), heads=2)
+    assert origin is not None
+    settings = EncoderSettings(**SHAPE, position_temperature=10.0)
+    data = replace(DATA, mean=MEAN, std=STD)
+    assert inherit_normalization(origin, settings, data, print) == data
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ DECIDING = (
     "data.mean data.std data.crop_pct data.image_extension data.value_range data.decode_on "
     "data.reader data.stream_samples data.views_per_image data.chunk_samples "
     "data.window_chunks data.lanes augment.crop_scale augment.crop_ratio augment.flip augment.rand_augment "
-    "augment.erase model.size model.width model.depth model.heads model.patch_size optim.name optim.base_lr "
-    "optim.min_lr optim.warmup_epochs optim.weight_decay optim.betas optim.clip_grad"
+    "augment.erase model.size model.width model.depth model.heads model.patch_size model.position_temperature "
+    "optim.name optim.base_lr optim.min_lr optim.warmup_epochs optim.weight_decay optim.betas optim.clip_grad"
 )
 OWN: dict[type[TrainSettings], tuple[str, str]] = {
     PretrainSettings: (
