@@ -1,7 +1,8 @@
 """`mae demo`: all stages on scikit-learn's scanned digits, with the ordinary commands and the shipped settings.
 
-The digits are packed, a model is pretrained without labels, fine-tuned with few labels and compared with the same model
-from scratch over several seeds, exported and loaded back. The results are a table and an HTML page in one file.
+The digits are packed, a model is pretrained without labels, fine-tuned with few labels and compared over several seeds
+with the same model from scratch, with probes of frozen encoders and with the pixels; it is exported and loaded back.
+The results are a table and an HTML page in one file.
 """
 
 import shlex
@@ -22,21 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mae import cli
-from mae.data.eval_batches import labelled_subset
-from mae.data.index import ShardIndex
 from mae.data.packing.digits import SPLITS
-from mae.data.prepare import open_shards
-from mae.data.settings import DataSettings
 from mae.errors import UserError, one_line_errors
-from mae.evaluation.feature_set import PIXELS, FeatureSet
-from mae.evaluation.features import pixels
-from mae.evaluation.protocols import svm
-from mae.evaluation.protocols.outcome import accuracy
+from mae.evaluation.few_labels import frozen_cells
 from mae.evaluation.seeds import Cell, table_of
 from mae.files import write_atomically
-from mae.inference.image_set import ShardImages
-from mae.inference.parts import compute_parts, part_ranges
-from mae.models.description import ModelDescription, read_description
+from mae.inference.model import load
 from mae.output import say
 from mae.processes import default_workers
 from mae.progress import duration
@@ -59,8 +51,7 @@ COLUMNS = (
     Column("10 labels per class", 10, 100),
     Column("all labels", None, 20),
 )
-PRETRAINED, FROM_SCRATCH, PIXELS_ALONE = "pretrained", "from scratch", "no encoder: SVM on pixels"
-_STRENGTH = 10.0  # C of the support vector machine; not tuned
+PRETRAINED, FROM_SCRATCH = "pretrained", "from scratch"
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,8 @@ def run(settings: DemoSettings) -> Path:
         command("pretrain", ["--data.shards", str(shards / "train-*.tar"), "--run_dir", str(pretrained.path)])
     with _timed("fine-tune", seconds):
         cells, first = _finetune(settings, pretrained.path)
-        cells += _without_encoder(settings, pretrained)
+    with _timed("judge without fine-tuning", seconds):
+        cells += _frozen(settings, pretrained.path)
     with _timed("export", seconds):
         command("export", [str(pretrained.path), "--out", str(encoder)])
         features = _feature_shape(encoder)
@@ -153,34 +145,16 @@ def _finetune(settings: DemoSettings, pretrained: Path) -> tuple[list[Cell], Run
             say(f"fine-tuned {len(accuracies) + 1}/{len(runs)} {one.run_dir}: accuracy {accuracy:.1%}")
             accuracies.append(accuracy)
     per_cell = [tuple(accuracies[at : at + settings.seeds]) for at in range(0, len(runs), settings.seeds)]
-    filled = [Cell(encoder, column.name, of) for (column, encoder), of in zip(cells, per_cell, strict=True)]
+    rows = [(column.name, f"fine-tuned: {encoder}") for column, encoder in cells]
+    filled = [Cell(row, column, of) for (column, row), of in zip(rows, per_cell, strict=True)]
     return filled, RunFolder(runs[0].run_dir)
 
 
-def _without_encoder(settings: DemoSettings, pretrained: RunFolder) -> list[Cell]:
-    """Classify by a support vector machine on the pixels, with the labels that fine-tuning has for each seed."""
-    description = read_description(pretrained.model)
-    (index, train), (_, test) = (_pixels(settings, split, description) for split in ("train", settings.eval_split))
-    cells = []
-    for column in COLUMNS:
-        accuracies = []
-        for seed in range(settings.seeds):
-            per_class = column.labels_per_class
-            known = train if per_class is None else train.take(labelled_subset(index, per_class, seed))
-            scores = svm.scores_of(known, test.of(PIXELS), _STRENGTH, index.label_count())
-            accuracies.append(accuracy(scores, test.labels))
-        cells.append(Cell(PIXELS_ALONE, column.name, tuple(accuracies)))
-    return cells
-
-
-def _pixels(settings: DemoSettings, split: str, description: ModelDescription) -> tuple[ShardIndex, FeatureSet]:
-    shards = (str(settings.out / "shards" / f"{split}-*.tar"),)
-    data = DataSettings(shards=shards, image_size=description.image_size, channels=description.channels)
-    index = open_shards(shards, data, lambda text: None)
-    parts = compute_parts(
-        ShardImages(index, data), part_ranges(len(index)), description, pixels(description).build(), 0
-    )
-    return index, FeatureSet(torch.cat([part.results for part in parts]).numpy(), index.label)
+def _frozen(settings: DemoSettings, pretrained: Path) -> list[Cell]:
+    """Fill the rows of what is not fine-tuned, with the labels that fine-tuning has for each seed."""
+    train, test = ((str(settings.out / "shards" / f"{split}-*.tar"),) for split in ("train", settings.eval_split))
+    labels = {column.name: column.labels_per_class for column in COLUMNS}
+    return frozen_cells(load(pretrained, "cpu"), train, test, labels, settings.seeds)
 
 
 def _finetuning(settings: DemoSettings, column: Column, encoder: str, init: str, seed: int) -> _Run:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mae.evaluation.few_labels import FROZEN, PROBED_PIXELS, SEPARATED_PIXELS, UNTRAINED
 from mae.evaluation.seeds import Cell, table_of
 from mae.progress import duration
 from mae.report import page
@@ -17,6 +18,16 @@ from mae.run_files import SETTINGS_FILE
 from mae.settings import flatten
 from mae.training.run_folder.folder import RunFolder
 from mae.yaml_files import load_yaml
+
+ROWS: Mapping[str, str] = {
+    "fine-tuned: pretrained": "the pretrained encoder and a head, all of it trained with the labels",
+    "fine-tuned: from scratch": "the same model, trained in the same way, but from random weights",
+    FROZEN: "the pretrained encoder as it is; logistic regression tells the classes apart by its features",
+    UNTRAINED: "the same with the features of an encoder with random weights: what its shape alone gives",
+    PROBED_PIXELS: "the same with the pixels in place of features: no encoder at all",
+    SEPARATED_PIXELS: "the pixels again, with a stronger classifier: a support vector machine with an RBF kernel",
+}
+"""What each row of the table of accuracies is."""
 
 
 def demo_page(
@@ -55,10 +66,11 @@ def demo_page(
             "Accuracy",
             page.paragraph(
                 f"On {images[eval_split]} digits of the {eval_split} split, mean ± standard deviation of {seeds} "
-                "seeds; a seed chooses the labels and the weights. The last row has the same labels and no encoder: a "
-                "support vector machine with an RBF kernel (C = 10) on the pixels. Such small images need none."
+                "seeds; a seed chooses the labels and the random weights. All rows of a column have the same labels."
             )
             + page.table(header, rows)
+            + page.table(("row", "what it is"), tuple(ROWS.items()))
+            + page.paragraph("Such small images need no encoder: judge pretraining by the rows that have one.")
             + page.table(("labels", "encoder", *(f"seed {number}" for number in range(seeds))), every),
         ),
         ("What this page sees of the pretraining", findings_list(findings(run, inspection.neighbours))),
