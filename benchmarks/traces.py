@@ -27,10 +27,12 @@ from safetensors.torch import load_file
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CHECKPOINT_EVERY, RESUMED_FROM = 5, 10
+# The positions are as in traces from before their temperature was a setting. An older commit does not know that flag:
+# record there with its own copy of this file.
 COMMON = [
     "--log_every", "1", "--checkpoint_every", str(CHECKPOINT_EVERY), "--keep_checkpoints", "100",
     "--record_samples", "True", "--batch_size", "64", "--optim.warmup_epochs", "0.2",
-    "--model.width", "32", "--model.depth", "2",
+    "--model.width", "32", "--model.depth", "2", "--model.position_temperature", "10000",
 ]  # fmt: skip
 PRETRAIN = [*COMMON, "--epochs", "1", "--picture_every", "7"]
 FINETUNE = [*COMMON, "--epochs", "1", "--eval_every", "0.4", "--optim.base_lr", "0.05"]

@@ -42,6 +42,7 @@ def test_finetune_settings_fit_the_pretraining_of_the_same_size(path: Path) -> N
     trained = parse(PretrainSettings, ["--config", str(CONFIGS / "pretrain" / name)], prog="mae pretrain")
     assert tuned.model.shape == trained.model.shape
     assert tuned.model.patch == trained.model.patch
+    assert tuned.model.position_temperature == trained.model.position_temperature
     assert tuned.data.size == trained.data.size
     assert tuned.data.channels == trained.data.channels
 

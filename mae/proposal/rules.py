@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mae.errors import UserError
 from mae.models.flops import Flops, autoencoder_flops
+from mae.models.sizes import TEMPERATURE
 from mae.proposal.choice import Choice, Proposal, in_words, power_of_two, rounded_down
 from mae.proposal.facts import Facts, ImageFacts
 from mae.proposal.finetune_rules import finetune_choices
@@ -192,9 +193,11 @@ def _model(facts: Facts, shape: Shape, is_smaller: bool) -> list[Choice]:
             Choice("model.heads", heads, f"heads of {width // heads} channels"),
         ]
     ratio = "the paper's" if settings.mask_ratio == 0.75 else f"only {rows * columns} patches: hide half"
+    found += [Choice("model.patch_size", shape.patch, f"{rows}x{columns} patches")]
+    if (temperature := settings.position_temperature) != TEMPERATURE:
+        found += [Choice("model.position_temperature", temperature, "short waves tell the places of few patches apart")]
     return [
         *found,
-        Choice("model.patch_size", shape.patch, f"{rows}x{columns} patches"),
         Choice("model.mask_ratio", settings.mask_ratio, ratio),
         Choice("model.decoder_width", shape.rung.decoder.width, "a decoder that suits the encoder's size"),
         Choice("model.decoder_depth", shape.rung.decoder.depth, "blocks of the decoder"),

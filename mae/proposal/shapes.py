@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mae.errors import UserError
 from mae.models.settings import MaskedAutoencoderSettings
-from mae.models.sizes import SIZES, Size
+from mae.models.sizes import SIZES, TEMPERATURE, Size
 from mae.proposal.facts import Facts, ImageFacts
 
 MANY_IMAGES = 500_000
@@ -18,6 +18,8 @@ _PATCHES = ((3, 1), (12, 2), (40, 4), (96, 8))
 _LARGE_PATCH, _LARGEST_SIDE = 16, 224
 _SMALLER_SIDES = (160, 128)
 _LAST_SIDE, _LAST_PATCH = 64, 8
+# Up to here, the settings of the demo are proposed, which were measured on 4x4 patches.
+_FEW_PATCHES = 16
 # Random crops have a width from 3/4 to 4/3 of their height, which covers the usual shapes of photos.
 _LONG, _LONGEST, _ALIKE = 1.5, 4.0, 0.05
 
@@ -31,7 +33,7 @@ class Rung:
     shape: Size | None = None
     """Shape of the encoder, where it is not that of its name."""
 
-    def settings(self, patch: int, mask_ratio: float) -> MaskedAutoencoderSettings:
+    def settings(self, patch: int, mask_ratio: float, temperature: float) -> MaskedAutoencoderSettings:
         """Return the settings of such a model."""
         width, depth, heads = self.shape or (None, None, None)
         return MaskedAutoencoderSettings(
@@ -40,6 +42,7 @@ class Rung:
             depth=depth,
             heads=heads,
             patch_size=(patch,),
+            position_temperature=temperature,
             mask_ratio=mask_ratio,
             decoder_width=self.decoder.width,
             decoder_depth=self.decoder.depth,
@@ -80,9 +83,9 @@ class Shape(NamedTuple):
 
     @property
     def settings(self) -> MaskedAutoencoderSettings:
-        """Settings of the model; with few patches, half of them are hidden instead of three quarters."""
-        patches = self.height * self.width // self.patch**2
-        return self.rung.settings(self.patch, 0.5 if patches <= 16 else 0.75)
+        """Settings of the model; with few patches, half are hidden instead of three quarters, and positions differ."""
+        has_few = self.height * self.width // self.patch**2 <= _FEW_PATCHES
+        return self.rung.settings(self.patch, *((0.5, 10.0) if has_few else (0.75, TEMPERATURE)))
 
 
 def short_side(images: ImageFacts) -> int:

@@ -115,6 +115,11 @@ def test_small_images_keep_their_size_and_get_small_patches(
 ) -> None:
     chosen = values(propose(facts_of(60_000, images_of(height, width), GPU)).pretrain)
     assert (chosen["data.image_size"], chosen["model.patch_size"]) == (size, patch)
+    # The digits of the demo have 4x4 patches.
+    is_few = (height // patch) * (width // patch) <= 16
+    assert (chosen["model.mask_ratio"], chosen.get("model.position_temperature")) == (
+        (0.5, 10.0) if is_few else (0.75, None)
+    )
 
 
 def test_a_faster_machine_never_gets_a_smaller_model_or_fewer_epochs() -> None:
