@@ -42,8 +42,8 @@ def test_each_row_is_fitted_on_the_labels_of_the_seed(
         assert len(asked) == 21
         return Outcome(np.eye(classes)[np.full(len(asked), seed)], True, len(known), {})
 
-    for protocol in (few_labels.linear, few_labels.svm):
-        monkeypatch.setattr(protocol, "judge", judge)
+    monkeypatch.setattr(few_labels.linear, "judge", judge)
+    monkeypatch.setattr(few_labels, "_separate", judge)
     train, test = (str(write_shards(tmp_path / name, [count])) for name, count in (("train", 40), ("test", 21)))
     cells = frozen_cells(model, [train], [test], {"two": 2, "all": None}, 2)
     rows = (FROZEN, UNTRAINED, PROBED_PIXELS, SEPARATED_PIXELS)
