@@ -9,7 +9,7 @@ from mae.inference.model import Model, load
 from mae.report import page
 from mae.report.class_results import class_tables, confusion_of, mistakes, read_evaluation
 from mae.report.data_card import data_card
-from mae.report.findings import NearestNeighbours
+from mae.report.finding import NearestNeighbours
 from mae.report.model_pictures import (
     Seen,
     attention_and_colors,

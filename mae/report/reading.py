@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError, safe_open
+
 from mae.errors import UserError
 from mae.evaluation.online import KIND
 from mae.files import read_bounded
@@ -64,6 +66,8 @@ class RunFiles:
     pictures: Sequence[Path] = ()
     model: Path | None = None
     """The best model, else the last; None before the end of the run."""
+    classes: int | None = None
+    """Number of classes of the model; None if it has no head, or is not there."""
     unreadable: Sequence[str] = ()
     """Sentences about files that cannot be read."""
 
@@ -141,6 +145,7 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
         checkpoints=attempt(lambda: sorted(_steps(folder.checkpoints))) or [],
         pictures=attempt(lambda: sorted(folder.pictures.glob("step-*.png"))) or [],
         model=model,
+        classes=None if model is None else attempt(lambda: _classes(model)),
         unreadable=unreadable,
     )
 
@@ -170,6 +175,16 @@ def _only_numbers(record: dict[str, Any]) -> dict[str, Any]:
 def _lines_that_are_no_records(path: Path, records: int) -> int:
     with path.open("rb") as file:
         return max(0, sum(line.endswith(b"\n") for line in file) - records)
+
+
+def _classes(model: Path) -> int | None:
+    """Return the number of outputs of a model's head; None if it has none."""
+    try:
+        with safe_open(model, "pt") as file:
+            heads = sorted(name for name in file.keys() if name.startswith("head.") and name.endswith(".weight"))  # noqa: SIM118
+            return int(file.get_slice(heads[-1]).get_shape()[0]) if heads else None
+    except SafetensorError as error:
+        raise ValueError(f"{model} is damaged: {error}") from None
 
 
 def _ending(path: Path) -> dict[str, Any]:

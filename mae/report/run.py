@@ -11,7 +11,8 @@ import torch
 from mae.files import write_atomically
 from mae.report import page
 from mae.report.comparison import names_of, results_table, settings_difference
-from mae.report.findings import Finding, findings
+from mae.report.finding import Finding
+from mae.report.findings import findings
 from mae.report.inspection import IMAGES, Inspection, inspect
 from mae.report.page import Section
 from mae.report.reading import FINETUNING, PRETRAINING, RunFiles, read_run
