@@ -8,6 +8,8 @@ from mae.report.training import key_figures, status
 
 # Places and what is shown: they differ between runs without any meaning.
 _PLACES = ("run_dir",)
+_SIDES = ("data.image_size", "model.patch_size")
+_NOT_SET = "(not set)"
 _STAGES = (PRETRAINING, FINETUNING)
 
 
@@ -36,21 +38,34 @@ def results_table(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
 
 
 def settings_difference(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
-    """Return the settings that are not the same in all runs, one setting a row; a sentence if there is none."""
-    by_stage = {stage: {name for run in runs if run.kind == stage for name in run.settings} for stage in _STAGES}
-    known = [names_of_stage for names_of_stage in by_stage.values() if names_of_stage]
+    """Return the settings that are not the same in all runs, one setting a row; a sentence if there is none.
+
+    A setting that only pretraining or only fine-tuning has is compared among the runs of that stage.
+    """
+    stages = [{name for run in runs if run.kind == stage for name in run.settings} for stage in _STAGES]
     every = dict.fromkeys(name for run in runs for name in run.settings if name not in _PLACES)
-    of_one_stage = [name for name in every if not all(name in names_of_stage for names_of_stage in known)]
-    for name in of_one_stage:
-        del every[name]
-    rows = []
+    rows, same, alone = [], 0, 0
     for name in every:
-        values = [page.setting(run.settings[name]) if name in run.settings else "(not set)" for run in runs]
-        if len(set(values)) > 1:
+        values = [_value(run, name) for run in runs]
+        is_of_one_stage = any(stage and name not in stage for stage in stages)
+        compared = {value for value in values if value != _NOT_SET} if is_of_one_stage else set(values)
+        if len(compared) > 1:
             rows.append((name, *values))
-    alone = f" {len(of_one_stage)} exist only in pretraining or only in fine-tuning." if of_one_stage else ""
+        elif is_of_one_stage:
+            alone += 1
+        else:
+            same += 1
+    note = f"{same} {'other ' if rows else ''}settings are the same in all runs."
+    note += f" {alone} exist only in pretraining or only in fine-tuning." if alone else ""
     if not rows:
-        return page.paragraph(f"All settings are the same.{alone}")
-    same = len(every) - len(rows)
-    note = f"{same} other settings are the same in all runs.{alone}"
+        return page.paragraph(note if alone else "All settings are the same.")
     return page.table(("setting", *names), rows) + page.paragraph(note)
+
+
+def _value(run: RunFiles, name: str) -> str:
+    """Return a setting as text; one side of a square stands for both."""
+    if name not in run.settings:
+        return _NOT_SET
+    value = run.settings[name]
+    is_side = name in _SIDES and isinstance(value, list) and len(value) == 1
+    return page.setting(value * 2 if is_side else value)

@@ -42,15 +42,15 @@ def _rising_loss(run: RunFiles) -> Iterator[Finding]:
     least, last = min(known, key=lambda record: float(record["loss"])), known[-1]
     if least["step"] < known[-2]["step"] and last["loss"] > RISING * least["loss"]:
         advice = (
-            "the best model is kept; fewer epochs, or patience, would save time"
+            "The best model is kept; fewer epochs, or patience, save the time after it"
             if run.kind == FINETUNING
-            else "more images or fewer epochs help"
+            else "More images or fewer epochs help"
         )
         yield Finding(
             "warning",
             f"The validation loss rises: from {least['loss']:.3f} at epoch {epoch_in_words(least['epoch'])} to "
             f"{last['loss']:.3f} at epoch {epoch_in_words(last['epoch'])}. The model learns its training images by "
-            f"heart; {advice}.",
+            f"heart. {advice}.",
         )
 
 

@@ -123,10 +123,11 @@ def _waiting(run: RunFiles) -> Iterator[Finding]:
     if wait is not None and wait > WAITING:
         workers = run.settings.get("data.workers")
         now = f" (now {workers})" if type(workers) is int else ""
+        kept = "" if run.settings.get("data.keep_decoded") else ", or data.keep_decoded if all fit into memory"
         yield Finding(
             "warning",
-            f"The device waited for data {100 * wait:.0f} % of the time: raise data.workers{now}, as far as there "
-            "are processors; if there are no more, pack the images smaller (mae pack --short_side).",
+            f"The device waited for data {100 * wait:.0f} % of the time: raise data.workers{now}, up to the number of "
+            f"processors. If that is not enough: smaller images (mae pack --short_side){kept}.",
         )
 
 
@@ -157,7 +158,7 @@ def _pixels(found: NearestNeighbours) -> list[Finding]:
     enough = ERRORS_OF_PIXELS / math.sqrt(found.samples)
     if found.features < found.pixels - enough:
         text = f"k-NN by the features ({figures[0]}) is below k-NN by plain pixels ({figures[1]}; {about})"
-        return [Finding("warning", f"{text}: these features are not worth their price yet.")]
+        return [Finding("warning", f"{text}: so far, plain pixels tell classes apart better.")]
     if found.features > found.pixels + enough:
         return [Finding("good", f"k-NN by the features ({figures[0]}) beats plain pixels ({figures[1]}; {about}).")]
     text = f"k-NN by the features ({figures[0]}) is as good as by plain pixels ({figures[1]}; {about})"

@@ -67,8 +67,13 @@ def details(summary: str, body: str) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a table, with numbers aligned to the right; one that is too wide can be scrolled."""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
-    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    texts = [[str(cell) for cell in row] for row in rows]
+    head = ""
+    for column, title in enumerate(header):
+        filled = [row[column] for row in texts if row[column]]
+        kind = ' class="number"' if filled and all(map(_NUMBER.fullmatch, filled)) else ""
+        head += f'<th scope="col"{kind}>{html.escape(title)}</th>'
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in texts)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
@@ -111,7 +116,6 @@ def _asset(name: str) -> str:
     return files("mae.report").joinpath(name).read_text("utf-8")
 
 
-def _cell(value: object) -> str:
-    text = str(value)
+def _cell(text: str) -> str:
     kind = ' class="number"' if _NUMBER.fullmatch(text) else ""
     return f"<td{kind}>{html.escape(text)}</td>"

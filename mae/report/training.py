@@ -91,18 +91,19 @@ def evaluation_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
 
     every = list(zip(runs, names, range(len(runs)), strict=True))
     several = len(runs) > 1
-    frozen = (("nearest neighbours (k-NN)", "knn"), ("few labels (few-shot probe)", "few_shot"))
     if several:
         parts = []
     else:
+        frozen = (("nearest neighbours (k-NN)", "knn"), ("few labels (few-shot probe)", "few_shot"))
         both = [_line(title, records(runs[0]), name, color) for color, (title, name) in enumerate(frozen)]
         parts = [chart("Accuracy of frozen features", [line for line in both if line.xs], (), percent)]
     wanted: tuple[tuple[str, str, Format], ...] = (
         ("Accuracy of the classifier", "accuracy", percent),
-        *(((f"Accuracy of {title}", name, percent) for title, name in frozen) if several else ()),
+        ("Accuracy of nearest neighbours (k-NN)", "knn", percent),
+        ("Accuracy with few labels (few-shot probe)", "few_shot", percent),
         ("Rank of the features (RankMe)", "rank", figure),
     )
-    for title, name, form in wanted:
+    for title, name, form in wanted if several else (wanted[0], wanted[3]):
         lines = [_line(name_of, records(run), name, color) for run, name_of, color in every]
         parts.append(chart(title, lines, (), form, is_named=several))
     charts = "".join(parts)
