@@ -23,7 +23,8 @@ ERRORS_OF_PIXELS = 1.0
 def findings(run: RunFiles, neighbours: NearestNeighbours | None = None) -> list[Finding]:
     """Return sentences about a run, problems first; a single calm one if nothing stands out."""
     if run.kind == MODEL_ONLY:
-        return [Finding("note", "This folder holds a model, but neither settings nor a log of its training.")]
+        text = "This folder holds a model, but neither settings nor a log of its training: there are no curves."
+        return [Finding("note", text), *(Finding("warning", f"{each}.") for each in run.unreadable)]
     checks: tuple[Callable[[RunFiles], Iterator[Finding]], ...] = (
         _ending, _not_finite, _divergence, _learning, evaluation_findings, _waiting, _warm_up, _data,
     )  # fmt: skip
@@ -48,8 +49,11 @@ def _ending(run: RunFiles) -> Iterator[Finding]:
     elif not reason and run.is_running:
         yield Finding("note", f"The run is going on{where}. This page shows it as it was then.")
     elif not reason:
-        again = "the same command goes on from its newest checkpoint"
-        yield Finding("warning", f"The run is not finished, and no end is recorded: it was killed{where}; {again}.")
+        begins = "goes on from its newest checkpoint" if run.checkpoints else "begins anew, as no checkpoint is there"
+        text = f"The run is not finished, and no end is recorded: it was killed{where}. The same command {begins}."
+        yield Finding("warning", text)
+    if reason == "finished" and run.model is None:
+        yield Finding("warning", "The run is finished, but its model is not in the folder: it was moved or removed.")
 
 
 def _not_finite(run: RunFiles) -> Iterator[Finding]:

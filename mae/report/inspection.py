@@ -61,7 +61,7 @@ def _model(run: RunFiles, device: torch.device) -> Model:
     if run.model is not None:
         return load(run.model, device)
     if not run.checkpoints:
-        raise UserError("the run has written neither a model nor a checkpoint yet")
+        raise UserError("neither a model nor a checkpoint is in the folder of the run")
     return load(run.path / "checkpoints" / f"step-{run.checkpoints[-1]:09d}", device)
 
 

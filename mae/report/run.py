@@ -15,8 +15,8 @@ from mae.report.finding import Finding
 from mae.report.findings import findings
 from mae.report.inspection import IMAGES, Inspection, inspect
 from mae.report.page import Section
-from mae.report.reading import PRETRAINING, RunFiles, read_run
-from mae.report.surroundings import environment, settings_section
+from mae.report.reading import MODEL_ONLY, PRETRAINING, RunFiles, read_run
+from mae.report.surroundings import environment, model_table, settings_section
 from mae.report.through_time import MOST_BYTES, through_time
 from mae.report.timeline import timeline
 from mae.report.training import evaluation_charts, in_words, status, tiles, training_charts
@@ -82,8 +82,12 @@ def _of_one(run: RunFiles, inspection: Inspection, device: torch.device) -> str:
     head = (
         f'<p class="lead"><span>{html.escape(title)}</span> <span class="badge {level}">{word}</span></p>{tiles(run)}'
     )
+    seen = ("What this page sees", findings_list(findings(run, inspection.neighbours)))
+    if run.kind == MODEL_ONLY and run.model is not None:
+        here = ("Environment", environment([], [], device))
+        return page.page(run.name, [seen, ("Model", model_table(run.model)), here], head)
     sections = [
-        ("What this page sees", findings_list(findings(run, inspection.neighbours))),
+        seen,
         *run_sections(run),
         *inspection.sections,
         ("Timeline", timeline(run)),

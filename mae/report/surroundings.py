@@ -1,11 +1,14 @@
 """Settings and environment of a run: marked and named as the run itself recorded them, where it did."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mae import __version__
+from mae.errors import UserError
+from mae.models.description import read_description
 from mae.report import page
 from mae.report.reading import FINETUNING, RunFiles
 from mae.schema import settings_of
@@ -36,12 +39,31 @@ def settings_section(run: RunFiles) -> str:
     )
 
 
+def model_table(path: Path) -> str:
+    """Return what the header of a model tells about it; of one that tells nothing, a sentence."""
+    try:
+        found = read_description(path)
+    except (UserError, OSError) as error:
+        return page.paragraph(f"The model cannot be described: {error}.")
+    sides = [f"{height}x{width}" for height, width in (found.image_size, found.patch_size)]
+    decoder = found.decoder
+    rows = [
+        ("kind", found.kind),
+        ("encoder", f"width {found.width}, {found.depth} blocks, {found.heads} heads"),
+        ("images", f"{sides[0]} pixels, {found.channels} channels, patches of {sides[1]}"),
+        ("mean and std of the pixels", f"{page.setting(found.mean)}; {page.setting(found.std)}"),
+        *([("decoder", f"width {decoder.width}, {decoder.depth} blocks, {decoder.heads} heads")] if decoder else []),
+        *([("classes", ", ".join(found.classes))] if found.classes else []),
+    ]
+    return page.table(("what", "value"), rows)
+
+
 def environment(runs: Sequence[RunFiles], names: Sequence[str], device: torch.device) -> str:
     """Return a table of the machines of the runs' newest starts and of their libraries, and of those of this page."""
     known = [(name, start) for run, name in zip(runs, names, strict=True) if (start := _newest_start(run))]
     here = page.paragraph("This page was made on:") + page.environment_table(device)
     if not known:
-        return page.paragraph("On what the training ran is not recorded.") + here
+        return (page.paragraph("On what the training ran is not recorded.") if runs else "") + here
     libraries = dict.fromkeys(library for _, start in known for library in start.get("libraries", {}))
     rows = [
         ("machine", *(start["host"] for _, start in known)),

@@ -9,7 +9,7 @@ from mae.progress import duration
 from mae.report import page
 from mae.report.charts import Format, Level, Line, brief, chart, figure, percent
 from mae.report.newest import data_wait, newest_loss, newest_start
-from mae.report.reading import FINETUNING, PRETRAINING, RunFiles
+from mae.report.reading import FINETUNING, MODEL_ONLY, PRETRAINING, RunFiles
 
 _SAME_BASELINE = 0.02
 _STAGES = (PRETRAINING, FINETUNING)
@@ -116,6 +116,8 @@ def status(run: RunFiles) -> tuple[str, str]:
     known = {"finished": ("finished", "good"), "preempted": ("interrupted", "warning"), "error": ("failed", "problem")}
     if reason in known:
         return known[reason]
+    if run.kind == MODEL_ONLY:
+        return "model only", "note"
     if not run.train:
         return "not begun", "note"
     return ("running", "note") if run.is_running else ("unfinished", "warning")
@@ -167,12 +169,13 @@ def in_words(run: RunFiles) -> str:
     if run.kind not in (PRETRAINING, FINETUNING):
         return "A model without the log of its training"
     what = "Pretraining of a masked autoencoder" if run.kind == PRETRAINING else "Fine-tuning of a classifier"
-    size = value("data.image_size")
-    sides = [str(side) for side in size] if isinstance(size, list) and size else []
+    image_size = value("data.image_size")
+    sides = [str(side) for side in image_size] if isinstance(image_size, list) and image_size else []
     width = value("model.width")
-    shape = f"width {width}, {value('model.depth')} blocks" if width else f"size {value('model.size')}"
+    size = value("model.size")
+    shape = f", width {width}, {value('model.depth')} blocks" if width else f", size {size}" if size else ""
     images = f" on images of {sides[0]}x{sides[-1]}" if sides else ""
-    return f"{what}, {shape}{images}"
+    return f"{what}{shape}{images}"
 
 
 def _median(records: Iterable[dict[str, Any]], name: str) -> float:

@@ -17,7 +17,7 @@ FALLING = [1.4 / (1 + number) ** 0.4 for number in range(50)]
 
 
 def found_in(path: Path, neighbours: NearestNeighbours | None = None) -> list[Finding]:
-    return findings(read_run(path), neighbours)
+    return findings(replace(read_run(path), model=path / "model.safetensors"), neighbours)
 
 
 def texts(found: list[Finding], *levels: str) -> str:
@@ -94,7 +94,8 @@ def classifier(path: Path, accuracies: list[float], losses: list[float], **setti
     train = [record | {"loss": loss} for record, loss in zip(run.train, losses, strict=True)]
     evaluations = [record | {"loss": 0.5} for record in run.accuracies]
     changed = {"optim.warmup_epochs": 0.0} | {f"regularization.{name}": value for name, value in settings.items()}
-    return findings(replace(run, train=train, accuracies=evaluations, classes=10, settings=run.settings | changed))
+    known = replace(run, train=train, accuracies=evaluations, classes=10, settings=run.settings | changed)
+    return findings(replace(known, model=path / "best.safetensors"))
 
 
 def test_a_classifier_that_gets_better_has_one_calm_sentence_more(tmp_path: Path) -> None:
