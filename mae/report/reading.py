@@ -121,7 +121,7 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
             unreadable.append(str(error))
             return None
 
-    settings = attempt(lambda: flatten(load_yaml(path / SETTINGS_FILE))) or {}
+    settings = attempt(lambda: flatten(_yaml(path / SETTINGS_FILE, model))) or {}
     records = attempt(folder.metrics) or []
     if damaged := attempt(lambda: _lines_that_are_no_records(path / METRICS_FILE, len(records))):
         unreadable.append(f"{damaged:,} lines of {METRICS_FILE} are no records; they are left out")
@@ -172,7 +172,22 @@ def _only_numbers(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if figures([record], record["kind"], name)}
 
 
+def _yaml(path: Path, model: Path | None) -> dict[str, Any]:
+    """Return the settings; {} for a model that lies alone in its folder.
+
+    Raises:
+        UserError: if they are missing or cannot be read.
+    """
+    if path.exists():
+        return load_yaml(path)
+    if model is None or path.with_name(METRICS_FILE).exists():
+        raise UserError(f"{path.name} does not exist in the folder")
+    return {}
+
+
 def _lines_that_are_no_records(path: Path, records: int) -> int:
+    if not path.exists():
+        return 0  # another sentence says so
     with path.open("rb") as file:
         return max(0, sum(line.endswith(b"\n") for line in file) - records)
 

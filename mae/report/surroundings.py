@@ -8,7 +8,7 @@ import torch
 
 from mae import __version__
 from mae.errors import UserError
-from mae.models.description import read_description
+from mae.models.description import DecoderDescription, ModelDescription, read_description
 from mae.report import page
 from mae.report.reading import FINETUNING, RunFiles
 from mae.schema import settings_of
@@ -49,13 +49,20 @@ def model_table(path: Path) -> str:
     decoder = found.decoder
     rows = [
         ("kind", found.kind),
-        ("encoder", f"width {found.width}, {found.depth} blocks, {found.heads} heads"),
-        ("images", f"{sides[0]} pixels, {found.channels} channels, patches of {sides[1]}"),
-        ("mean and std of the pixels", f"{page.setting(found.mean)}; {page.setting(found.std)}"),
-        *([("decoder", f"width {decoder.width}, {decoder.depth} blocks, {decoder.heads} heads")] if decoder else []),
+        ("encoder", _in_words(found)),
+        ("images", f"{sides[0]} pixels, {page.counted(found.channels, 'channel')}, patches of {sides[1]}"),
+        (
+            "mean and std of the pixels",
+            "; ".join(" ".join(f"{value:.3f}" for value in values) for values in (found.mean, found.std)),
+        ),
+        *([("decoder", _in_words(decoder))] if decoder else []),
         *([("classes", ", ".join(found.classes))] if found.classes else []),
     ]
     return page.table(("what", "value"), rows)
+
+
+def _in_words(of: ModelDescription | DecoderDescription) -> str:
+    return f"width {of.width}, {page.counted(of.depth, 'block')}, {page.counted(of.heads, 'head')}"
 
 
 def environment(runs: Sequence[RunFiles], names: Sequence[str], device: torch.device) -> str:

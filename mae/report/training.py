@@ -173,7 +173,9 @@ def in_words(run: RunFiles) -> str:
     sides = [str(side) for side in image_size] if isinstance(image_size, list) and image_size else []
     width = value("model.width")
     size = value("model.size")
-    shape = f", width {width}, {value('model.depth')} blocks" if width else f", size {size}" if size else ""
+    depth = value("model.depth")
+    blocks = page.counted(depth, "block") if type(depth) is int else f"{depth} blocks"
+    shape = f", width {width}, {blocks}" if width else f", size {size}" if size else ""
     images = f" on images of {sides[0]}x{sides[-1]}" if sides else ""
     return f"{what}{shape}{images}"
 

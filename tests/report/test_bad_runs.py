@@ -47,6 +47,7 @@ def test_settings_alone(tmp_path: Path) -> None:
     assert "The log of the training is lost, or training has not begun" in text
     assert "neither a model nor a checkpoint is in the folder of the run" in text
     assert "not begun" in text
+    assert "No such file" not in text
 
 
 def test_a_model_alone(pretrained: RunFolder, tmp_path: Path) -> None:
@@ -58,8 +59,9 @@ def test_a_model_alone(pretrained: RunFolder, tmp_path: Path) -> None:
     assert re.findall(r"<h2>([^<]+)", text) == ["What this page sees", "Model", "Environment"]
     assert "This folder holds a model, but neither settings nor a log of its training: there are no curves." in text
     assert ">model only</span>" in text
-    assert "<td>images</td><td>8x8 pixels, 1 channels, patches of 2x2</td>" in text
+    assert "<td>images</td><td>8x8 pixels, 1 channel, patches of 2x2</td>" in text
     (alone / "model.safetensors").write_bytes(b"cut off")
+    assert "does not exist" not in text
     text = text_of(alone)
     assert "The model cannot be described: model file" in text
     assert "is damaged" in text
