@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mae.report.charts import percent
-from mae.report.finding import Finding, epoch_in_words
+from mae.report.finding import Finding, epoch_in_words, loss_in_words
 from mae.report.newest import is_warming_up, newest_loss
 from mae.report.reading import FINETUNING, PRETRAINING, RunFiles
 
@@ -48,9 +48,9 @@ def _rising_loss(run: RunFiles) -> Iterator[Finding]:
         )
         yield Finding(
             "warning",
-            f"The validation loss rises: from {least['loss']:.3f} at epoch {epoch_in_words(least['epoch'])} to "
-            f"{last['loss']:.3f} at epoch {epoch_in_words(last['epoch'])}. The model learns its training images by "
-            f"heart. {advice}.",
+            f"The validation loss rises: from {loss_in_words(least['loss'])} at epoch "
+            f"{epoch_in_words(least['epoch'])} to {loss_in_words(last['loss'])} at epoch "
+            f"{epoch_in_words(last['epoch'])}. The model learns its training images by heart. {advice}.",
         )
 
 

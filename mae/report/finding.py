@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+from mae.report.charts import figure
+
 Level = Literal["good", "note", "warning", "problem"]
 
 
@@ -25,3 +27,8 @@ class NearestNeighbours(NamedTuple):
 def epoch_in_words(value: float) -> str:
     """Return a number of epochs as a person would write it."""
     return f"{value:,.0f}" if value >= 10 or abs(value - round(value)) < 0.05 else f"{value:.1f}"
+
+
+def loss_in_words(value: float) -> str:
+    """Return a loss with three decimals; one that is far too large without."""
+    return f"{value:.3f}" if abs(value) < 100 else figure(value)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from mae.report.evaluation_findings import evaluation_findings
-from mae.report.finding import Finding, Level, NearestNeighbours, epoch_in_words
+from mae.report.finding import Finding, Level, NearestNeighbours, epoch_in_words, loss_in_words
 from mae.report.newest import LINES, data_wait, is_warming_up, newest_loss
 from mae.report.reading import MODEL_ONLY, PRETRAINING, RunFiles
 
@@ -25,10 +25,12 @@ def findings(run: RunFiles, neighbours: NearestNeighbours | None = None) -> list
     if run.kind == MODEL_ONLY:
         text = "This folder holds a model, but neither settings nor a log of its training: there are no curves."
         return [Finding("note", text), *(Finding("warning", f"{each}.") for each in run.unreadable)]
-    checks: tuple[Callable[[RunFiles], Iterator[Finding]], ...] = (
-        _ending, _not_finite, _divergence, _learning, evaluation_findings, _waiting, _warm_up, _data,
-    )  # fmt: skip
-    found = [finding for check in checks for finding in check(run)]
+    broken = [*_not_finite(run), *_divergence(run)]
+    # Where training has broken down, it does not matter how far it had come.
+    is_broken = any(finding.level == "problem" for finding in broken)
+    checks: list[Callable[[RunFiles], Iterator[Finding]]] = [_ending, evaluation_findings, _waiting, _data]
+    checks += [] if is_broken else [_learning, _warm_up]
+    found = [*broken, *(finding for check in checks for finding in check(run))]
     found += [] if neighbours is None else _pixels(neighbours)
     found += [Finding("warning", f"Something could not be read: {text}.") for text in run.unreadable]
     if all(finding.level in ("good", "note") for finding in found):
@@ -38,7 +40,7 @@ def findings(run: RunFiles, neighbours: NearestNeighbours | None = None) -> list
 
 
 def _ending(run: RunFiles) -> Iterator[Finding]:
-    reason, message = run.ending.get("reason"), run.ending.get("message", "")
+    reason, message = run.ending.get("reason"), run.ending.get("message", "").removeprefix("error: ")
     where = _where(run)
     if reason == "error":
         yield Finding("problem", f"The run ended with an error{where}: {message}.")
@@ -88,8 +90,9 @@ def _divergence(run: RunFiles) -> Iterator[Finding]:
     if now > DIVERGING * least["loss"] and is_high:
         yield Finding(
             "problem",
-            f"The loss rose from {least['loss']:.3f} at epoch {epoch_in_words(least['epoch'])} to {now:.3f}: training "
-            "diverges. Lower optim.base_lr, lengthen optim.warmup_epochs, or set optim.clip_grad.",
+            f"The loss rose from {loss_in_words(least['loss'])} at epoch {epoch_in_words(least['epoch'])} to "
+            f"{loss_in_words(now)}: training diverges. Lower optim.base_lr, lengthen optim.warmup_epochs, or set "
+            "optim.clip_grad.",
         )
 
 
@@ -104,7 +107,7 @@ def _learning(run: RunFiles) -> Iterator[Finding]:
         advice = "" if is_early else " Try another optim.base_lr, and look whether the pictures are as they should be."
         yield Finding(
             "note" if is_early else "problem",
-            f"The loss ({loss:.3f}) is still above {mean} ({found.patch_mean:.3f}): "
+            f"The loss ({loss_in_words(loss)}) is still above {mean} ({found.patch_mean:.3f}): "
             f"nothing has been learned yet.{advice}",
         )
     elif loss > NOTHING_LEARNED * found.place_mean:

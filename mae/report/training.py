@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from mae.progress import duration
 from mae.report import page
 from mae.report.charts import Format, Level, Line, brief, chart, figure, percent
+from mae.report.finding import loss_in_words
 from mae.report.newest import data_wait, newest_loss, newest_start
 from mae.report.reading import FINETUNING, MODEL_ONLY, PRETRAINING, RunFiles
 
@@ -147,8 +148,8 @@ def key_figures(run: RunFiles) -> list[tuple[str, str, str]]:
     epochs = run.number("epochs")
     known_held_out = [record["loss"] for record in _held_out(run)]
     return [
-        ("training loss", "" if loss is None else f"{loss:.3f}", ""),
-        ("validation loss", f"{known_held_out[-1]:.3f}" if known_held_out else "", ""),
+        ("training loss", "" if loss is None else loss_in_words(loss), ""),
+        ("validation loss", loss_in_words(known_held_out[-1]) if known_held_out else "", ""),
         ("best accuracy", "" if accuracy is None else percent(accuracy), ""),
         ("k-NN accuracy", percent(online["knn"]) if online.get("knn") is not None else "", ""),
         ("few-shot accuracy", percent(online["few_shot"]) if online.get("few_shot") is not None else "", ""),

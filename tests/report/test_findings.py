@@ -165,6 +165,16 @@ def test_losses_that_are_not_finite(tmp_path: Path) -> None:
     assert "The run ended with an error after step 500 of 500: 500 steps" in texts(found, "problem")
 
 
+def test_a_run_that_broke_down_in_its_warm_up_is_not_told_to_wait(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [*[1.2] * 5, 16.0, 828.0, 12456.6, 12456.6, None], "")
+    folder.record_exit("error", "error: 10 steps in a row were skipped")
+    text = texts(found_in(folder.path))
+    assert "The run ended with an error after step 100 of 500: 10 steps in a row" in text
+    assert "The loss rose from 1.200 at epoch 1 to 6,439: training diverges" in text
+    assert "warming up" not in text
+    assert "nothing has been learned" not in text
+
+
 @pytest.mark.parametrize(("steps", "level"), [(range(7, 9), "note"), (range(7, 17), "warning")])
 def test_skipped_steps(tmp_path: Path, steps: range, level: str) -> None:
     make_run(tmp_path / "run", FALLING).record_skipped({step: [1, 2] for step in steps})
