@@ -17,7 +17,7 @@ from mae.data.store.urls import redacted, scheme_of
 from mae.errors import UserError, one_line_errors
 from mae.files import write_atomically
 from mae.output import say
-from mae.proposal.choice import Proposal
+from mae.proposal.choice import Proposal, times_in_words
 from mae.proposal.commands import next_commands
 from mae.proposal.facts import Facts
 from mae.proposal.looking import look_into
@@ -74,7 +74,7 @@ def run(settings: InitSettings) -> Proposal:
     pretrain = next(command for command in commands if "pretrain" in command)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(settings.out, pretrain_yaml(facts, proposal, pretrain).encode())
-    for line in (*summary(facts), *proposal.remarks):
+    for line in (*summary(facts), times_in_words(proposal), *proposal.remarks):
         say(line)
     written = [str(settings.out)]
     if proposal.finetune:

@@ -27,10 +27,18 @@ class Proposal:
     pretrain: tuple[Choice, ...]
     finetune: tuple[Choice, ...] = ()
     """None: the images have no labels, or only one class."""
+    finetune_seconds: float = 0.0
+    """Estimated time of fine-tuning."""
     pack: tuple[str, ...] = ()
     """Flags of `mae pack`, besides source and output."""
     remarks: tuple[str, ...] = ()
     """What is given up, what is missing, and what looks wrong: one sentence each."""
+
+
+def times_in_words(proposal: Proposal) -> str:
+    """Return how long the proposed runs take."""
+    tuning = f", and fine-tuning about {in_words(proposal.finetune_seconds)}" if proposal.finetune else ""
+    return f"Pretraining takes about {in_words(proposal.seconds)}{tuning}."
 
 
 def in_words(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Rules for the settings of fine-tuning."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from mae.models.flops import classifier_flops
 from mae.proposal.choice import Choice, in_words, power_of_two, rounded_down
@@ -12,41 +13,60 @@ _WANTED_STEPS = 4000
 _PEAK = 2e-3
 
 
-def finetune_choices(facts: Facts, shape: Shape, pace: Pace, channels: int, limit: float | None) -> tuple[Choice, ...]:
+class Finetuning(NamedTuple):
+    """Settings of fine-tuning, and the seconds that it takes."""
+
+    choices: tuple[Choice, ...] = ()
+    seconds: float = 0.0
+
+
+def finetuning_of(facts: Facts, shape: Shape, pace: Pace, channels: int, limit: float | None) -> Finetuning:
     """Return settings for the labelled images; none if there are no labels, or one class.
 
     Fine-tuning may take the time of pretraining, `limit` seconds, once more.
     """
     if facts.classes < 2:
-        return ()
-    schedule = tuple(_schedule(facts, shape, pace, channels, limit))
-    return (
+        return Finetuning()
+    images, each = facts.train.images, _seconds_of_image(facts, shape, pace, channels)
+    epochs, why = _epochs(images, each, limit)
+    seconds = epochs * images * each
+    choices = (
         Choice("run_dir", facts.tuned_dir, "the same command resumes the run in this folder"),
-        *schedule,
+        Choice("epochs", epochs, f"{why}: about {in_words(seconds)}"),
+        *_schedule(facts, epochs),
         Choice("data.shards", list(facts.shards_of(facts.train)), f"{facts.classes} classes"),
         Choice("data.workers", pace.workers, "as for pretraining"),
         *([Choice("data.keep_decoded", True, "all decoded images fit into memory")] if pace.kept else []),
         *_augmentation(facts, shape, channels),
-        *_optim(facts, shape, schedule[0].value),
+        *_optim(facts, shape, epochs),
     )
+    return Finetuning(choices, seconds)
 
 
-def _schedule(facts: Facts, shape: Shape, pace: Pace, channels: int, limit: float | None) -> Iterator[Choice]:
-    images = facts.train.images
-    batch = _batch_of(images)
+def _seconds_of_image(facts: Facts, shape: Shape, pace: Pace, channels: int) -> float:
     size = (shape.height, shape.width)
     flops = classifier_flops(shape.settings, size, channels, facts.classes, "mlp").training
     compute = flops / facts.machine.flops_of(shape.settings, size)
     data = facts.images.view_seconds + (0 if pace.kept else facts.images.decode_seconds)
     if facts.machine.gpu:
-        each = max(compute, data / max(1, pace.workers)) / max(1, facts.machine.gpus)
-    else:
-        each = compute + data / facts.machine.cores
-    wanted = 100 if images >= FEW_IMAGES else max(20, min(200, round(_WANTED_STEPS * batch / images)))
+        return max(compute, data / max(1, pace.workers)) / max(1, facts.machine.gpus)
+    return compute + data / facts.machine.cores
+
+
+def _epochs(images: int, each: float, limit: float | None) -> tuple[int, str]:
+    """Return the number of epochs, and why, where each image takes so many seconds."""
+    wanted = 100 if images >= FEW_IMAGES else max(20, min(200, round(_WANTED_STEPS * _batch_of(images) / images)))
     epochs = wanted if limit is None else min(wanted, rounded_down(limit / (images * each)))
-    why = "as published" if epochs == 100 else "what the time allows" if epochs < wanted else "few images need many"
-    yield Choice("epochs", epochs, f"{why}: about {in_words(epochs * images * each)}")
-    yield Choice("batch_size", batch, "small batches give few images many steps" if batch < 1024 else "as published")
+    return epochs, "as published" if epochs == 100 else (
+        "what the time allows" if epochs < wanted else "few images need many"
+    )
+
+
+def _schedule(facts: Facts, epochs: int) -> Iterator[Choice]:
+    batch = _batch_of(facts.train.images)
+    yield Choice(
+        "batch_size", batch, "a smaller set has smaller batches, and so more steps" if batch < 1024 else "as published"
+    )
     if facts.machine.gpu:
         yield Choice("micro_batch_size", "auto", "found at the start: the most images that fit on the GPU")
     if facts.held_out is not None and facts.held_out.labelled:

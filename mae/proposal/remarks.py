@@ -1,5 +1,6 @@
 """Sentences about a proposal: what is given up, what is missing, and what looks wrong."""
 
+import math
 from collections.abc import Iterator
 
 from mae.proposal.choice import in_words
@@ -24,22 +25,21 @@ def _given_up(facts: Facts, shape: Shape, epochs: int, best: tuple[Shape, float]
     wanted, seconds = best
     lost = []
     if shape.short < wanted.short:
-        lost.append(f"images of {wanted.short} pixels (here {shape.short})")
+        lost.append(f"images of {shape.short} pixels instead of {wanted.short}")
     if shape.rung is not wanted.rung:
-        lost.append(f"an encoder {wanted.rung.text} (here {shape.rung.text})")
+        lost.append(f"an encoder {shape.rung.text} (width/blocks/heads) instead of {wanted.rung.text}")
     if epochs < 800:
-        lost.append(f"800 epochs (here {epochs})")
+        lost.append(f"{epochs} epochs instead of 800")
     if lost:
-        need = seconds / 3600
+        device = "" if facts.machine.gpu else ", or use a GPU"
         yield (
-            f"To end in time this gives up {', '.join(lost)}; without limits the run would take about "
-            f"{in_words(seconds)} here: --hours {need:.0f} allows that"
-            + ("" if facts.machine.gpu else ", or use a GPU")
+            f"To end in time, this is less than the best: {', '.join(lost)}. Without a limit of time the run would "
+            f"take about {in_words(seconds)} here; --hours {math.ceil(seconds / 3600)} allows that{device}."
         )
     if epochs < 20:
         yield (
             f"{facts.train.images:,} images are seen only {_times(epochs)}, which teaches little: use a GPU, more "
-            "--hours, or fewer images"
+            "--hours, or fewer images."
         )
 
 
@@ -50,14 +50,18 @@ def _times(number: int) -> str:
 def _about_time(facts: Facts, pace: Pace) -> Iterator[str]:
     machine = facts.machine
     if machine.load > machine.cores:
+        passive = (
+            " Beside them, training is faster with OMP_WAIT_POLICY=passive before the command: its threads then do not "
+            "keep the cores busy while they wait for each other."
+        )
         yield (
             f"Other programs use the cores now (load {machine.load:.1f} on {machine.cores} cores); the times here are "
-            "for a machine without them"
+            "for a machine without them." + ("" if machine.gpu else passive)
         )
     if pace.waits:
         where = "Each GPU waits for the" if machine.gpu else "Most of the time goes into the"
         smaller = "" if facts.images.arrays else ", or pack smaller images (mae pack --short_side)"
-        yield f"{where} decoding of images: use more cores{smaller}"
+        yield f"{where} decoding of images: use more cores{smaller}."
 
 
 def _about_images(facts: Facts) -> Iterator[str]:
@@ -65,37 +69,37 @@ def _about_images(facts: Facts) -> Iterator[str]:
     if train.images < _FEW:
         yield (
             f"{train.images:,} images are few: a network learns little from them alone; `mae evaluate` shows whether "
-            "it is better than plain pixels"
+            "it is better than plain pixels."
         )
     if images.bad:
         what = "and stop a run" if train.shards else "and are left out by mae pack --skip_bad"
         yield f"{len(images.bad)} of {images.sampled} sampled images are bad {what}; the first: {images.bad[0]}"
     sides = sorted(min(size) for size in images.sizes)
     if sides[-1] >= 8 * sides[0]:
-        yield f"Short sides go from {sides[0]} to {sides[-1]} pixels: small images are enlarged, large ones reduced"
+        yield f"Short sides go from {sides[0]} to {sides[-1]} pixels: small images are enlarged, large ones reduced."
 
 
 def _about_labels(facts: Facts) -> Iterator[str]:
     train, held_out = facts.train, facts.held_out
     if not train.per_class:
-        yield "The images have no labels, so nothing is fine-tuned: mae embed gives features for searches and maps"
+        yield "The images have no labels, so nothing is fine-tuned: mae embed gives features for searches and maps."
         return
     if not train.labelled:
         labelled = sum(train.per_class.values())
-        yield f"Only {labelled:,} of {train.images:,} images have labels; fine-tuning needs a label for each image"
+        yield f"Only {labelled:,} of {train.images:,} images have labels; fine-tuning needs a label for each image."
         return
     if facts.classes < 2:
-        yield "All images are of one class, so there is nothing to tell apart: no fine-tuning is proposed"
+        yield "All images are of one class, so there is nothing to tell apart: no fine-tuning is proposed."
         return
     if held_out is None:
         yield (
             "No split is held out, so no accuracy is measured: move a tenth of each class into a folder val beside a "
-            "folder train, and start again"
+            "folder train, and start again."
         )
     elif held_out.name == "test":
-        yield "Only test is held out, and the best model is chosen on it: its accuracy there is a little too good"
+        yield "Only test is held out, and the best model is chosen on it: its accuracy there is a little too good."
     elif not held_out.labelled:
-        yield f"The images of {held_out.name} have no labels, so no accuracy is measured"
+        yield f"The images of {held_out.name} have no labels, so no accuracy is measured."
     least, most = min(train.per_class.values()), max(train.per_class.values())
     if most > 5 * least:
-        yield f"Classes have from {least:,} to {most:,} images: look at the accuracy of each class, not at the mean"
+        yield f"Classes have from {least:,} to {most:,} images: look at the accuracy of each class, not at the mean."

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from mae.errors import UserError
 from mae.models.flops import Flops, autoencoder_flops
-from mae.models.sizes import TEMPERATURE
+from mae.models.sizes import SIZES, TEMPERATURE
 from mae.proposal.choice import Choice, Proposal, in_words, power_of_two, rounded_down
 from mae.proposal.facts import Facts, ImageFacts
-from mae.proposal.finetune_rules import finetune_choices
+from mae.proposal.finetune_rules import finetuning_of
 from mae.proposal.pace import Pace, pace_of
 from mae.proposal.pixel_rules import channels_of, value_range_of
 from mae.proposal.remarks import remarks_of
@@ -56,6 +56,7 @@ def propose(facts: Facts) -> Proposal:
         *_optim(facts, shape, epochs),
         *_evaluation(facts),
     ]
+    finetuning = finetuning_of(facts, shape, pace, channels, limit)
     given_up = (best.shape, WANTED_EPOCHS * facts.train.images * best.pace.seconds)
     return Proposal(
         model=shape.settings,
@@ -63,7 +64,8 @@ def propose(facts: Facts) -> Proposal:
         channels=channels,
         seconds=seconds,
         pretrain=tuple(choices),
-        finetune=finetune_choices(facts, shape, pace, channels, limit),
+        finetune=finetuning.choices,
+        finetune_seconds=finetuning.seconds,
         pack=_pack(facts, pace),
         remarks=remarks_of(facts, shape, pace, epochs, given_up),
     )
@@ -140,7 +142,7 @@ def _schedule(facts: Facts, shape: Shape, flops: Flops, pace: Pace, epochs: int)
 def _batch_reason(images: int) -> str:
     if images >= MANY_IMAGES:
         return "the paper's"
-    return "small sets need many steps; published recipes for them use 128" if images < 100_000 else "of a large set"
+    return "a smaller set has smaller batches, and so more steps" if images < 100_000 else "for a large set"
 
 
 def _data(facts: Facts, shape: Shape, pace: Pace, channels: Choice, value_range: list[Choice]) -> list[Choice]:
@@ -188,8 +190,8 @@ def _model(facts: Facts, shape: Shape, is_smaller: bool) -> list[Choice]:
     if shape.rung.shape is not None:
         width, depth, heads = shape.rung.shape
         found += [
-            Choice("model.width", width, "smaller than tiny"),
-            Choice("model.depth", depth, "fewer blocks than tiny"),
+            Choice("model.width", width, f"tiny has {SIZES['tiny'].width}"),
+            Choice("model.depth", depth, f"tiny has {SIZES['tiny'].depth} blocks"),
             Choice("model.heads", heads, f"heads of {width // heads} channels"),
         ]
     ratio = "the paper's" if settings.mask_ratio == 0.75 else f"only {rows * columns} patches: hide half"

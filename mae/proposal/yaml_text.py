@@ -7,7 +7,7 @@ from statistics import median
 import yaml
 
 from mae.output import one_line
-from mae.proposal.choice import Choice, Proposal, in_words
+from mae.proposal.choice import Choice, Proposal, times_in_words
 from mae.proposal.facts import Facts, SplitFacts
 from mae.proposal.shapes import short_side
 
@@ -17,7 +17,7 @@ _MOST_CLASSES = 8
 
 def pretrain_yaml(facts: Facts, proposal: Proposal, command: str) -> str:
     """Return the file for `mae pretrain --config`."""
-    lines = [*summary(facts), f"Pretraining takes about {in_words(proposal.seconds)}.", *proposal.remarks, command]
+    lines = [*summary(facts), times_in_words(proposal), *proposal.remarks, command]
     return _comments(lines) + _settings(proposal.pretrain)
 
 

@@ -19,6 +19,7 @@ _TICKS = 5
 _ROOM_AT_THE_RIGHT = 1.012  # for half of the last dot
 _SPIKE = 1.3
 """A first line of the log that is above this multiple of the rest may be cut off."""
+_EDGE = 0.02  # of the height, for half of a dot at 0 or at 100 %
 
 Format = Callable[[float], str]
 
@@ -52,6 +53,11 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def brief(number: float) -> str:
+    """Format a figure with three digits, without a power of ten if it can be: `0.25`, `7.5`, `120`, `1,200`."""
+    return f"{number:,.0f}" if 100 <= abs(number) < 1e7 else f"{number:.3g}"
+
+
 def chart(
     title: str,
     lines: Sequence[Line],
@@ -68,21 +74,23 @@ def chart(
     drawn = [line for line in lines if len(line.xs)]
     if not drawn:
         return ""
-    low, high, is_cut = _range(drawn, levels, from_zero)
+    axis = _axis(drawn, levels, from_zero, is_share=form is percent)
+    low, high = axis.low, axis.high
     right = _ROOM_AT_THE_RIGHT * max(max(line.xs) for line in drawn) or 1.0
     curves = [_thinned(line) for line in drawn]
     marks = "".join(_mark(number, curve, right, low, high) for number, curve in enumerate(curves))
     marks += "".join(f'<path class="level" d="M0 {_at(level.y, low, high):.1f}H1000"/>' for level in levels)
-    y_ticks, x_ticks = list(_ticks(low, high)), list(_ticks(0.0, right))
+    y_ticks = [y for y in _ticks(low, high) if axis.least <= y <= axis.most]
+    x_ticks = list(_ticks(0.0, right))
     grid = "".join(f'<path class="grid" d="M0 {_at(y, low, high):.1f}H1000"/>' for y in y_ticks)
     label = f"{title}: " + "; ".join(_in_words(line, form, x_name) for line in drawn)
-    note = ", the first values are cut off" if is_cut else ""
+    note = ", the first values are cut off" if axis.is_cut else ""
     return (
         f'<figure class="chart"><figcaption>{_text(title)}<small>over {_text(x_name)}s{note}</small></figcaption>'
         f"{_legend(drawn, levels, form) if is_named or levels or len(drawn) > 1 else ''}"
         f'<div class="plot" tabindex="0" role="group" aria-label="{_text(label)}">'
         + "".join(f'<span class="y" style="top:{_at(y, low, high) / 10:.2f}%">{form(y)}</span>' for y in y_ticks)
-        + "".join(f'<span class="x" style="left:{100 * x / right:.2f}%">{x:g}</span>' for x in x_ticks)
+        + "".join(f'<span class="x" style="left:{100 * x / right:.2f}%">{brief(x)}</span>' for x in x_ticks)
         + f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">{grid}{marks}</svg>'
         f'<i class="cross" hidden></i><output class="tip" hidden></output></div>'
         f'<script type="application/json">{_data(curves, right, form, x_name)}</script></figure>'
@@ -106,8 +114,19 @@ def _thinned(line: Line) -> _Curve:
     return _Curve(line, *map(list, zip(*columns, strict=True)))
 
 
-def _range(lines: Sequence[Line], levels: Sequence[Level], from_zero: bool) -> tuple[float, float, bool]:
-    """Return the least and the greatest value to show, and whether values above it are cut off.
+class _Axis(NamedTuple):
+    """Range of the values that a chart shows, and of those that are possible."""
+
+    low: float
+    high: float
+    least: float
+    most: float
+    is_cut: bool
+    """Whether the first values are above the range."""
+
+
+def _axis(lines: Sequence[Line], levels: Sequence[Level], from_zero: bool, is_share: bool) -> _Axis:
+    """Return the range to show: never above 100 % for shares, nor below 0 if all values are positive.
 
     The first values may be far above the rest, which would then be a flat line: they are cut off.
     """
@@ -119,7 +138,12 @@ def _range(lines: Sequence[Line], levels: Sequence[Level], from_zero: bool) -> t
     is_cut = max(known) > high + (_SPIKE - 1) * (high - low)
     high = high if is_cut else max(high, *known)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    return (low if from_zero else low - room), high + room, is_cut
+    least = 0.0 if low >= 0 else -math.inf
+    most = 1.0 if is_share and high <= 1 else math.inf
+    bottom, top = max(low if from_zero else low - room, least), min(high + room, most)
+    edge = _EDGE * (top - bottom)
+    bottom -= edge if bottom == least and not from_zero else 0.0
+    return _Axis(bottom, top + edge if top == most else top, least, most, is_cut)
 
 
 def _at(y: float, low: float, high: float) -> float:
@@ -167,7 +191,7 @@ def _data(curves: Sequence[_Curve], right: float, form: Format, x_name: str) -> 
             "name": curve.line.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
             "color": curve.line.color % COLORS,
             "x": [round(1000 * x / right, 1) for x in curve.xs],
-            "at": [f"{x:.4g}" for x in curve.xs],
+            "at": [brief(x) for x in curve.xs],
             "y": [form(y) for y in curve.means],
         }
         for curve in curves
@@ -186,8 +210,8 @@ def _ticks(low: float, high: float) -> Iterator[float]:
 
 def _in_words(line: Line, form: Format, x_name: str) -> str:
     first, last = (
-        f"{form(line.ys[0])} at {x_name} {line.xs[0]:.3g}",
-        f"{form(line.ys[-1])} at {x_name} {line.xs[-1]:.3g}",
+        f"{form(line.ys[0])} at {x_name} {brief(line.xs[0])}",
+        f"{form(line.ys[-1])} at {x_name} {brief(line.xs[-1])}",
     )
     return f"{line.name} {first}" + (f" to {last}" if len(line.xs) > 1 else "")
 

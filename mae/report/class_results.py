@@ -14,7 +14,7 @@ from mae.evaluation.judging import HEAD
 from mae.files import read_bounded
 from mae.report import page
 from mae.report.charts import percent
-from mae.report.findings import NearestNeighbours
+from mae.report.finding import NearestNeighbours
 from mae.report.images import Tile, displayable, embedded, grid
 from mae.report.model_pictures import Seen
 

@@ -1,55 +1,36 @@
 """What a run's figures mean, in sentences: a pure function of the figures, with thresholds that are explained here."""
 
 import math
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator
 
-from mae.report.reading import FINETUNING, MODEL_ONLY, PRETRAINING, RunFiles
-
-Level = Literal["good", "note", "warning", "problem"]
+from mae.report.evaluation_findings import evaluation_findings
+from mae.report.finding import Finding, Level, NearestNeighbours, epoch_in_words, loss_in_words
+from mae.report.newest import LINES, data_wait, is_warming_up, newest_loss
+from mae.report.reading import MODEL_ONLY, PRETRAINING, RunFiles
 
 NOTHING_LEARNED = 0.98
 """Share of a baseline's loss: above it the model is no better. That mean of crops is known to about 1 %."""
 WAITING = 0.10
 """Share of the time spent waiting for data from which more workers pay: below it, a run gains at most a ninth."""
-RISING = 1.02
-"""Held-out loss, as a multiple of its least: two evaluations of 2,000 images differ by less than 2 % by chance."""
 DIVERGING = 1.25
 """Training loss, as a multiple of its least: lines of the log differ by a few percent by chance."""
 FEW_STEPS = 0.01
 """Share of all steps that may be skipped without a warning: one loss that is not finite is no reason to worry."""
 ERRORS_OF_PIXELS = 1.0
 """Difference between features and pixels that is named, times 1/sqrt(samples): about two standard errors at 80 %."""
-_LINES = 5
-"""Lines of the log over which the newest figures are averaged, because single lines are noisy."""
-
-
-class Finding(NamedTuple):
-    """Sentence about a run, and how much it matters."""
-
-    level: Level
-    text: str
-
-
-class NearestNeighbours(NamedTuple):
-    """Accuracy of nearest neighbours, from 0 to 1, with the features of the model and with plain pixels."""
-
-    features: float
-    pixels: float
-    samples: int
-    source: str
-    """What was measured, in words."""
 
 
 def findings(run: RunFiles, neighbours: NearestNeighbours | None = None) -> list[Finding]:
     """Return sentences about a run, problems first; a single calm one if nothing stands out."""
     if run.kind == MODEL_ONLY:
-        return [Finding("note", "This folder holds a model, but neither settings nor a log of its training.")]
-    checks: tuple[Callable[[RunFiles], Iterator[Finding]], ...] = (
-        _ending, _not_finite, _divergence, _learning, _held_out, _waiting, _warm_up, _data,
-    )  # fmt: skip
-    found = [finding for check in checks for finding in check(run)]
+        text = "This folder holds a model, but neither settings nor a log of its training: there are no curves."
+        return [Finding("note", text), *(Finding("warning", f"{each}.") for each in run.unreadable)]
+    broken = [*_not_finite(run), *_divergence(run)]
+    # Where training has broken down, it does not matter how far it had come.
+    is_broken = any(finding.level == "problem" for finding in broken)
+    checks: list[Callable[[RunFiles], Iterator[Finding]]] = [_ending, evaluation_findings, _waiting, _data]
+    checks += [] if is_broken else [_learning, _warm_up]
+    found = [*broken, *(finding for check in checks for finding in check(run))]
     found += [] if neighbours is None else _pixels(neighbours)
     found += [Finding("warning", f"Something could not be read: {text}.") for text in run.unreadable]
     if all(finding.level in ("good", "note") for finding in found):
@@ -58,26 +39,8 @@ def findings(run: RunFiles, neighbours: NearestNeighbours | None = None) -> list
     return sorted(found, key=lambda finding: order.index(finding.level))
 
 
-def newest_loss(run: RunFiles) -> float | None:
-    """Return the training loss, averaged over the newest lines of the log; None if none is finite."""
-    losses = [record["loss"] for record in run.train[-_LINES:] if record["loss"] is not None]
-    return statistics.mean(losses) if losses else None
-
-
-def data_wait(run: RunFiles) -> float | None:
-    """Return the median share of time that the newest start waited for data; None without a log."""
-    waits = [record["data_wait"] for record in newest_start(run.train)]
-    return statistics.median(waits) if waits else None
-
-
-def newest_start(train: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines of the newest start: the seconds of a line count from the start of its own."""
-    first = next((at for at in range(len(train) - 1, 0, -1) if train[at]["seconds"] < train[at - 1]["seconds"]), 0)
-    return list(train[first:])
-
-
 def _ending(run: RunFiles) -> Iterator[Finding]:
-    reason, message = run.ending.get("reason"), run.ending.get("message", "")
+    reason, message = run.ending.get("reason"), run.ending.get("message", "").removeprefix("error: ")
     where = _where(run)
     if reason == "error":
         yield Finding("problem", f"The run ended with an error{where}: {message}.")
@@ -88,8 +51,11 @@ def _ending(run: RunFiles) -> Iterator[Finding]:
     elif not reason and run.is_running:
         yield Finding("note", f"The run is going on{where}. This page shows it as it was then.")
     elif not reason:
-        again = "the same command goes on from its newest checkpoint"
-        yield Finding("warning", f"The run is not finished, and no end is recorded: it was killed{where}; {again}.")
+        begins = "goes on from its newest checkpoint" if run.checkpoints else "begins anew, as no checkpoint is there"
+        text = f"The run is not finished, and no end is recorded: it was killed{where}. The same command {begins}."
+        yield Finding("warning", text)
+    if reason == "finished" and run.model is None:
+        yield Finding("warning", "The run is finished, but its model is not in the folder: it was moved or removed.")
 
 
 def _not_finite(run: RunFiles) -> Iterator[Finding]:
@@ -116,14 +82,17 @@ def _not_finite(run: RunFiles) -> Iterator[Finding]:
 def _divergence(run: RunFiles) -> Iterator[Finding]:
     known = [record for record in run.train if record["loss"] is not None]
     now = newest_loss(run)
-    if len(known) <= _LINES or now is None:
+    if len(known) <= LINES or now is None:
         return
     least = min(known, key=lambda record: float(record["loss"]))
-    if now > DIVERGING * least["loss"] and run.kind == PRETRAINING:
+    # A small loss of a classifier may double by chance: only one that is again as at the start tells something.
+    is_high = run.kind == PRETRAINING or now > NOTHING_LEARNED * known[0]["loss"]
+    if now > DIVERGING * least["loss"] and is_high:
         yield Finding(
             "problem",
-            f"The loss rose from {least['loss']:.3f} at epoch {_number(least['epoch'])} to {now:.3f}: training "
-            "diverges. Lower optim.base_lr, lengthen optim.warmup_epochs, or set optim.clip_grad.",
+            f"The loss rose from {loss_in_words(least['loss'])} at epoch {epoch_in_words(least['epoch'])} to "
+            f"{loss_in_words(now)}: training diverges. Lower optim.base_lr, lengthen optim.warmup_epochs, or set "
+            "optim.clip_grad.",
         )
 
 
@@ -134,11 +103,11 @@ def _learning(run: RunFiles) -> Iterator[Finding]:
     normed = run.settings.get("model.norm_pix_loss", True)
     mean = "predicting each patch's mean" if normed else "predicting the mean of all pixels"
     if loss > NOTHING_LEARNED * found.patch_mean:
-        is_early = _is_warming_up(run)
+        is_early = is_warming_up(run)
         advice = "" if is_early else " Try another optim.base_lr, and look whether the pictures are as they should be."
         yield Finding(
             "note" if is_early else "problem",
-            f"The loss ({loss:.3f}) is still above {mean} ({found.patch_mean:.3f}): "
+            f"The loss ({loss_in_words(loss)}) is still above {mean} ({found.patch_mean:.3f}): "
             f"nothing has been learned yet.{advice}",
         )
     elif loss > NOTHING_LEARNED * found.place_mean:
@@ -156,50 +125,26 @@ def _learning(run: RunFiles) -> Iterator[Finding]:
         )
 
 
-def _held_out(run: RunFiles) -> Iterator[Finding]:
-    records = run.online if run.kind == PRETRAINING else run.accuracies
-    known = [record for record in records if record["loss"] is not None]
-    if len(known) < 3:
-        return
-    least, last = min(known, key=lambda record: float(record["loss"])), known[-1]
-    if least["step"] < known[-2]["step"] and last["loss"] > RISING * least["loss"]:
-        advice = (
-            "the best model is kept; fewer epochs, or patience, would save time"
-            if run.kind == FINETUNING
-            else "more images or fewer epochs help"
-        )
-        yield Finding(
-            "warning",
-            f"The validation loss rises: from {least['loss']:.3f} at epoch {_number(least['epoch'])} to "
-            f"{last['loss']:.3f} at epoch {_number(last['epoch'])}. The model learns its training images by heart; "
-            f"{advice}.",
-        )
-
-
 def _waiting(run: RunFiles) -> Iterator[Finding]:
     wait = data_wait(run)
     if wait is not None and wait > WAITING:
         workers = run.settings.get("data.workers")
         now = f" (now {workers})" if type(workers) is int else ""
+        kept = "" if run.settings.get("data.keep_decoded") else ", or data.keep_decoded if all fit into memory"
         yield Finding(
             "warning",
-            f"The device waited for data {100 * wait:.0f} % of the time: raise data.workers{now}, as far as there "
-            "are processors; if there are no more, pack the images smaller (mae pack --short_side).",
+            f"The device waited for data {100 * wait:.0f} % of the time: raise data.workers{now}, up to the number of "
+            f"processors. If that is not enough: smaller images (mae pack --short_side){kept}.",
         )
 
 
-def _is_warming_up(run: RunFiles) -> bool:
-    warm_up = run.number("optim.warmup_epochs")
-    return bool(run.train) and warm_up is not None and run.train[-1]["epoch"] < warm_up
-
-
 def _warm_up(run: RunFiles) -> Iterator[Finding]:
-    if _is_warming_up(run):
+    if is_warming_up(run):
         last, until = run.train[-1], run.number("optim.warmup_epochs") or 0.0
         yield Finding(
             "note",
-            f"The learning rate is still warming up: it rises until epoch {_number(until)}, and this is epoch "
-            f"{_number(last['epoch'])}. Judge the loss after that.",
+            f"The learning rate is still warming up: it rises until epoch {epoch_in_words(until)}, and this is epoch "
+            f"{epoch_in_words(last['epoch'])}. Judge the loss after that.",
         )
 
 
@@ -220,7 +165,7 @@ def _pixels(found: NearestNeighbours) -> list[Finding]:
     enough = ERRORS_OF_PIXELS / math.sqrt(found.samples)
     if found.features < found.pixels - enough:
         text = f"k-NN by the features ({figures[0]}) is below k-NN by plain pixels ({figures[1]}; {about})"
-        return [Finding("warning", f"{text}: these features are not worth their price yet.")]
+        return [Finding("warning", f"{text}: so far, plain pixels tell classes apart better.")]
     if found.features > found.pixels + enough:
         return [Finding("good", f"k-NN by the features ({figures[0]}) beats plain pixels ({figures[1]}; {about}).")]
     text = f"k-NN by the features ({figures[0]}) is as good as by plain pixels ({figures[1]}; {about})"
@@ -232,8 +177,3 @@ def _where(run: RunFiles) -> str:
         return ""
     step, total = run.train[-1]["step"], run.total
     return f" after step {step:,}" + (f" of {total:,}" if total is not None else "")
-
-
-def _number(value: float) -> str:
-    """Return a number of epochs as a person would write it."""
-    return f"{value:.0f}" if value >= 10 or abs(value - round(value)) < 0.05 else f"{value:.1f}"

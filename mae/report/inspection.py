@@ -9,7 +9,7 @@ from mae.inference.model import Model, load
 from mae.report import page
 from mae.report.class_results import class_tables, confusion_of, mistakes, read_evaluation
 from mae.report.data_card import data_card
-from mae.report.findings import NearestNeighbours
+from mae.report.finding import NearestNeighbours
 from mae.report.model_pictures import (
     Seen,
     attention_and_colors,
@@ -63,7 +63,7 @@ def _model(run: RunFiles, device: torch.device) -> Model:
     if run.model is not None:
         return load(run.model, device)
     if not run.checkpoints:
-        raise UserError("the run has written neither a model nor a checkpoint yet")
+        raise UserError("neither a model nor a checkpoint is in the folder of the run")
     return load(step_folder(run.path / CHECKPOINTS, run.checkpoints[-1]), device)
 
 

@@ -15,7 +15,7 @@ from mae.inference.model import BATCH, Model
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.flops import classifier_flops
 from mae.models.readout import encode_all, select
-from mae.report.findings import NearestNeighbours
+from mae.report.finding import NearestNeighbours
 from mae.report.images import Tile, displayable, embedded, enlarged, grid, heat_over, pca_colors
 from mae.report.run_images import RunImages
 

@@ -66,9 +66,17 @@ def details(summary: str, body: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table, with numbers aligned to the right; one that is too wide can be scrolled."""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
-    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    """Return a table, with columns of numbers aligned to the right; one that is too wide can be scrolled."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    filled = [[row[column] for row in texts if row[column]] for column in range(len(header))]
+    kinds = [' class="number"' if cells and all(map(_NUMBER.fullmatch, cells)) else "" for cells in filled]
+    head = "".join(
+        f'<th scope="col"{kind}>{html.escape(title)}</th>' for title, kind in zip(header, kinds, strict=True)
+    )
+    lines = "".join(
+        "<tr>" + "".join(f"<td{kind}>{html.escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        for row in texts
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
@@ -81,6 +89,11 @@ def picture(png: bytes, caption: str) -> str:
 def data_url(data: bytes, kind: str) -> str:
     """Return the URL of an embedded picture of a kind, such as `png`."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 block` and `12 blocks`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def settings_table(flat: Mapping[str, Any]) -> str:
@@ -109,9 +122,3 @@ def environment_table(device: torch.device) -> str:
 def _asset(name: str) -> str:
     """Return the text of a file beside this one."""
     return files("mae.report").joinpath(name).read_text("utf-8")
-
-
-def _cell(value: object) -> str:
-    text = str(value)
-    kind = ' class="number"' if _NUMBER.fullmatch(text) else ""
-    return f"<td{kind}>{html.escape(text)}</td>"

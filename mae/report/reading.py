@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError, safe_open
+
 from mae.errors import UserError
 from mae.evaluation.online import KIND
 from mae.files import read_bounded
@@ -64,6 +66,8 @@ class RunFiles:
     pictures: Sequence[Path] = ()
     model: Path | None = None
     """The best model, else the last; None before the end of the run."""
+    classes: int | None = None
+    """Number of classes of the model; None if it has no head, or is not there."""
     unreadable: Sequence[str] = ()
     """Sentences about files that cannot be read."""
 
@@ -117,7 +121,7 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
             unreadable.append(str(error))
             return None
 
-    settings = attempt(lambda: flatten(load_yaml(path / SETTINGS_FILE))) or {}
+    settings = attempt(lambda: flatten(_yaml(path / SETTINGS_FILE, model))) or {}
     records = attempt(folder.metrics) or []
     if damaged := attempt(lambda: _lines_that_are_no_records(path / METRICS_FILE, len(records))):
         unreadable.append(f"{damaged:,} lines of {METRICS_FILE} are no records; they are left out")
@@ -141,6 +145,7 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
         checkpoints=attempt(lambda: sorted(_steps(folder.checkpoints))) or [],
         pictures=attempt(lambda: sorted(folder.pictures.glob("step-*.png"))) or [],
         model=model,
+        classes=None if model is None else attempt(lambda: _classes(model)),
         unreadable=unreadable,
     )
 
@@ -167,9 +172,34 @@ def _only_numbers(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if figures([record], record["kind"], name)}
 
 
+def _yaml(path: Path, model: Path | None) -> dict[str, Any]:
+    """Return the settings; {} for a model that lies alone in its folder.
+
+    Raises:
+        UserError: if they are missing or cannot be read.
+    """
+    if path.exists():
+        return load_yaml(path)
+    if model is None or path.with_name(METRICS_FILE).exists():
+        raise UserError(f"{path.name} does not exist in the folder")
+    return {}
+
+
 def _lines_that_are_no_records(path: Path, records: int) -> int:
+    if not path.exists():
+        return 0  # another sentence says so
     with path.open("rb") as file:
         return max(0, sum(line.endswith(b"\n") for line in file) - records)
+
+
+def _classes(model: Path) -> int | None:
+    """Return the number of outputs of a model's head; None if it has none."""
+    try:
+        with safe_open(model, "pt") as file:
+            heads = sorted(name for name in file.keys() if name.startswith("head.") and name.endswith(".weight"))  # noqa: SIM118
+            return int(file.get_slice(heads[-1]).get_shape()[0]) if heads else None
+    except SafetensorError as error:
+        raise ValueError(f"{model} is damaged: {error}") from None
 
 
 def _ending(path: Path) -> dict[str, Any]:

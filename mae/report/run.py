@@ -11,17 +11,15 @@ import torch
 from mae.files import write_atomically
 from mae.report import page
 from mae.report.comparison import names_of, results_table, settings_difference
-from mae.report.findings import Finding, findings
+from mae.report.finding import Finding
+from mae.report.findings import findings
 from mae.report.inspection import IMAGES, Inspection, inspect
 from mae.report.page import Section
-from mae.report.reading import FINETUNING, PRETRAINING, RunFiles, read_run
+from mae.report.reading import MODEL_ONLY, PRETRAINING, RunFiles, read_run
+from mae.report.surroundings import environment, model_table, settings_section
 from mae.report.through_time import MOST_BYTES, through_time
 from mae.report.timeline import timeline
 from mae.report.training import evaluation_charts, in_words, status, tiles, training_charts
-from mae.schema import settings_of
-from mae.settings import plain
-from mae.tasks.finetune_settings import FinetuneSettings
-from mae.tasks.pretraining import PretrainSettings
 from mae.training.run_folder.ending import FINISHED
 from mae.training.run_folder.folder import RunFolder
 
@@ -84,13 +82,17 @@ def _of_one(run: RunFiles, inspection: Inspection, device: torch.device) -> str:
     head = (
         f'<p class="lead"><span>{html.escape(title)}</span> <span class="badge {level}">{word}</span></p>{tiles(run)}'
     )
+    seen = ("What this page sees", findings_list(findings(run, inspection.neighbours)))
+    if run.kind == MODEL_ONLY and run.model is not None:
+        here = ("Environment", environment([], [], device))
+        return page.page(run.name, [seen, ("Model", model_table(run.model)), here], head)
     sections = [
-        ("What this page sees", findings_list(findings(run, inspection.neighbours))),
+        seen,
         *run_sections(run),
         *inspection.sections,
         ("Timeline", timeline(run)),
-        ("Settings", _settings(run)),
-        ("Environment", page.paragraph("This page was made on:") + page.environment_table(device)),
+        ("Settings", settings_section(run)),
+        ("Environment", environment([run], [run.name], device)),
     ]
     return page.page(run.name, sections, head)
 
@@ -118,24 +120,10 @@ def _of_several(runs: Sequence[RunFiles], inspections: Sequence[Inspection], dev
         sections.append((title, "".join(page.subheading(name) + body for name, body in bodies if body)))
     sections += [
         ("Timelines", "".join(page.subheading(name) + timeline(run) for run, name, _ in every)),
-        ("Settings", "".join(page.details(name, _settings(run)) for run, name, _ in every)),
-        ("Environment", page.paragraph("This page was made on:") + page.environment_table(device)),
+        ("Settings", "".join(page.details(name, settings_section(run)) for run, name, _ in every)),
+        ("Environment", environment(runs, names, device)),
     ]
     return page.page(f"{len(runs)} runs side by side", sections, f'<p class="lead">{html.escape(", ".join(names))}</p>')
-
-
-def _settings(run: RunFiles) -> str:
-    """Return the settings that differ from their defaults, and all of them to be opened."""
-    if not run.settings:
-        return page.paragraph("The settings are lost, or cannot be read.")
-    schema = FinetuneSettings if run.kind == FINETUNING else PretrainSettings
-    defaults = {setting.name: plain(setting.default) for setting in settings_of(schema)}
-    changed = {name: value for name, value in run.settings.items() if defaults.get(name) != value}
-    return (
-        page.paragraph("Settings that are not the defaults of today:")
-        + page.settings_table(changed)
-        + page.details(f"All {len(run.settings)} settings", page.settings_table(run.settings))
-    )
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunFiles]:

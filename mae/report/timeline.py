@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from mae.progress import duration
-from mae.report.findings import Level
+from mae.report.finding import Level
 from mae.report.reading import RunFiles
 from mae.training.run_folder.history import START
 

@@ -223,7 +223,7 @@ def _report_start(job: Job) -> None:
     if report is not None:
         write_atomically(job.folder.path / _INIT_FILE, json.dumps(report.names(), indent=2).encode())
     lines = list(overview(job, report))
-    record_start(job.folder.path, job.start.step, lines[0])
+    record_start(job.folder.path, job.start.step, lines[0], job.settings)
     for line in lines:
         job.progress.say(line)
 

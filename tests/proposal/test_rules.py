@@ -1,5 +1,6 @@
 """The rules from facts to settings: a pure function, whose results are loaded by the parser of each command."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 from mae.data.images.levels import WideValues
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError
-from mae.proposal.choice import Choice, Proposal, in_words, power_of_two, rounded_down
+from mae.proposal.choice import Choice, Proposal, in_words, power_of_two, rounded_down, times_in_words
 from mae.proposal.commands import next_commands
 from mae.proposal.facts import Facts, ImageFacts, MachineFacts, SplitFacts
 from mae.proposal.rules import propose
@@ -65,10 +66,12 @@ def test_photos_on_a_laptop_end_within_two_hours_and_it_says_what_is_given_up() 
     assert (chosen["data.image_size"], chosen["model.size"], chosen["data.workers"]) == ([160], "tiny", 1)
     assert "--short_side 320" in " ".join(proposal.pack)
     assert chosen["data.keep_decoded"] is True
-    (given_up,) = [remark for remark in proposal.remarks if "gives up" in remark]
-    assert "images of 224 pixels (here 160)" in given_up
-    assert f"800 epochs (here {chosen['epochs']})" in given_up
-    assert "--hours" in given_up
+    (given_up,) = [remark for remark in proposal.remarks if "less than the best" in remark]
+    assert "images of 160 pixels instead of 224" in given_up
+    assert f"{chosen['epochs']} epochs instead of 800" in given_up
+    (hours,) = re.findall(r"--hours (\d+) allows that", given_up)
+    assert values(propose(replace(facts, hours=float(hours))).pretrain)["epochs"] == 800
+    assert times_in_words(proposal) == "Pretraining takes about 58 minutes, and fine-tuning about 60 minutes."
     assert tuned["eval_shards"] == ["shards/photos/val-*.tar"]
 
 
@@ -189,6 +192,8 @@ def test_what_is_missing_or_wrong_is_said() -> None:
     assert "1 of 100 sampled images are bad" in said(facts_of(2000, images_of(64, 64, bad=("a.jpg (cut)",))))
     busy = replace(LAPTOP, load=9.0)
     assert "Other programs" in said(facts_of(2000, images_of(64, 64), busy))
+    assert "OMP_WAIT_POLICY=passive" in said(facts_of(2000, images_of(64, 64), busy))
+    assert "OMP_WAIT_POLICY" not in said(facts_of(2000, images_of(64, 64), replace(busy, gpu="a GPU", gpus=1)))
     lopsided = SplitFacts("train", 2000, {0: 1990, 1: 10}, folder="photos")
     assert "from 10 to 1,990" in said(replace(facts_of(2000, images_of(64, 64)), splits=(lopsided,)))
     some = SplitFacts("train", 2000, {0: 10, 1: 10}, folder="photos")

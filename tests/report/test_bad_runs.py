@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,35 @@ def test_settings_alone(tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").unlink()
     text = text_of(tmp_path / "run")
     assert "The log of the training is lost, or training has not begun" in text
-    assert "the run has written neither a model nor a checkpoint yet" in text
+    assert "neither a model nor a checkpoint is in the folder of the run" in text
     assert "not begun" in text
+    assert "No such file" not in text
+
+
+def test_a_model_alone(pretrained: RunFolder, tmp_path: Path) -> None:
+    """An encoder that was copied out of its run: what its header tells, and no sections that would be empty."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(pretrained.model, alone)
+    text = text_of(alone)
+    assert re.findall(r"<h2>([^<]+)", text) == ["What this page sees", "Model", "Environment"]
+    assert "This folder holds a model, but neither settings nor a log of its training: there are no curves." in text
+    assert ">model only</span>" in text
+    assert "<td>images</td><td>8x8 pixels, 1 channel, patches of 2x2</td>" in text
+    (alone / "model.safetensors").write_bytes(b"cut off")
+    assert "does not exist" not in text
+    text = text_of(alone)
+    assert "The model cannot be described: model file" in text
+    assert "is damaged" in text
+
+
+def test_a_run_without_checkpoints_and_model(tmp_path: Path) -> None:
+    text = text_of(make_run(tmp_path / "finished", [0.6, 0.5]).path)
+    assert "The run is finished, but its model is not in the folder: it was moved or removed." in text
+    killed = replace(read_run(make_run(tmp_path / "killed", [0.6, 0.5], "").path), is_running=False)
+    assert "The same command begins anew, as no checkpoint is there." in report([killed], CPU, 0)
+    kept = replace(killed, checkpoints=[10])
+    assert "The same command goes on from its newest checkpoint." in report([kept], CPU, 0)
 
 
 def test_a_log_alone(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Each sentence, on a run of which it is true, and its absence just beside its threshold."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mae.report import evaluation_findings
 from mae.report import findings as module
-from mae.report.findings import Finding, NearestNeighbours, findings
+from mae.report.finding import Finding, NearestNeighbours
+from mae.report.findings import findings
 from mae.report.reading import read_run
 from tests.report.runs import log, make_finetuning, make_run
 
@@ -14,7 +17,7 @@ FALLING = [1.4 / (1 + number) ** 0.4 for number in range(50)]
 
 
 def found_in(path: Path, neighbours: NearestNeighbours | None = None) -> list[Finding]:
-    return findings(read_run(path), neighbours)
+    return findings(replace(read_run(path), model=path / "model.safetensors"), neighbours)
 
 
 def texts(found: list[Finding], *levels: str) -> str:
@@ -75,6 +78,79 @@ def test_a_fine_tuning_whose_validation_loss_rises(tmp_path: Path) -> None:
     assert "The validation loss rises: from 0.200 at epoch 2" in texts(found_in(tmp_path / "run"), "warning")
 
 
+@pytest.mark.parametrize(("last", "is_told"), [(0.45, True), (0.48, False)])
+def test_features_that_get_worse_while_the_loss_falls(tmp_path: Path, last: float, is_told: bool) -> None:
+    folder = make_run(tmp_path / "run", FALLING)
+    for epoch, knn in ((10, 0.4), (20, 0.5), (30, 0.49), (40, last)):
+        record = {"epoch": float(epoch), "loss": 0.5, "samples": 900, "share_of_time": 0.01, "knn": knn}
+        log(folder, kind="evaluation", step=10 * epoch, **record)
+    sentence = f"k-NN accuracy falls: from 50 % at epoch 20 to {100 * last:.3g} % at epoch 40"
+    assert (sentence in texts(found_in(tmp_path / "run"), "warning")) == is_told
+
+
+def classifier(path: Path, accuracies: list[float], losses: list[float], **settings: Any) -> list[Finding]:
+    """Findings about a classifier of ten classes with these accuracies, on 100 images, and training losses."""
+    run = read_run(make_finetuning(path, accuracies).path)
+    train = [record | {"loss": loss} for record, loss in zip(run.train, losses, strict=True)]
+    evaluations = [record | {"loss": 0.5} for record in run.accuracies]
+    changed = {"optim.warmup_epochs": 0.0} | {f"regularization.{name}": value for name, value in settings.items()}
+    known = replace(run, train=train, accuracies=evaluations, classes=10, settings=run.settings | changed)
+    return findings(replace(known, model=path / "best.safetensors"))
+
+
+def test_a_classifier_that_gets_better_has_one_calm_sentence_more(tmp_path: Path) -> None:
+    found = classifier(tmp_path / "run", [0.5, 0.6, 0.7, 0.8], [2.0, 1.0, 0.7, 0.6])
+    assert texts(found).splitlines() == [
+        "The best accuracy is 80 % at epoch 4, on 100 validation images; guessing one of 10 classes gives 10 %.",
+        "Nothing stands out: loss, speed and data look as they should.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "smoothing", "is_told"),
+    [(0.02, 0.0, True), (0.08, 0.0, False), (0.52, 0.1, True), (0.58, 0.1, False)],
+)
+def test_a_classifier_that_knows_its_images_by_heart(
+    tmp_path: Path, loss: float, smoothing: float, is_told: bool
+) -> None:
+    losses = [2.0, *[loss] * 5]
+    found = classifier(tmp_path / "run", [0.5, 0.8, 0.8, 0.79, 0.8, 0.78], losses, label_smoothing=smoothing)
+    sentence = (
+        f"knows its training images by heart (training loss {loss:.3f}), and its accuracy on others has not risen"
+    )
+    assert (sentence in texts(found, "warning")) == is_told
+    assert ("The accuracy has not risen since epoch 2 of 6." in texts(found, "note")) != is_told
+
+
+def test_a_classifier_that_makes_no_mistake_on_its_validation_images(tmp_path: Path) -> None:
+    found = classifier(tmp_path / "run", [0.9, 1.0, 1.0, 1.0, 1.0], [0.01] * 5)
+    assert "All validation images are classified correctly since epoch 2 of 5" in texts(found, "note")
+    assert "by heart" not in texts(found)
+
+
+@pytest.mark.parametrize(("best", "is_told"), [(0.1, True), (0.19, True), (0.2, False)])
+def test_a_classifier_that_guesses(tmp_path: Path, best: float, is_told: bool) -> None:
+    found = classifier(tmp_path / "run", [0.1, 0.08, best], [2.3] * 3)
+    sentence = "is that of guessing one of 10 classes (10 %): nothing has been learned yet"
+    assert (sentence in texts(found, "problem")) == is_told
+    assert ("The best accuracy is" in texts(found)) != is_told
+
+
+def test_a_classifier_that_gives_all_images_the_same_class(tmp_path: Path) -> None:
+    found = classifier(tmp_path / "run", [0.7] * 4, [0.9] * 4)
+    assert "The accuracy is exactly 70 % in each of 4 evaluations" in texts(found, "problem")
+    assert "same class" not in texts(classifier(tmp_path / "other", [0.7, 0.7, 0.7, 0.71], [0.9] * 4))
+
+
+@pytest.mark.parametrize(("loss", "is_told"), [(2.3, True), (1.5, False)])
+def test_a_fine_tuning_that_diverges(tmp_path: Path, loss: float, is_told: bool) -> None:
+    losses = [2.3, 2.2, *[1.0] * 5, *[loss] * 5]
+    found = classifier(tmp_path / "run", [0.5] * 11 + [0.6], losses)
+    assert (
+        f"The loss rose from 1.000 at epoch 3 to {loss:.3f}: training diverges" in texts(found, "problem")
+    ) == is_told
+
+
 @pytest.mark.parametrize(("last", "is_told"), [(0.9, True), (0.33, False)])
 def test_a_run_that_diverges(tmp_path: Path, last: float, is_told: bool) -> None:
     make_run(tmp_path / "run", [*FALLING[:-5], *[last] * 5])
@@ -87,6 +163,16 @@ def test_losses_that_are_not_finite(tmp_path: Path) -> None:
     found = found_in(tmp_path / "run")
     assert "The newest losses are not finite: training has broken down" in texts(found, "problem")
     assert "The run ended with an error after step 500 of 500: 500 steps" in texts(found, "problem")
+
+
+def test_a_run_that_broke_down_in_its_warm_up_is_not_told_to_wait(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [*[1.2] * 5, 16.0, 828.0, 12456.6, 12456.6, None], "")
+    folder.record_exit("error", "error: 10 steps in a row were skipped")
+    text = texts(found_in(folder.path))
+    assert "The run ended with an error after step 100 of 500: 10 steps in a row" in text
+    assert "The loss rose from 1.200 at epoch 1 to 6,439: training diverges" in text
+    assert "warming up" not in text
+    assert "nothing has been learned" not in text
 
 
 @pytest.mark.parametrize(("steps", "level"), [(range(7, 9), "note"), (range(7, 17), "warning")])
@@ -127,7 +213,10 @@ def test_bad_images_and_a_lost_log(tmp_path: Path) -> None:
 
 
 def test_the_thresholds_are_explained() -> None:
-    source = Path(module.__file__).read_text()
-    for name in ("NOTHING_LEARNED", "WAITING", "RISING", "DIVERGING", "FEW_STEPS", "ERRORS_OF_PIXELS"):
+    source = Path(module.__file__).read_text() + Path(evaluation_findings.__file__).read_text()
+    for name in (
+        "NOTHING_LEARNED", "WAITING", "DIVERGING", "FEW_STEPS", "ERRORS_OF_PIXELS",
+        "RISING", "NEAR_ZERO", "GUESSING", "FALLING", "STANDING",
+    ):  # fmt: skip
         line: Any = source.split(f"\n{name} = ")[1].splitlines()[1]
         assert line.startswith('"""')

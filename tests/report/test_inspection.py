@@ -118,7 +118,7 @@ def test_damaged_models_leave_a_sentence(pretrained: RunFolder, tmp_path: Path) 
     assert "Pictures from the model are left out: " in text
     pretrained.model.unlink()
     text = section(inspect(read_run(pretrained.path), CPU).sections, "What the model sees")
-    assert "the run has written neither a model nor a checkpoint yet" in text
+    assert "neither a model nor a checkpoint is in the folder of the run" in text
 
 
 def results(**changed: Any) -> dict[str, Any]:

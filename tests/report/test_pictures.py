@@ -61,11 +61,15 @@ def test_a_perfect_prediction_is_drawn_as_the_original() -> None:
 
 
 def test_the_page_escapes_text_and_embeds_pictures() -> None:
-    text = page.page("a<b", [("s&t", page.table(("x",), [("<script>",), ("12.5 %",)]) + page.picture(b"png", "c"))])
+    text = page.page(
+        "a<b", [("s&t", page.table(("x", "y"), [("<script>", "12.5 %"), ("3", "")]) + page.picture(b"png", "c"))]
+    )
     assert "&lt;script&gt;" in text
     assert text.count("<script") == 1  # its own, which is the same in each page
     assert "a&lt;b" in text
+    assert '<th scope="col" class="number">y</th>' in text
     assert '<td class="number">12.5 %</td>' in text
+    assert "<td>3</td>" in text  # a number in a column of words
     assert 'src="data:image/png;base64,cG5n"' in text
     assert "://" not in text
     assert "default-src 'none'; img-src data:" in text

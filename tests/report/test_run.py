@@ -9,13 +9,14 @@ import torch
 
 from mae import cli
 from mae.report import refreshing
+from mae.report import run as run_report
 from mae.report.reading import read_run
 from mae.report.run import write_run_report
 from mae.report.timeline import timeline
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.run_folder.folder import RunFolder
 from mae.training.run_folder.history import record_start
-from tests.report.runs import make_run
+from tests.report.runs import make_finetuning, make_run
 from tests.training.jobs import job_of
 
 RECORD = {
@@ -63,7 +64,7 @@ def test_the_report_tells_speed_memory_and_what_a_trivial_model_would_reach(tmp_
 
 def test_the_report_of_a_run_at_its_end_and_of_one_that_goes_on(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [0.6, 0.5], "")
-    record_start(folder.path, 0, "device: CPU")
+    record_start(folder.path, 0, "device: CPU", PretrainSettings(folder.path))
     write_run_report(folder, torch.device("cpu"), None)
     text = folder.report.read_text()
     assert "The run is going on after step 20 of 500" in text
@@ -77,10 +78,10 @@ def test_the_report_of_a_run_at_its_end_and_of_one_that_goes_on(tmp_path: Path) 
 
 def test_the_timeline_tells_every_start_and_end(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [0.6, 0.5], "")
-    record_start(folder.path, 0, "device: CPU")
+    record_start(folder.path, 0, "device: CPU", PretrainSettings(folder.path))
     folder.record_exit("preempted", "SIGTERM: saved at step 10 of 500")
-    record_start(folder.path, 10, "device: CPU")
-    record_start(folder.path, 20, "device: CPU")
+    record_start(folder.path, 10, "device: CPU", PretrainSettings(folder.path))
+    record_start(folder.path, 20, "device: CPU", PretrainSettings(folder.path))
     folder.record_exit("error", "the disk <b>is full")
     folder.record_skipped({3: [1], 4: [2]})
     text = timeline(read_run(folder.path))
@@ -96,6 +97,55 @@ def test_the_timeline_tells_every_start_and_end(tmp_path: Path) -> None:
         "skipped, because loss or gradient was not finite: steps 3, 4",
         "no checkpoint is kept: this run cannot be resumed",
     ]
+
+
+def test_settings_are_marked_by_what_the_run_recorded(tmp_path: Path) -> None:
+    """The defaults of the version that made the run count, not those of the version that makes the page."""
+    folder = make_run(tmp_path / "run", [0.6, 0.5])
+    said = "Settings that are not the defaults of mae"
+
+    def marked() -> tuple[str, list[str]]:
+        section = text_of(folder).partition(said)[2].partition("<details>")[0]
+        return section.partition("</p>")[0], re.findall(r"<tr><td>([^<]+)</td>", section)
+
+    text, names = marked()
+    assert "which made this page. The run has not recorded which of them were given" in text
+    assert names == ["run_dir", "epochs", "data.shards"]
+    record_start(folder.path, 0, "device: CPU", PretrainSettings(folder.path, epochs=50.0))
+    history = folder.path / "history.jsonl"
+    history.write_text(history.read_text().replace('"run_dir", "epochs"', '"epochs", "batch_size"'))
+    text, names = marked()
+    assert text.endswith(", with which the run was started:")
+    assert names == ["epochs", "batch_size"]
+    assert "<td>device</td><td>CPU</td>" in text_of(folder)
+    history.write_text(history.read_text().replace('["epochs", "batch_size"]', "3").replace('"libraries": {', '"x": {'))
+    assert "has not recorded" in marked()[0]
+
+
+def text_of(folder: RunFolder) -> str:
+    return run_report.report([read_run(folder.path)], torch.device("cpu"), 0)
+
+
+def test_pretraining_and_fine_tuning_side_by_side_share_no_chart_of_losses(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "pre", [0.6, 0.5]), make_finetuning(tmp_path / "tuned", [0.3, 0.5])]
+    plain = make_run(tmp_path / "plain", [0.06, 0.05])
+    settings = plain.path / "settings.yaml"
+    settings.write_text(settings.read_text().replace("norm_pix_loss: true", "norm_pix_loss: false"))
+    text = run_report.report([read_run(run.path) for run in (*runs, plain)], torch.device("cpu"), 0)
+    charts = re.findall(r'<figure class="chart"><figcaption>([^<]+)<small>.*?aria-label="([^"]*)"', text)
+    losses = {title: re.findall(r"(?:^|; |: )(pre|tuned|plain) ", label) for title, label in charts if "loss" in title}
+    assert losses == {
+        "Training loss (normalised pixels)": ["pre"],
+        "Training loss (plain pixels)": ["plain"],
+        "Training loss": ["tuned"],
+        "Validation loss": ["tuned"],
+    }
+    assert "<td>pre</td><td>pretraining</td>" in text
+    assert "Losses of pretraining and of fine-tuning are different quantities" in text
+    difference = text.partition("<h2>Settings that differ")[2].partition("</section>")[0]
+    assert "<td>model.norm_pix_loss</td><td>True</td><td>(not set)</td><td>False</td>" in difference
+    assert "<td>model.mask_ratio</td>" not in difference
+    assert "exist only in pretraining or only in fine-tuning" in difference
 
 
 def test_runs_side_by_side(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from mae.files import open_regular
 from mae.output import warn
+from mae.schema import settings_of
+from mae.settings import flatten, plain, to_dict
 from mae.versions import library_versions
 
 HISTORY_FILE = "history.jsonl"
@@ -16,9 +18,16 @@ START, END = "start", "end"
 _MOST_RECORDS, _MOST_BYTES_OF_A_LINE = 10_000, 1 << 14
 
 
-def record_start(run_dir: Path, step: int, where: str) -> None:
-    """Append a start at a step, on the device `where`."""
-    _append(run_dir, {"kind": START, "step": step, "where": where, "libraries": library_versions()})
+def record_start(run_dir: Path, step: int, where: str, settings: Any) -> None:
+    """Append a start at a step, on the device `where`, with the names of the settings that are not the defaults."""
+    about = {"step": step, "where": where, "libraries": library_versions(), "changed": changed_settings(settings)}
+    _append(run_dir, {"kind": START, **about})
+
+
+def changed_settings(settings: Any) -> list[str]:
+    """Return the full names of the settings that differ from the defaults of their class."""
+    defaults = {setting.name: plain(setting.default) for setting in settings_of(type(settings))}
+    return [name for name, value in flatten(to_dict(settings)).items() if defaults[name] != value]
 
 
 def append_end(run_dir: Path, reason: str, message: str) -> None:
@@ -31,7 +40,8 @@ def read_history(run_dir: Path) -> list[dict[str, Any]]:
     """Return the starts and ends, without lines that are none; empty if there is no file.
 
     Each has `kind` and `time` as text; a start has the number `step` and the text `where`, an end the texts `reason`
-    and `message`.
+    and `message`. A start may have `libraries`, their versions by name, and `changed`, names of settings; both are
+    left out where they are something else.
     """
     path = run_dir / HISTORY_FILE
     if not path.exists():
@@ -66,4 +76,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
     is_whole = all(isinstance(found.get(name), str) for name in texts)
     if found["kind"] == START:
         is_whole = is_whole and type(found.get("step")) is int and found["step"] >= 0
+        libraries, changed = found.pop("libraries", None), found.pop("changed", None)
+        if isinstance(libraries, dict) and all(isinstance(version, str) for version in libraries.values()):
+            found["libraries"] = libraries
+        if isinstance(changed, list) and all(isinstance(name, str) for name in changed):
+            found["changed"] = changed
     return found if is_whole else None
