@@ -12,6 +12,7 @@ from mae.data.images.decode import decode
 from mae.data.images.levels import ValueRange
 from mae.data.index import ShardIndex
 from mae.data.reader import ImageReader
+from mae.data.spread import spread_evenly
 from mae.data.statistics import PixelStatistics, SetPixels
 from mae.errors import BadImageError, UserError
 
@@ -27,7 +28,7 @@ def measure(
     Decode into `channels` planes or, if that is None, into the native number. Skip bad images; a later read reports
     them.
     """
-    some = np.unique(np.linspace(0, len(index) - 1, _MAX_MEASURED).astype(np.int64))
+    some = spread_evenly(len(index), _MAX_MEASURED)
     # With chunks of one sample, only these images of a remote shard are fetched, not their neighbours.
     pixels, _ = _decode_images(ImageReader(index, cache_dir, chunk_samples=1), some, channels, value_range)
     return pixels.statistics(), pixels.images

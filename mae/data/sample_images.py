@@ -10,6 +10,7 @@ from mae.data.images.decode import decode_pixels
 from mae.data.index import ShardIndex
 from mae.data.reader import ImageReader, Location
 from mae.data.settings import DataSettings
+from mae.data.spread import spread_evenly
 from mae.errors import UserError
 
 NamedImage = tuple[str, bytes | UserError]
@@ -57,7 +58,7 @@ def spread_images(index: ShardIndex, most: int, data: DataSettings) -> Iterator[
     """Yield at most `most` encoded images, spread evenly over all shards."""
     # From remote shards, single images are fetched instead of whole chunks.
     reader = ImageReader(index, data.cache, data.cache_bytes, chunk_samples=1)
-    ids = np.unique(np.linspace(0, len(index) - 1, most).astype(np.int64))
+    ids = spread_evenly(len(index), most)
     reader.will_need(ids)
     for location in reader.locate(ids):
         name = reader.name(location.sample_id)

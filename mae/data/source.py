@@ -22,6 +22,7 @@ from mae.data.plan import BatchPlan
 from mae.data.prepare import open_shards
 from mae.data.sample_images import NamedImage, spread_images
 from mae.data.settings import DataSettings
+from mae.data.spread import spread_evenly
 from mae.data.statistics import PixelStatistics, for_channels, stored_statistics
 from mae.data.store.shards import Shard, expand
 from mae.data.stream import PROMISES, StreamBatches, StreamSample, read_samples
@@ -118,7 +119,7 @@ class IndexedSource(Source):
 
     def fixed_images(self, most: int, data: DataSettings) -> FixedImages:
         """Return images spread evenly over the data; see `Source`."""
-        ids = np.linspace(0, self.samples - 1, min(most, self.samples)).astype(np.int64)
+        ids = spread_evenly(self.samples, most)
         batch = EvalBatches(self.index, len(ids), data, ids=ids)[0]
         if batch.bad and not data.max_bad_samples:
             raise UserError(f"bad image {batch.bad[0]}; pack the shards again without it")

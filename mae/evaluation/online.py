@@ -24,6 +24,7 @@ from mae.data.loader import load, normalize
 from mae.data.prepare import open_shards
 from mae.data.scan import NO_LABEL
 from mae.data.source import IndexedSource, statistics_of
+from mae.data.spread import spread_evenly
 from mae.evaluation.best import evaluation_due
 from mae.evaluation.classification import gather_rows, require_good_images
 from mae.evaluation.protocols.knn import votes
@@ -196,7 +197,7 @@ class _OnlineEvaluation:
 def _spread(index: ShardIndex | None, most: int) -> NDArray[np.int64]:
     """Return the ids of at most `most` samples, spread evenly."""
     samples = 0 if index is None else len(index)
-    return np.linspace(0, max(samples - 1, 0), min(most, samples)).astype(np.int64)
+    return spread_evenly(samples, most)
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from mae.export.target import Difference, Target, compare
 from mae.export.trained_model import TrainedModel
 from mae.files import written_atomically
+from mae.formats.published import to_published
 
 _ENCODER, _FULL = "encoder.pth", "full.pth"
 
@@ -67,7 +68,7 @@ def _has_published_decoder(model: TrainedModel) -> bool:
 def _save(path: Path, weights: dict[str, Tensor]) -> None:
     # Each tensor has storage of its own, so that the file holds nothing else.
     with written_atomically(path) as file:
-        torch.save({"model": {name: tensor.clone() for name, tensor in weights.items()}}, file)
+        torch.save(to_published({name: tensor.clone() for name, tensor in weights.items()}), file)
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -14,18 +14,14 @@ import torch
 from mae.export.target import Difference, compare
 from mae.export.trained_model import TrainedModel
 from mae.export.transformers_folder import (
-    METADATA,
-    WEIGHTS,
     TransformersTarget,
     compare_prepared,
     labels,
     load,
     range_refusal,
     vit_config,
-    write_config,
-    write_image_processor,
+    write_folder,
 )
-from mae.models.weights import write_weights
 
 _CODE = "modeling_mae.py"
 _AUTO_MAP = {
@@ -48,7 +44,6 @@ class TransformersCode(TransformersTarget):
 
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Write weights by their own names, config, code and image processor."""
-        write_weights(folder / WEIGHTS, dict(model.weights), METADATA)
         config = {
             "model_type": "mae_classifier",
             "architectures": ["MaeClassifier"],
@@ -56,8 +51,8 @@ class TransformersCode(TransformersTarget):
             "pool": model.description.pool,
             "head": model.head,
         }
-        write_config(folder, config | vit_config(model.description) | labels(model.classes))
-        write_image_processor(folder, model.description)
+        config = config | vit_config(model.description) | labels(model.classes)
+        write_folder(folder, model.weights, config, model.description)
         copyfile(Path(__file__).with_name(_CODE), folder / _CODE)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:

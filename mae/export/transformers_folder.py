@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from mae.export.target import Difference, Target, compare
 from mae.export.trained_model import TrainedModel
 from mae.files import write_atomically
 from mae.models.description import ModelDescription
+from mae.models.weights import write_weights
 
-WEIGHTS = "model.safetensors"
-METADATA = {"format": "pt"}
-"""Header of a file of weights, without which older versions do not read it."""
+# Without this header, older versions do not read the weights.
+_METADATA = {"format": "pt"}
 _BICUBIC = 3  # by Pillow's number
 _RGB = 3  # channels
 
@@ -60,12 +60,16 @@ def labels(classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write `config.json`."""
+def write_folder(
+    folder: Path, weights: Mapping[str, Tensor], config: dict[str, Any], description: ModelDescription
+) -> None:
+    """Write weights, config and image processor."""
+    write_weights(folder / "model.safetensors", weights, _METADATA)
     _write_json(folder / "config.json", config)
+    _write_image_processor(folder, description)
 
 
-def write_image_processor(folder: Path, description: ModelDescription) -> None:
+def _write_image_processor(folder: Path, description: ModelDescription) -> None:
     """Write `preprocessor_config.json`, which prepares an image as our evaluation does.
 
     transformers makes the short side of an image as long as one number says, which fits square models only. A folder

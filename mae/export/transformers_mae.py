@@ -13,20 +13,16 @@ import torch
 from mae.export.target import Difference, compare
 from mae.export.trained_model import TrainedModel
 from mae.export.transformers_folder import (
-    METADATA,
-    WEIGHTS,
     TransformersTarget,
     compare_prepared,
     load,
     range_refusal,
     vit_config,
-    write_config,
-    write_image_processor,
+    write_folder,
 )
 from mae.formats.transformers_vit import to_transformers
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.description import DecoderDescription, ModelDescription
-from mae.models.weights import write_weights
 
 _REMEDY = "export its encoder to transformers"
 
@@ -57,9 +53,8 @@ class TransformersMae(TransformersTarget):
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Write weights, config and image processor."""
         assert model.description.decoder is not None
-        write_weights(folder / WEIGHTS, to_transformers(model.weights, "ViTMAEForPreTraining"), METADATA)
-        write_config(folder, _config(model.description, model.description.decoder))
-        write_image_processor(folder, model.description)
+        weights = to_transformers(model.weights, "ViTMAEForPreTraining")
+        write_folder(folder, weights, _config(model.description, model.description.decoder), model.description)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare the mask, the predicted pixels and the loss that follow from the same noise."""

@@ -14,19 +14,15 @@ import torch
 from mae.export.target import Difference, compare
 from mae.export.trained_model import TrainedModel
 from mae.export.transformers_folder import (
-    METADATA,
-    WEIGHTS,
     TransformersTarget,
     compare_prepared,
     labels,
     load,
     range_refusal,
     vit_config,
-    write_config,
-    write_image_processor,
+    write_folder,
 )
 from mae.formats.transformers_vit import to_transformers
-from mae.models.weights import write_weights
 
 
 class Transformers(TransformersTarget):
@@ -60,9 +56,7 @@ class Transformers(TransformersTarget):
             pooler = {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
             config = {"architectures": ["ViTModel"]} | config | {"pooler_act": "linear"}
             weights = to_transformers(kept, "ViTModel") | pooler
-        write_weights(folder / WEIGHTS, weights, METADATA)
-        write_config(folder, config)
-        write_image_processor(folder, model.description)
+        write_folder(folder, weights, config, model.description)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare all tokens, the logits of a classifier or the cls token of an encoder, and a prepared image."""

@@ -1,7 +1,7 @@
-"""Names of the published files of masked autoencoders, which are those of this program.
+"""Names of timm's `VisionTransformer` and of the published masked autoencoders, which are those of this program.
 
-A file is `{"model": tensors}`: the encoder, a classifier whose head reads the mean of the patch tokens, or encoder and
-decoder.
+A published file is `{"model": tensors}`: the encoder, a classifier whose head reads the mean of the patch tokens, or
+encoder and decoder.
 """
 
 from collections.abc import Mapping
@@ -9,8 +9,18 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mae.formats.key_map import KeyMap, Renamed, renamed_from, renamed_to
-from mae.formats.timm_vit import ENCODER, HEAD
 
+ENCODER = (
+    "cls_token",
+    "pos_embed",
+    "patch_embed.proj.",
+    *(f"blocks.#.{part}." for part in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+    "norm.",
+    "fc_norm.",
+)
+"""Tensors of an encoder; `fc_norm` takes the place of `norm` where the mean of the patch tokens is read."""
+HEAD = ("head.",)
+"""Tensors of a linear head."""
 DECODER = (
     "mask_token",
     "decoder_pos_embed",

@@ -21,6 +21,8 @@ from mae.report.model_pictures import (
 from mae.report.page import Section
 from mae.report.reading import RunFiles
 from mae.report.run_images import RunImages, held_out_patterns, open_images
+from mae.run_files import CHECKPOINTS
+from mae.training.checkpoints.manifest import step_folder
 
 IMAGES = 600
 """Most images that a model is shown for a report."""
@@ -62,7 +64,7 @@ def _model(run: RunFiles, device: torch.device) -> Model:
         return load(run.model, device)
     if not run.checkpoints:
         raise UserError("the run has written neither a model nor a checkpoint yet")
-    return load(run.path / "checkpoints" / f"step-{run.checkpoints[-1]:09d}", device)
+    return load(step_folder(run.path / CHECKPOINTS, run.checkpoints[-1]), device)
 
 
 def _images(run: RunFiles) -> RunImages:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mae.data.loader import normalize
+from mae.data.spread import spread_evenly
 from mae.data.statistics import PixelStatistics
 from mae.errors import BadImageError, UserError
 from mae.inference.model import BATCH, Model
@@ -169,7 +170,7 @@ def patch_features(model: Model, views: Tensor) -> Float[Tensor, "images rows co
 
 
 def _fixed(seen: Seen) -> list[int]:
-    return list(dict.fromkeys(np.linspace(0, len(seen.ids) - 1, min(FIXED, len(seen.ids))).astype(int).tolist()))
+    return list(map(int, spread_evenly(len(seen.ids), FIXED)))
 
 
 def _cosines(some: Float[Tensor, "some value"], others: Float[Tensor, "others value"]) -> Float[Tensor, "some others"]:

@@ -14,6 +14,7 @@ from mae.data.indexing import find_index, index_of
 from mae.data.manifest import StaleIndexError
 from mae.data.read_rules import ReadRules
 from mae.data.reader import ImageReader
+from mae.data.spread import spread_evenly
 from mae.data.store.shards import expand
 from mae.data.store.unpacked import default_cache_dir, is_gzipped
 from mae.data.store.urls import scheme_of
@@ -35,7 +36,7 @@ class RunImages:
 
     def spread(self, most: int) -> NDArray[np.int64]:
         """Return the ids of at most `most` images, spread evenly."""
-        return np.unique(np.linspace(0, len(self.index) - 1, min(most, len(self.index))).astype(np.int64))
+        return spread_evenly(len(self.index), most)
 
     def read(self, ids: NDArray[np.int64]) -> Iterator[tuple[int, str, bytes]]:
         """Yield id, name and bytes of images, without those that cannot be read.

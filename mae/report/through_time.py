@@ -9,9 +9,9 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
+from mae.data.spread import spread_evenly
 from mae.files import read_bounded
 from mae.report import page
 
@@ -55,7 +55,7 @@ def _frames(pictures: Sequence[Path], most_bytes: int) -> list[tuple[str, str]]:
     wanted = min(len(pictures), _MOST_FRAMES)
     width = _MOST_WIDTH
     while wanted:
-        chosen = [pictures[at] for at in dict.fromkeys(np.linspace(0, len(pictures) - 1, wanted).astype(int).tolist())]
+        chosen = [pictures[at] for at in spread_evenly(len(pictures), wanted)]
         frames = [(_name(path), url) for path in chosen if (url := _embedded(path, width)) is not None]
         if sum(len(url) for _, url in frames) <= most_bytes:
             return frames

@@ -12,7 +12,6 @@ from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViT
 from mae.formats.key_map import Renamed, without_place
 from mae.formats.published import KEY_MAP as PUBLISHED
 from mae.formats.published import from_published, to_published
-from mae.formats.timm_vit import from_timm, to_timm
 from mae.formats.torchvision_vit import from_torchvision, to_torchvision
 from mae.formats.transformers_vit import KEY_MAPS, from_transformers, to_transformers
 from mae.models.autoencoder import MaskedAutoencoder
@@ -52,8 +51,8 @@ def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 @pytest.mark.parametrize(
     ("weights", "there", "back"),
     [
-        (ENCODER, to_timm, from_timm),
-        (CLASSIFIER, to_timm, from_timm),
+        (ENCODER, dict, from_published),
+        (CLASSIFIER, dict, from_published),
         (AUTOENCODER, lambda weights: to_published(weights)["model"], from_published),
         (ENCODER, to_torchvision, from_torchvision),
         (CLASSIFIER, to_torchvision, from_torchvision),
@@ -75,7 +74,7 @@ def test_names_go_there_and_back(
 
 def test_timm_and_torchvision_have_these_names() -> None:
     vit = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5)
-    vit.load_state_dict(to_timm(CLASSIFIER))
+    vit.load_state_dict(CLASSIFIER)
     other = torchvision.models.VisionTransformer(16, 4, 2, 2, 16, 64, num_classes=5)
     other.load_state_dict(to_torchvision(CLASSIFIER))
     images = torch.randn(2, 3, 16, 16)
