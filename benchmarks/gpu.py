@@ -57,6 +57,7 @@ def main() -> None:
         make_importable(place.site, options.wheels)
         device = describe(results, place, worker)
         for stage in STAGES if options.stage == "all" else [options.stage]:
+            worker.close()  # so that its memory is free, and no stage meets what another has left in the process
             run_stage(stage, STAGES[stage](place, worker), place, results, device)
     except (FailedError, UnfinishedError, SkippedError) as error:
         sys.exit(f"error: {error}")

@@ -100,9 +100,9 @@ def build_step(case: Case, row: Row, batch: int, device: torch.device, backend: 
     torch.manual_seed(0)
     with device:
         ours = MaskedAutoencoder(settings_of(case, row), (case.side, case.side), CHANNELS)
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(batch, CHANNELS, case.side, case.side, generator=generator).to(device)
-    noise = torch.rand(batch, ours.patches, generator=generator).to(device)
+    generator = torch.Generator(device).manual_seed(1)
+    images = torch.randn(batch, CHANNELS, case.side, case.side, generator=generator, device=device)
+    noise = torch.rand(batch, ours.patches, generator=generator, device=device)
     model, loss_of = model_and_loss(ours, row, device, backend)
     model.to(device).train()
     optimizer = build_adamw(model, row, device)

@@ -122,7 +122,7 @@ def test_a_command_is_ended_when_its_time_is_over(tmp_path: Path) -> None:
         run_python(place_of(tmp_path, 0.1), *SLEEP)
     with pytest.raises(FailedError, match=r"ended with exit code 3: it is wrong") as failure:
         run_python(place_of(tmp_path), "-c", "import sys; print('first\\nit is wrong'); sys.exit(3)")
-    assert failure.value.detail == "first\nit is wrong"
+    assert failure.value.detail == "first\nit is wrong\n"
     ended = run_until(place_of(tmp_path), SLEEP, lambda: True)
     assert ended.was_stopped
     assert ended.seconds < 30

@@ -107,5 +107,5 @@ def _tell_group(group: int, number: signal.Signals) -> None:
 
 def _without_progress(log: Path) -> str:
     """Return the text of a log, of lines that were overwritten the last state only."""
-    lines = log.read_text(errors="replace").splitlines()
-    return "\n".join(line.rsplit("\r", 1)[-1] for line in lines)
+    lines = log.read_text(errors="replace").split("\n")
+    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)

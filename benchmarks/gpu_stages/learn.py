@@ -7,7 +7,8 @@ evaluation of what has been learned so far; that of the finished run has a linea
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,9 +71,18 @@ def folder_of(place: Place, images: Set) -> Path:
 def pretrain(place: Place, images: Set) -> Figures:
     """Pretrain, or go on with it, until the run is finished or the time of this call is nearly over."""
     run = folder_of(place, images)
-    words = ["-m", "mae", "pretrain", *settings(place, images)]
+    if place.rehearse and images is SETS[0]:
+        with suppress(UnfinishedError):  # as if the time of a call were over after the first checkpoint
+            pretrain_until(place, images, lambda: bool(runs.checkpoints(run)))
     reserve = 0.0 if place.rehearse else _SECONDS_TO_JUDGE + _SECONDS_TO_SAVE
-    ended = run_until(place, words, lambda: place.seconds_left() < reserve, signal.SIGTERM, _SECONDS_TO_SAVE)
+    return pretrain_until(place, images, lambda: place.seconds_left() < reserve)
+
+
+def pretrain_until(place: Place, images: Set, is_over: Callable[[], bool]) -> Figures:
+    """Start or resume the run; raise an `UnfinishedError` with its progress if the time was over first."""
+    run = folder_of(place, images)
+    words = ["-m", "mae", "pretrain", *settings(place, images)]
+    ended = run_until(place, words, is_over, signal.SIGTERM, _SECONDS_TO_SAVE)
     bring_back(place, images)
     if not ended.was_stopped and ended.code:
         raise FailedError(f"pretraining ended with exit code {ended.code}", ended.output)
@@ -86,19 +96,21 @@ def pretrain(place: Place, images: Set) -> Figures:
 def settings(place: Place, images: Set) -> list[object]:
     """Return the settings of `mae pretrain`; those after `--` on the command line are the last."""
     train, test = images.shards(place, "train"), images.shards(place, images.test_split)
-    workers = 1 if place.rehearse else max(1, min(_MOST_WORKERS, place.cpus - 2))
+    workers, every = (1, 2) if place.rehearse else (max(1, min(_MOST_WORKERS, place.cpus - 2)), 1000)
     return [
         "--config", ROOT / "configs" / "pretrain" / images.config, "--run_dir", folder_of(place, images),
         "--data.shards", *train, "--evaluation.train_shards", *train, "--evaluation.eval_shards", *test,
-        "--data.keep_decoded", "True", "--data.workers", workers, "--checkpoint_every", 1000, "--keep_checkpoints", 1,
+        "--data.keep_decoded", "True", "--data.workers", workers, "--checkpoint_every", every, "--keep_checkpoints", 1,
         *(_TOY if place.rehearse else ("--epochs", place.epochs)), *place.flags,
     ]  # fmt: skip
 
 
 def progress(run: Path) -> Figures:
     """Return how far a run is, how fast, and what its own evaluations say along the way."""
-    last = runs.records(run)[-1]
-    along = runs.records(run, "evaluation")
+    trained, along = runs.records(run), runs.records(run, "evaluation")
+    if not trained:
+        return {}
+    last = trained[-1]
     names = ("step", "epoch", "loss", "knn", "few_shot", "rank")
     found = [{name: record[name] for name in names if name in record} for record in along]
     return {"epoch": last["epoch"], "step": last["step"], "loss": last["loss"], **runs.speed(run), "along": found}
@@ -121,7 +133,7 @@ def evaluate(place: Place, images: Set) -> Figures:
     is_finished = (run / "model.safetensors").exists()
     found = runs.checkpoints(run)
     if not found:
-        raise SkippedError("there is no checkpoint to judge")
+        raise UnfinishedError("there is no checkpoint to judge yet")
     more = ("linear", "untrained") if is_finished else ()
     mae(
         place, "evaluate", run if is_finished else found[-1], "--data.shards", *train, "--eval_shards", *test,

@@ -84,6 +84,8 @@ def cores(results: Results) -> list[str]:
 
 def shown(value: Any) -> str:
     """Return a figure in a few characters."""
+    if isinstance(value, list):
+        return f"{len(value)} points"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else one_line(str(value))
     if isinstance(value, int) or not math.isfinite(value):

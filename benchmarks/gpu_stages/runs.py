@@ -43,7 +43,7 @@ def medians(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> Figures:
 def accuracies(evaluation: Path) -> Figures:
     """Return the mean accuracy of each row of an evaluation."""
     rows = json.loads((evaluation / "results.json").read_text())["rows"]
-    return {f"{row['encoder']}, {row['protocol']}": row["top1"]["mean"] for row in rows}
+    return {f"{Path(row['encoder']).name}, {row['protocol']}": row["top1"]["mean"] for row in rows}
 
 
 def tensors_of(path: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ Everything runs on scikit-learn's scanned digits. Each check can run alone: what
 missing.
 """
 
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from . import runs
 from .commands import mae, run_python, run_until
 from .measurement import Measurement
 from .place import ROOT, Place
-from .results import FailedError, Figures, SkippedError
+from .results import FailedError, Figures, SkippedError, UnfinishedError
 from .worker import Worker
 
 # Relative differences of the loss that are allowed: between launchers, and between precisions.
@@ -72,11 +73,14 @@ def kill_and_resume(place: Place) -> Figures:
     if not (run / "model.safetensors").exists():
         ended = run_until(
             place, ["-m", "mae", "pretrain", *words(place, run)],
-            lambda: bool(runs.checkpoints(run)) or place.seconds_left() < 0, grace=0.0,
+            lambda: bool(runs.checkpoints(run)) or place.seconds_left() < 0, signal.SIGKILL,
         )  # fmt: skip
-        if not ended.was_stopped and ended.code:
+        found = runs.checkpoints(run)
+        if not found and ended.was_stopped:
+            raise UnfinishedError("the time was up before the first checkpoint")
+        if not found:
             raise FailedError(f"pretraining ended with exit code {ended.code}", ended.output)
-        killed_at = int(runs.checkpoints(run)[-1].name.partition("-")[2])
+        killed_at = int(found[-1].name.partition("-")[2])
         mae(place, "pretrain", *words(place, run))
     different = runs.different_tensors(expected / "model.safetensors", run / "model.safetensors")
     if different:
