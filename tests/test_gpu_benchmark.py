@@ -16,6 +16,7 @@ from benchmarks.gpu_stages.commands import run_python, run_until
 from benchmarks.gpu_stages.measurement import Measurement, run_stage
 from benchmarks.gpu_stages.place import Place, deadline_after
 from benchmarks.gpu_stages.results import FailedError, Figures, Record, Results, SkippedError, UnfinishedError
+from benchmarks.gpu_stages.worker import Worker
 from mae.models import flops
 from mae.models.settings import MaskedAutoencoderSettings
 
@@ -126,6 +127,23 @@ def test_a_command_is_ended_when_its_time_is_over(tmp_path: Path) -> None:
     ended = run_until(place_of(tmp_path), SLEEP, lambda: True)
     assert ended.was_stopped
     assert ended.seconds < 30
+
+
+def test_a_lost_or_stuck_worker_process_costs_one_measurement(tmp_path: Path) -> None:
+    worker, images = Worker(place_of(tmp_path)), ("toy_shards.write", str(tmp_path), "set", "test", 8)
+    try:
+        with pytest.raises(FailedError, match="has no attribute 'absent'") as failure:
+            worker.ask("toy_shards.absent")
+        assert "Traceback" in failure.value.detail
+        with pytest.raises(FailedError, match="took longer than 0 s"):
+            worker.ask(*images, limit=0.0)
+        assert worker.ask(*images) == {"images": 128}
+        assert worker._process is not None
+        worker._process.kill()
+        worker._process.wait()
+        assert worker.ask(*images) == {"images": 128}
+    finally:
+        worker.close()
 
 
 def test_wheels_are_unpacked_where_python_finds_them(tmp_path: Path) -> None:

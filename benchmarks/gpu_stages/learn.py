@@ -20,7 +20,7 @@ from .place import ROOT, Place
 from .results import FailedError, Figures, SkippedError, UnfinishedError, write_atomically
 from .worker import Worker
 
-_SECONDS_TO_SAVE, _SECONDS_TO_JUDGE = 30.0, 75.0
+_SECONDS_TO_SAVE, _SECONDS_TO_JUDGE, _LEAST_SECONDS = 30.0, 90.0, 150.0
 _MOST_WORKERS = 12
 _TOY = ("--epochs", 2, "--batch_size", 16, "--optim.warmup_epochs", 1, "--log_every", 2, "--model.depth", 2)
 
@@ -60,7 +60,7 @@ def measurements(place: Place, worker: Worker) -> Iterator[Measurement]:
         if place.rehearse:
             run = partial(worker.ask, "toy_shards.write", str(place.work / "toy"), images.name, images.test_split)
             yield Measurement(f"{images.title}: toy images", partial(run, images.side))
-        yield Measurement(f"{images.title}: pretrain", partial(pretrain, place, images), _SECONDS_TO_JUDGE)
+        yield Measurement(f"{images.title}: pretrain", partial(pretrain, place, images), _LEAST_SECONDS)
         yield Measurement(f"{images.title}: evaluate", partial(evaluate, place, images))
 
 

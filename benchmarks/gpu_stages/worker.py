@@ -38,7 +38,10 @@ class Worker:
             UnfinishedError: if the time of this call ends first.
         """
         left = self._place.seconds_left()
-        process = self._process or self._start()
+        process = self._process
+        if process is None or process.poll() is not None:
+            self.close()
+            process = self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps({"function": function, "arguments": arguments}).encode() + b"\n")
