@@ -22,7 +22,10 @@ from .worker import Worker
 
 _SECONDS_TO_SAVE, _SECONDS_TO_JUDGE, _LEAST_SECONDS = 30.0, 90.0, 150.0
 _MOST_WORKERS = 12
-_TOY = ("--epochs", 2, "--batch_size", 16, "--optim.warmup_epochs", 1, "--log_every", 2, "--model.depth", 2)
+_TOY = (
+    "--epochs", 2, "--batch_size", 16, "--optim.warmup_epochs", 1, "--log_every", 2, "--model.depth", 2,
+    "--model.width", 96, "--model.heads", 3,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

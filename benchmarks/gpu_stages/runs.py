@@ -41,9 +41,10 @@ def medians(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> Figures:
 
 
 def accuracies(evaluation: Path) -> Figures:
-    """Return the mean accuracy of each row of an evaluation."""
+    """Return the mean accuracy of each row of an evaluation; the encoder that is judged is a path, and is left out."""
     rows = json.loads((evaluation / "results.json").read_text())["rows"]
-    return {f"{Path(row['encoder']).name}, {row['protocol']}": row["top1"]["mean"] for row in rows}
+    names = {row["encoder"]: "" if Path(row["encoder"]).exists() else f"{row['encoder']}, " for row in rows}
+    return {f"{names[row['encoder']]}{row['protocol']}": row["top1"]["mean"] for row in rows}
 
 
 def tensors_of(path: Path) -> dict[str, bytes]:
