@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.weights import file_tensors
@@ -171,11 +170,14 @@ def published_weights(model: MaskedAutoencoder) -> dict[str, Tensor]:
     return weights
 
 
-def transformers_model(model: MaskedAutoencoder, attention: Literal["eager", "sdpa"] = "eager") -> ViTMAEForPreTraining:
+def transformers_model(model: MaskedAutoencoder, attention: Literal["eager", "sdpa"] = "eager") -> nn.Module:
     """Return the model of `transformers` with our weights.
 
     They pass through a file, since `transformers` initialises this model wrongly but loads it correctly.
     """
+    # Only this function needs the package.
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining  # noqa: PLC0415
+
     encoder: Any = model.encoder
     decoder: Any = model.decoder
     projection, block, decoder_block = encoder.patch_embed.proj, encoder.blocks[0], decoder.decoder_blocks[0]
@@ -203,4 +205,5 @@ def transformers_model(model: MaskedAutoencoder, attention: Literal["eager", "sd
             name, attn_implementation=attention, output_loading_info=True
         )
     assert not any(report.values()), report
-    return theirs
+    model_of_theirs: nn.Module = theirs
+    return model_of_theirs
