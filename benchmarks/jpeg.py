@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mae.data.images import turbojpeg
 from mae.data.images.augment import NUMBERS_PER_SAMPLE, AugmentSettings, crop_box
-from mae.data.images.jpeg import Box
+from mae.data.images.jpeg import Box, cut
 from mae.data.store.shards import expand
 from mae.data.stream import read_samples
 from mae.keyed import Purpose, key, uniform
@@ -45,7 +45,7 @@ def by_pillow(data: bytes, box: Box) -> Pixels | None:
         whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (OSError, UnidentifiedImageError):
         return None
-    return whole[box.top : box.top + box.height, box.left : box.left + box.width]
+    return cut(whole, box)
 
 
 def by_simplejpeg(data: bytes, box: Box) -> Pixels | None:
@@ -53,7 +53,7 @@ def by_simplejpeg(data: bytes, box: Box) -> Pixels | None:
         whole: Pixels = simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
         return None
-    return whole[box.top : box.top + box.height, box.left : box.left + box.width]
+    return cut(whole, box)
 
 
 def turbojpeg_decoder() -> Decoder | None:

@@ -37,6 +37,12 @@ def make_output_safe() -> None:
             setattr(sys, f"__{name}__", getattr(sys, name))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 worker`, `2 processes`, `3 batches`."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def one_line(text: str) -> str:
     """Return text with control characters as escapes, such as `\\n`.
 

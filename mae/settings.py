@@ -73,6 +73,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def changed_settings(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the values, plain ones by full name, that differ from the defaults of `schema`."""
+    defaults = {setting.name: plain(setting.default) for setting in settings_of(schema)}
+    return {name: value for name, value in values.items() if defaults.get(name) != value}
+
+
 def dump(settings: Any) -> str:
     """Return the settings as YAML text, which `mae COMMAND --config` reads back to an equal dataclass."""
     return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from mae.doctor import data, machine, run, speed
-from mae.doctor.finding import Finding, Verdict, counted
+from mae.doctor.finding import Finding, Verdict
 from mae.doctor.stages import STAGES, PretrainExamination
 from mae.errors import USER_ERROR_EXIT_CODE, UserError, one_line_errors
-from mae.output import is_quiet, is_said, one_line
+from mae.output import counted, is_quiet, is_said, one_line
 
 Check = Callable[[Any], Finding]
 

@@ -15,12 +15,13 @@ from mae.data.statistics import PixelStatistics
 from mae.data.store.unpacked import is_gzipped
 from mae.data.stream import not_used_of_stream
 from mae.doctor.examination import Examination
-from mae.doctor.finding import Finding, counted, gigabytes
+from mae.doctor.finding import Finding, gigabytes
 from mae.doctor.places import nearest_folder
 from mae.doctor.stages import FinetuneExamination, PretrainExamination
 from mae.errors import first_of
 from mae.evaluation.online import open_sets
 from mae.formats.opening import open_model
+from mae.output import counted
 from mae.training.settings import SCRATCH
 
 # On a scale of 0..1; several times the error of a mean over 256 images.

@@ -38,12 +38,6 @@ class Finding:
         return "; ".join(filter(None, (self.found, *self.problems, *self.warnings)))
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 worker`, `2 processes`, `3 batches`."""
-    ending = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
-    return f"{number:,} {noun}{ending}"
-
-
 def gigabytes(size: int | float) -> str:
     """Return a number of bytes as text: `1.5 GB` for 1500000000, `0.12 MB` for 120000."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.2f} MB"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mae.data.batch import TrainingBatches
 from mae.data.plan import BatchPlan
-from mae.doctor.finding import counted, gigabytes
+from mae.doctor.finding import gigabytes
 from mae.errors import UserError
+from mae.output import counted
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (only its size is read)
 # Batches that torch's DataLoader prepares ahead for each worker, and what they occupy.

@@ -12,7 +12,8 @@ import torch
 from packaging.requirements import Requirement
 
 from mae.doctor.examination import Examination
-from mae.doctor.finding import Finding, counted, gigabytes
+from mae.doctor.finding import Finding, gigabytes
+from mae.output import counted
 
 _DISTRIBUTION = "mae-pretraining"
 _SHOWN = ("torch", "torchvision", "timm", "accelerate", "webdataset")

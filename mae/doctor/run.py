@@ -11,9 +11,10 @@ from torch import nn
 
 from mae.data.plan import plan_batches
 from mae.doctor.examination import Examination
-from mae.doctor.finding import Finding, counted, gigabytes
+from mae.doctor.finding import Finding, gigabytes
 from mae.doctor.places import broken_link, missing_mounts, nearest_folder
 from mae.errors import UserError
+from mae.output import counted
 from mae.training.checkpoints.reader import require_same_data
 from mae.training.export_at_end import require_exports
 from mae.training.muon import hidden_matrices

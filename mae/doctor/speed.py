@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 
 from mae.doctor.examination import Examination
-from mae.doctor.finding import Finding, counted, gigabytes
+from mae.doctor.finding import Finding, gigabytes
 from mae.doctor.limits import largest_micro_batch
+from mae.output import counted
 from mae.progress import duration
 from mae.training.memory import free_memory, total_memory
 from mae.training.step_cost import bytes_beside

@@ -30,9 +30,13 @@ Judge = Callable[[FeatureSet, FeatureSet, int, int], Outcome]
 """Fit the first set and classify the second, whose number of classes and the seed follow."""
 
 
+Sets = tuple[FeatureSet, FeatureSet]
+"""Features to fit, and features to classify."""
+
+
 class _Row(NamedTuple):
-    extractions: Sequence[Extraction]
-    """What is judged: one for all seeds, or one per seed."""
+    sets: Sequence[Sets]
+    """What is judged: one pair for all seeds, or one per seed."""
     judge: Judge
 
 
@@ -58,27 +62,30 @@ def frozen_cells(
     known, asked = (_opened(shards, model.description) for shards in (train, test))
     classes = known.samples.label_count()
     cells = []
-    for name, row in _rows(model, seeds).items():
-        sets = [(_features(each, known), _features(each, asked)) for each in row.extractions]
+    for name, row in _rows(model, known, asked, seeds).items():
         for column, per_class in labels.items():
             accuracies = []
             for seed in range(seeds):
-                fitted, measured = sets[min(seed, len(sets) - 1)]
+                fitted, measured = row.sets[min(seed, len(row.sets) - 1)]
                 few = fitted.take(_chosen(known.samples, per_class, seed))
                 accuracies.append(accuracy(row.judge(few, measured, classes, seed).scores, measured.labels))
             cells.append(Cell(name, column, tuple(accuracies)))
     return cells
 
 
-def _rows(model: Model, seeds: int) -> dict[str, _Row]:
+def _rows(model: Model, known: _Shards, asked: _Shards, seeds: int) -> dict[str, _Row]:
+    def sets(extraction: Extraction) -> Sets:
+        return _features(extraction, known), _features(extraction, asked)
+
     description, device = model.description, model.device
-    random = [untrained_features(description, seed, device) for seed in range(seeds)]
+    of_pixels = [sets(pixels(description))]
+    random = [sets(untrained_features(description, seed, device)) for seed in range(seeds)]
     probe, plain = (partial(linear.judge, kinds=kinds, device=device) for kinds in (KINDS, (PIXELS,)))
     return {
-        FROZEN: _Row([encoder_features(model)], probe),
+        FROZEN: _Row([sets(encoder_features(model))], probe),
         UNTRAINED: _Row(random, probe),
-        PROBED_PIXELS: _Row([pixels(description)], plain),
-        SEPARATED_PIXELS: _Row([pixels(description)], _separate),
+        PROBED_PIXELS: _Row(of_pixels, plain),
+        SEPARATED_PIXELS: _Row(of_pixels, _separate),
     }
 
 

@@ -14,11 +14,12 @@ from mae.export.facts import Facts, facts_of
 from mae.export.left_behind import describe_left_behind
 from mae.export.publish import CARD_FILE, PICTURE_FILE, VERIFICATION_FILE
 from mae.export.results import OWN_HEAD
-from mae.export.table import amounts, by, counted, safe, table
+from mae.export.table import amounts, by, safe, table
 from mae.export.target import Target
 from mae.export.trained_model import TrainedModel
 from mae.files import write_atomically
 from mae.models.sizes import TEMPERATURE
+from mae.output import counted
 
 _MOST_CLASSES = 50
 _CHANNELS = {1: "gray", 3: "RGB"}

@@ -5,8 +5,9 @@ from pathlib import PurePath
 from typing import Any
 
 from mae.export.facts import Facts
-from mae.export.table import counted, safe
+from mae.export.table import safe
 from mae.models.description import ModelDescription
+from mae.output import counted
 
 _STAGES = {"masked autoencoder": "pretraining as a masked autoencoder", "classifier": "training as a classifier"}
 _SCRATCH, _OFF = "none", (None, "none", "auto", False, 0, 0.0)

@@ -20,11 +20,6 @@ def safe(text: object) -> str:
     return _UNDERSCORE.sub("&#95;", " ".join(str(text).split()).translate(_SPECIAL))
 
 
-def counted(number: int, thing: str) -> str:
-    """Return `1 block` or `2 blocks`."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
-
-
 def by(size: Sequence[int]) -> str:
     """Return `height x width`."""
     return "x".join(map(str, size))

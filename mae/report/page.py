@@ -91,11 +91,6 @@ def data_url(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, such as `1 block` and `12 blocks`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def settings_table(flat: Mapping[str, Any]) -> str:
     """Return a table of all settings."""
     return table(("setting", "value"), [(name, setting(value)) for name, value in flat.items()])

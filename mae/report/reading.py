@@ -14,6 +14,7 @@ from mae.errors import UserError
 from mae.evaluation.online import KIND
 from mae.files import read_bounded
 from mae.models.description import BEST_FILE, MODEL_FILE
+from mae.models.network import head_of
 from mae.run_files import METRICS_FILE, SETTINGS_FILE, figures, read_records
 from mae.settings import flatten
 from mae.tasks.baselines import Baselines, logged_baselines
@@ -196,8 +197,8 @@ def _classes(model: Path) -> int | None:
     """Return the number of outputs of a model's head; None if it has none."""
     try:
         with safe_open(model, "pt") as file:
-            heads = sorted(name for name in file.keys() if name.startswith("head.") and name.endswith(".weight"))  # noqa: SIM118
-            return int(file.get_slice(heads[-1]).get_shape()[0]) if heads else None
+            head = head_of({name: file.get_tensor(name) for name in file.keys() if name.startswith("head.")})  # noqa: SIM118
+            return head[1] if head else None
     except SafetensorError as error:
         raise ValueError(f"{model} is damaged: {error}") from None
 

@@ -9,10 +9,10 @@ import torch
 from mae import __version__
 from mae.errors import UserError
 from mae.models.description import DecoderDescription, ModelDescription, read_description
+from mae.output import counted
 from mae.report import page
 from mae.report.reading import FINETUNING, RunFiles
-from mae.schema import settings_of
-from mae.settings import plain
+from mae.settings import changed_settings
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
 from mae.training.run_folder.history import START
@@ -27,7 +27,7 @@ def settings_section(run: RunFiles) -> str:
         changed = {name: value for name, value in run.settings.items() if name in start["changed"]}
         what = f"Settings that are not the defaults of {_version(start)}, with which the run was started:"
     else:
-        changed = _not_of_today(run)
+        changed = changed_settings(FinetuneSettings if run.kind == FINETUNING else PretrainSettings, run.settings)
         what = (
             f"Settings that are not the defaults of mae {__version__}, which made this page. The run has not recorded "
             "which of them were given, and its version may have had other defaults:"
@@ -50,7 +50,7 @@ def model_table(path: Path) -> str:
     rows = [
         ("kind", found.kind),
         ("encoder", _in_words(found)),
-        ("images", f"{sides[0]} pixels, {page.counted(found.channels, 'channel')}, patches of {sides[1]}"),
+        ("images", f"{sides[0]} pixels, {counted(found.channels, 'channel')}, patches of {sides[1]}"),
         (
             "mean and std of the pixels",
             "; ".join(" ".join(f"{value:.3f}" for value in values) for values in (found.mean, found.std)),
@@ -62,7 +62,7 @@ def model_table(path: Path) -> str:
 
 
 def _in_words(of: ModelDescription | DecoderDescription) -> str:
-    return f"width {of.width}, {page.counted(of.depth, 'block')}, {page.counted(of.heads, 'head')}"
+    return f"width {of.width}, {counted(of.depth, 'block')}, {counted(of.heads, 'head')}"
 
 
 def environment(runs: Sequence[RunFiles], names: Sequence[str], device: torch.device) -> str:
@@ -88,9 +88,3 @@ def _newest_start(run: RunFiles) -> dict[str, Any]:
 
 def _version(start: dict[str, Any]) -> str:
     return f"mae {start['libraries']['mae']}" if "mae" in start.get("libraries", {}) else "the version"
-
-
-def _not_of_today(run: RunFiles) -> dict[str, Any]:
-    schema = FinetuneSettings if run.kind == FINETUNING else PretrainSettings
-    defaults = {setting.name: plain(setting.default) for setting in settings_of(schema)}
-    return {name: value for name, value in run.settings.items() if defaults.get(name) != value}

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from mae.output import counted
 from mae.progress import duration
 from mae.report import page
 from mae.report.charts import Format, Level, Line, brief, chart, figure, percent
@@ -29,7 +30,7 @@ def training_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
 
     Pretraining and fine-tuning have charts of their own, as their losses and epochs cannot be compared.
     """
-    every = [_Drawn(run, name, color) for color, (run, name) in enumerate(zip(runs, names, strict=True))]
+    every = _drawn(runs, names)
     stages = {stage: [each for each in every if each.run.kind == stage and each.run.train] for stage in _STAGES}
     known = {stage: drawn for stage, drawn in stages.items() if drawn}
     if not known:
@@ -38,6 +39,10 @@ def training_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
         (page.subheading(stage.capitalize()) if len(known) > 1 else "") + _charts_of_stage(drawn, len(runs) > 1)
         for stage, drawn in known.items()
     )
+
+
+def _drawn(runs: Sequence[RunFiles], names: Sequence[str]) -> list[_Drawn]:
+    return [_Drawn(run, name, color) for color, (run, name) in enumerate(zip(runs, names, strict=True))]
 
 
 def _charts_of_stage(drawn: Sequence[_Drawn], several: bool) -> str:
@@ -90,7 +95,6 @@ def evaluation_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     def records(run: RunFiles) -> Sequence[dict[str, Any]]:
         return run.online if run.kind == PRETRAINING else run.accuracies
 
-    every = list(zip(runs, names, range(len(runs)), strict=True))
     several = len(runs) > 1
     if several:
         parts = []
@@ -105,7 +109,7 @@ def evaluation_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
         ("Rank of the features (RankMe)", "rank", figure),
     )
     for title, name, form in wanted if several else (wanted[0], wanted[3]):
-        lines = [_line(name_of, records(run), name, color) for run, name_of, color in every]
+        lines = [_line(name_of, records(run), name, color) for run, name_of, color in _drawn(runs, names)]
         parts.append(chart(title, lines, (), form, is_named=several))
     charts = "".join(parts)
     return charts and f'<div class="charts">{charts}</div>'
@@ -175,7 +179,7 @@ def in_words(run: RunFiles) -> str:
     width = value("model.width")
     size = value("model.size")
     depth = value("model.depth")
-    blocks = page.counted(depth, "block") if type(depth) is int else f"{depth} blocks"
+    blocks = counted(depth, "block") if type(depth) is int else f"{depth} blocks"
     shape = f", width {width}, {blocks}" if width else f", size {size}" if size else ""
     images = f" on images of {sides[0]}x{sides[-1]}" if sides else ""
     return f"{what}{shape}{images}"

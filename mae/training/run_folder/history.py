@@ -9,8 +9,7 @@ from typing import Any
 
 from mae.files import open_regular
 from mae.output import warn
-from mae.schema import settings_of
-from mae.settings import flatten, plain, to_dict
+from mae.settings import changed_settings, flatten, to_dict
 from mae.versions import library_versions
 
 HISTORY_FILE = "history.jsonl"
@@ -20,14 +19,8 @@ _MOST_RECORDS, _MOST_BYTES_OF_A_LINE = 10_000, 1 << 14
 
 def record_start(run_dir: Path, step: int, where: str, settings: Any) -> None:
     """Append a start at a step, on the device `where`, with the names of the settings that are not the defaults."""
-    about = {"step": step, "where": where, "libraries": library_versions(), "changed": changed_settings(settings)}
-    _append(run_dir, {"kind": START, **about})
-
-
-def changed_settings(settings: Any) -> list[str]:
-    """Return the full names of the settings that differ from the defaults of their class."""
-    defaults = {setting.name: plain(setting.default) for setting in settings_of(type(settings))}
-    return [name for name, value in flatten(to_dict(settings)).items() if defaults[name] != value]
+    changed = list(changed_settings(type(settings), flatten(to_dict(settings))))
+    _append(run_dir, {"kind": START, "step": step, "where": where, "libraries": library_versions(), "changed": changed})
 
 
 def append_end(run_dir: Path, reason: str, message: str) -> None:
