@@ -31,6 +31,8 @@ from mae.output import one_line
 from mae.training.processes.rendezvous import has_launchers_store, start_word
 
 _SECONDS_TO_CONNECT = 5.0
+# The process that keeps the store is there, but many ranks at once on few cores wait for its turn.
+_SECONDS_TO_BE_ANSWERED = 30.0
 # The connections of a dying rank break one after another, and the one to the store may be the last.
 _SECONDS_TO_DIE = 0.3
 _SECONDS_OF_ROLL_CALL = 5.0
@@ -298,5 +300,5 @@ def _meet() -> Store:
 @cache
 def _connection(process: int, address: tuple[str, int]) -> Store:
     """Return the connection of this process to the store; all that is asked of it is answered at once."""
-    timeout = timedelta(seconds=_SECONDS_TO_CONNECT)
+    timeout = timedelta(seconds=_SECONDS_TO_BE_ANSWERED)
     return TCPStore(*address, is_master=False, wait_for_workers=False, timeout=timeout)

@@ -34,9 +34,9 @@ class Job:
     folder: Path
     ranks: list[ForkProcess]
 
-    def wait(self, *ranks: int) -> None:
+    def wait(self, *ranks: int, seconds: float = 30) -> None:
         for rank in ranks or range(len(self.ranks)):
-            self.ranks[rank].join(30)
+            self.ranks[rank].join(seconds)
             assert self.ranks[rank].exitcode is not None, f"rank {rank} stays behind"
 
     @property
@@ -168,6 +168,27 @@ def test_r01_a_mistake_on_one_rank_is_one_line_and_all_leave_with_its_exit_code(
     assert job.said[rank] == "error: shard 3 is lost\n"
     assert job.said[1 - rank] == ""
     assert job.exit_codes == [3, 3]
+
+
+@pytest.mark.slow
+def test_one_of_64_ranks_fails_and_says_so_alone(start: Callable[..., Job]) -> None:
+    job = start(
+        lambda me: train(me, 37, lambda: raise_error(BadDataError("shard 3 is lost")), timeout=120.0), world=64
+    )
+    job.wait(seconds=240)
+    assert {rank: text for rank, text in enumerate(job.said) if text} == {37: "error: shard 3 is lost\n"}
+    assert job.exit_codes == [3] * 64
+
+
+@pytest.mark.slow
+def test_one_of_64_ranks_is_killed_and_another_names_it(start: Callable[..., Job]) -> None:
+    job = start(lambda me: train(me, 41, lambda: os.kill(os.getpid(), signal.SIGKILL), timeout=120.0), world=64)
+    job.wait(seconds=240)
+    (line,) = [text for text in job.said if text]
+    assert "41" in line, line
+    assert HOST in line, line
+    assert job.exit_codes.count(1) == 63
+    assert job.exit_codes[41] == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
