@@ -7,12 +7,12 @@ import math
 from typing import Literal, NamedTuple, assert_never
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from mae.errors import UserError
 
-MaskKind = Literal["random", "grid", "block"]
+MaskKind = Literal["random", "grid", "block", "green"]
 
 # Least aspect of a rectangle, and least and greatest share of the image, as in BEiT (arXiv 2106.08254).
 _BLOCK_ASPECT = 0.3
@@ -25,6 +25,9 @@ MASK_VERSIONS = (1, 2)
 _BITS = 24
 _MULTIPLIERS = (0x2C1B3D, 0x297A4D)
 _HIDDEN, _ORDER = 0x9E3779, 0x3C6EF3
+# Passes of the blur of `green` masks: standard deviations of 0.7 and 1.4 patches.
+_NARROW, _BROAD = 1, 4
+_BLUR_SUM = 16
 
 
 class Mask(NamedTuple):
@@ -63,8 +66,9 @@ def make_mask(
     """Make a mask of this kind. Of equal scores the earlier patch is kept, on every device.
 
     `random` (arXiv 2111.06377) keeps the patches with the smallest noise. `grid` keeps one patch of each square cell,
-    at a place that is drawn for each image. `block` hides rectangles, the last one only in part if need be. `version`
-    is one of `MASK_VERSIONS`.
+    at a place that is drawn for each image. `block` hides rectangles, the last one only in part if need be. `green`
+    keeps clusters of a few patches, spread evenly: the greatest values of noise without its lowest and highest
+    frequencies (ColorMAE, arXiv 2407.13036). `version` is one of `MASK_VERSIONS`.
     """
     if kind == "random":
         scores = noise
@@ -72,6 +76,8 @@ def make_mask(
         scores = _grid_scores(noise, grid, math.isqrt(noise.shape[1] // kept))
     elif kind == "block":
         scores = _block_scores(noise, grid, kept, version)
+    elif kind == "green":
+        scores = _green_scores(noise, grid, kept)
     else:
         assert_never(kind)
     return _keep_least(scores, kept)
@@ -92,7 +98,7 @@ def mask_of(hidden: Bool[Tensor, "batch patches"], noise: Float[Tensor, "batch p
     return _keep_least(noise + hidden, hidden.shape[1] - numbers[0])
 
 
-def _keep_least(scores: Float[Tensor, "batch patches"], kept: int) -> Mask:
+def _keep_least(scores: Real[Tensor, "batch patches"], kept: int) -> Mask:
     order = scores.argsort(dim=1, stable=True)
     return Mask(order[:, :kept], order[:, kept:])
 
@@ -135,6 +141,29 @@ def _block_scores(
     # The last block is hidden in part. If the same numbers chose its patches and ordered them, they would come last.
     choice, order = [_lower_bits(noise)] * 2 if version == 1 else [_scrambled(noise, key) for key in (_HIDDEN, _ORDER)]
     return order + _keep_least(blocks - first + choice, kept).hidden()
+
+
+def _green_scores(
+    noise: Float[Tensor, "batch patches"], grid: tuple[int, int], kept: int
+) -> Float[Tensor, "batch patches"]:
+    """Return scores of 1 or more for hidden patches, below 1 for `kept` others, in random order among each other.
+
+    The noise blurred little, less the noise blurred more, has neither its highest nor its lowest frequencies. Both
+    filters go on at the opposite border, so that every patch is kept equally often; in integers, they are exact.
+    """
+    words = (noise * 2**_BITS).long().unflatten(1, grid)
+    narrow = _blurred(words, _NARROW)
+    broad = _blurred(words, _BROAD)
+    strength = narrow * _BLUR_SUM ** (_BROAD - _NARROW) - broad
+    return _scrambled(noise, _ORDER) + _keep_least(-strength.flatten(1), kept).hidden()
+
+
+def _blurred(words: Int64[Tensor, "batch rows columns"], times: int) -> Int64[Tensor, "batch rows columns"]:
+    """Return the sums of neighbours with the weights 1, 2, 1 in both directions, `times` times over."""
+    for _ in range(times):
+        for dimension in (1, 2):
+            words = words.roll(1, dimension) + 2 * words + words.roll(-1, dimension)
+    return words
 
 
 def _lower_bits(noise: Float[Tensor, "batch patches"]) -> Float[Tensor, "batch patches"]:

@@ -91,7 +91,8 @@ class MaskedAutoencoderSettings(EncoderSettings):
     """Encoder, decoder and pretraining task."""
 
     mask: MaskKind = "random"
-    """Which patches are hidden: any (random); all except one in each square cell (grid); rectangles (block)."""
+    """Which patches are hidden: any (random); all except one in each square cell (grid); rectangles (block); all
+    except clusters of a few, spread evenly (green)."""
     mask_ratio: float = 0.75
     """Share of the patches hidden from the encoder."""
     mask_version: Annotated[int, Before(1)] = MASK_VERSIONS[-1]

@@ -28,7 +28,7 @@ def noise_of(batch: int, patches: int) -> torch.Tensor:
         ((1, 3), 0.75, 0),
     ],
 )
-@pytest.mark.parametrize("kind", ["random", "block"])
+@pytest.mark.parametrize("kind", ["random", "block", "green"])
 def test_the_kept_share_is_rounded_down(grid: tuple[int, int], mask_ratio: float, kept: int, kind: str) -> None:
     assert kept_patches(grid, kind, mask_ratio) == kept
     mask = make_mask(noise_of(5, math.prod(grid)), grid, kind, kept)
@@ -113,6 +113,28 @@ def test_a_block_mask_hides_neighbours_together() -> None:
 
     assert neighbours("random") == pytest.approx(0.5, abs=0.02)
     assert neighbours("block") > 0.8
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (14, 14), (6, 10), (2, 3)])
+def test_a_green_mask_keeps_what_is_greatest_after_a_band_pass_filter(grid: tuple[int, int]) -> None:
+    noise = torch.randint(2**24, (50, math.prod(grid)), generator=torch.Generator().manual_seed(1)) / 2**24
+    mask = make_mask(noise, grid, "green", math.prod(grid) // 4)
+    # The frequency response of the weights 1/4, 1/2, 1/4, applied once and four times in each direction.
+    row, column = (torch.cos(math.pi * torch.fft.fftfreq(n, dtype=torch.float64)) ** 2 for n in grid)
+    blur = row[:, None] * column
+    spectrum = torch.fft.fft2(noise.double().unflatten(1, grid)) * (blur - blur**4)
+    strength = torch.fft.ifft2(spectrum).real.flatten(1)
+    weakest_kept = strength.gather(1, mask.ids_keep).amin(dim=1)
+    assert (weakest_kept >= strength.gather(1, mask.ids_hidden).amax(dim=1) - 1e-12).all()
+
+
+def test_a_green_mask_keeps_small_clusters_with_gaps_between_them() -> None:
+    def correlation(kind: MaskKind, distance: int) -> float:
+        hidden = make_mask(noise_of(2000, 196), (14, 14), kind, 49).hidden().float().view(-1, 14, 14) - 0.75
+        return ((hidden[:, :, distance:] * hidden[:, :, :-distance]).mean() / hidden.square().mean()).item()
+
+    assert [correlation("green", distance) for distance in (1, 2, 3)] == pytest.approx([0.28, -0.10, -0.08], abs=0.02)
+    assert correlation("random", 1) == pytest.approx(0.0, abs=0.02)
 
 
 def chi_square_of_the_first_hidden(kind: MaskKind, version: int) -> float:
