@@ -5,13 +5,14 @@ with the same model from scratch, with probes of frozen encoders and with the pi
 The results are a table and an HTML page in one file.
 """
 
+import json
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from multiprocessing import get_context
 from pathlib import Path
@@ -96,6 +97,8 @@ def run(settings: DemoSettings) -> Path:
     with _timed("export", seconds):
         command("export", [str(pretrained.path), "--out", str(encoder)])
         features = _feature_shape(encoder)
+    results = {"split": settings.eval_split, "seconds": seconds, "cells": list(map(asdict, cells))}
+    write_atomically(out / "results.json", json.dumps(results, indent=1).encode())
     report = out / REPORT_FILE
     page = demo_page(SPLITS, settings.eval_split, pretrained, first, cells, seconds, features)
     write_atomically(report, page.encode())

@@ -1,6 +1,8 @@
 """The demo, with two seeds and few epochs: the ordinary commands on the shipped settings."""
 
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,10 @@ def test_the_demo_runs_from_images_to_an_exported_encoder(
     assert 75 < float(rows["linear probe: pixels"]) < 92
     assert 80 < float(rows["SVM: pixels"]) < 92
     assert str(report) in shown
+    cells = json.loads((report.parent / "results.json").read_text())["cells"]
+    assert f"{statistics.mean(cells[-1]['accuracies']):.1%}"[:-1] in text
+    assert {cell["encoder"] for cell in cells} == set(ROWS)
+    assert {len(cell["accuracies"]) for cell in cells} == {2}
     assert "$ mae pretrain --config " in shown
     encoder = timm.create_model(f"local-dir:{tmp_path}/demo/encoder", pretrained=True).eval()
     with torch.no_grad():

@@ -172,9 +172,7 @@ def test_r01_a_mistake_on_one_rank_is_one_line_and_all_leave_with_its_exit_code(
 
 @pytest.mark.slow
 def test_one_of_64_ranks_fails_and_says_so_alone(start: Callable[..., Job]) -> None:
-    job = start(
-        lambda me: train(me, 37, lambda: raise_error(BadDataError("shard 3 is lost")), timeout=120.0), world=64
-    )
+    job = start(lambda me: train(me, 37, lambda: raise_error(BadDataError("shard 3 is lost")), timeout=120.0), world=64)
     job.wait(seconds=240)
     assert {rank: text for rank, text in enumerate(job.said) if text} == {37: "error: shard 3 is lost\n"}
     assert job.exit_codes == [3] * 64

@@ -1,0 +1,1 @@
+"""Tables of docs/results.md: one file per table, with the commands that repeat its rows."""

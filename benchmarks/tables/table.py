@@ -1,0 +1,169 @@
+"""A table of results: rows, the commands that measure them, and its Markdown."""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "docs" / "figures"
+"""Folder of the measured figures, one JSON file per table."""
+_PACKAGES = ("torch", "timm", "accelerate")
+# Small models gain little from a second thread, and results depend on the number of threads.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "ACCELERATE_USE_CPU": "true"}
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: the commands that measure it, in order, and the file that holds what they found.
+
+    DATA in a command stands for the folder of the image packs, OUT for the folder of the table.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    read: Callable[[Path], Figures]
+    """Takes the folder of the table, and returns the figures of the row."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its rows, and the Markdown that its figures become."""
+
+    name: str
+    rows: tuple[Row, ...]
+    markdown: Callable[[Mapping[str, Figures]], str]
+    """Takes what is known of each row, by its name; some may be missing."""
+    prepare: tuple[str, ...] = ()
+    """Commands that come before those of all rows."""
+
+    def measure(self, data: Path, out: Path, jobs: int, only: Sequence[str] = ()) -> None:
+        """Measure the rows that are not measured yet, `jobs` at a time, and store each as soon as it is known."""
+        chosen = [row for row in self.rows if not only or row.name in only]
+        folder, prepared = out / self.name, out / self.name / "prepared"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not prepared.exists():
+            for command in self.prepare:
+                run(command, data, folder, folder / "prepare.log")
+            prepared.touch()
+        with ThreadPoolExecutor(jobs) as pool:
+            for _ in pool.map(lambda row: self._measure(row, data, folder), chosen):
+                pass
+
+    def _measure(self, row: Row, data: Path, out: Path) -> None:
+        kept = out / f"{row.name.replace('/', '-')}.json"
+        if kept.exists():
+            return
+        seconds = sum(run(command, data, out, kept.with_suffix(".log")) for command in row.commands)
+        found = {
+            "commands": row.commands,
+            "figures": row.read(out),
+            "cpu_minutes": round(seconds / 60, 1),
+            "commit": _commit(),
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+        temporary = kept.with_suffix(".tmp")
+        temporary.write_text(json.dumps(found, indent=1))
+        temporary.replace(kept)
+        print(f"{self.name}, {row.name}: {found['figures']}", flush=True)
+
+    def gather(self, out: Path) -> None:
+        """Write what was measured in `out` to the file of figures; rows that were not measured there stay."""
+        figures = self.figures()
+        for row in self.rows:
+            kept = out / self.name / f"{row.name.replace('/', '-')}.json"
+            if kept.exists():
+                figures[row.name] = json.loads(kept.read_text())
+        ordered = {row.name: figures[row.name] for row in self.rows if row.name in figures}
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_text(json.dumps(ordered, indent=1) + "\n")
+
+    @property
+    def path(self) -> Path:
+        """File of the figures."""
+        return FIGURES / f"{self.name}.json"
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is known of each row: commands, figures, CPU minutes, commit and versions."""
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("| --- ", "|---").replace("|--- |", "|---|")
+
+
+def percent(values: Sequence[float]) -> str:
+    """Return the mean in percent, and the sample deviation if there are several."""
+    shown = f"{100 * statistics.mean(values):.1f}"
+    return f"{shown} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else shown
+
+
+def run(command: str, data: Path, out: Path, log: Path) -> float:
+    """Run a command in a process of its own, with one thread; return its CPU seconds."""
+    words = [word.replace("DATA", str(data)).replace("OUT", str(out)) for word in shlex.split(command)]
+    words = [sys.executable, "-m", *words] if words[0] == "mae" else [sys.executable, *words[1:]]
+    with log.open("a") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=file, env=os.environ | _ENVIRONMENT, cwd=ROOT)  # noqa: S603
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"failed with exit code {process.returncode}, see {log}: {command}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def _commit() -> str:
+    """Return the last commit that changed the code which the commands run, and whether it is changed since."""
+    code = ("mae", "pipelines", "configs")
+    commit = _git("log", "-1", "--format=%h", "--", *code)
+    return f"{commit} with changes" if _git("status", "--porcelain", "--", *code) else commit
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+
+def evaluated(folder: str) -> Callable[[Path], Figures]:
+    """Return a reader of the results of `mae evaluate` in a folder below that of the table."""
+
+    def read(out: Path) -> Figures:
+        rows = json.loads((out / folder / "results.json").read_text())["rows"]
+        return {f"{_short(row['encoder'])} {row['protocol']}".strip(): _summary(row) for row in rows}
+
+    return read
+
+
+def logged(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the records of one kind in the log of a run."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [record for record in records if record["kind"] == kind]
+
+
+def accuracy(run: Path) -> float:
+    """Return the last accuracy of a fine-tuning run."""
+    return float(logged(run, "eval")[-1]["accuracy"])
+
+
+def _short(encoder: str) -> str:
+    return "" if "/" in encoder else encoder
+
+
+def _summary(row: Mapping[str, Any]) -> Figures:
+    trials = row["trials"]
+    return {
+        "top1": [trial["measures"]["top1"] for trial in trials],
+        "chosen": [trial["chosen"] for trial in trials],
+        "fitted_on": trials[0]["fitted_on"],
+    }
