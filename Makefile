@@ -8,7 +8,11 @@ RUN := $(LOWEST)/run
 # Processes that share the tests.
 WORKERS ?= 2
 
-.PHONY: demo test test-lowest lint bench clean
+# Where the image packs are, and which tables of docs/results.md to repeat; none: all.
+DATA ?= ../shared/data
+TABLES ?=
+
+.PHONY: demo test test-lowest lint bench results clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -36,6 +40,10 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/trust.py
+
+# Hours; what is measured already stays, so start it again until it ends.
+results: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/results.py $(TABLES) --data $(DATA)
 
 # Stale as soon as the list of dependencies changes.
 $(VENV)/installed: pyproject.toml

@@ -15,7 +15,7 @@ def read(out: Path) -> Figures:
 
 def markdown(found: Mapping[str, Figures]) -> str:
     """Return the table: a row per encoder, a column per number of labels."""
-    cells = [Cell(**cell) for cell in found["demo"]["figures"]["cells"]]
+    cells = [Cell(**cell | {"accuracies": tuple(cell["accuracies"])}) for cell in found["demo"]["figures"]["cells"]]
     header, rows = table_of(cells)
     return markdown_table(header, [[cell.replace("%", " %") for cell in row] for row in rows])
 

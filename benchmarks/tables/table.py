@@ -48,8 +48,9 @@ class Table:
     """Commands that come before those of all rows."""
 
     def measure(self, data: Path, out: Path, jobs: int, only: Sequence[str] = ()) -> None:
-        """Measure the rows that are not measured yet, `jobs` at a time, and store each as soon as it is known."""
-        chosen = [row for row in self.rows if not only or row.name in only]
+        """Measure the rows that are not measured yet, `jobs` at a time, in the order of `only` if it names some."""
+        rows = {row.name: row for row in self.rows}
+        chosen = [rows[name] for name in only or rows]
         folder, prepared = out / self.name, out / self.name / "prepared"
         folder.mkdir(parents=True, exist_ok=True)
         if not prepared.exists():
@@ -66,7 +67,7 @@ class Table:
             return
         seconds = sum(run(command, data, out, kept.with_suffix(".log")) for command in row.commands)
         found = {
-            "commands": row.commands,
+            "commands": [*self.prepare, *row.commands],
             "figures": row.read(out),
             "cpu_minutes": round(seconds / 60, 1),
             "commit": _commit(),

@@ -1,0 +1,94 @@
+"""Tables of docs/results.md: made from stored figures, each with the commands that repeat it."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.results import PAGE, TABLES, with_tables
+from benchmarks.tables import table as tables
+from benchmarks.tables.table import Row, Table, markdown_table, percent
+
+# Measured before tables were made from stored figures; each section names its command.
+BY_HAND = {
+    "Temperature of the positions",
+    "Scanned digits, all protocols",
+    "Fashion-MNIST, 1 % of the labels",
+    "Fashion-MNIST, protocols that train, with a small budget",
+    "Fashion-MNIST, frozen features",
+    "Muon and AdamW on scanned digits",
+    "Self- and cross-attention decoders on CIFAR-10 (JPEG copies)",
+}
+MADE = [table for table in TABLES.values() if table.path.exists()]
+
+
+def test_the_page_shows_the_stored_figures() -> None:
+    page = PAGE.read_text()
+    assert with_tables(page) == page, "run benchmarks/results.py, or correct the figures"
+    assert re.findall(r"<!-- table (\w+) -->", page) == [table.name for table in MADE]
+
+
+def test_every_other_table_is_known_to_be_written_by_hand_and_has_a_command() -> None:
+    rest = re.sub(r"<!-- table .*?<!-- end -->", "", PAGE.read_text(), flags=re.DOTALL)
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", rest, flags=re.MULTILINE | re.DOTALL))
+    assert {title for title, text in sections.items() if "\n|---" in text} == BY_HAND
+    assert all("```sh\n" in sections[title] for title in BY_HAND)
+
+
+@pytest.mark.parametrize("table", MADE, ids=lambda table: table.name)
+def test_every_stored_figure_has_its_commands_commit_and_versions(table: Table) -> None:
+    known = {row.name: row for row in table.rows}
+    assert table.figures()
+    for name, about in table.figures().items():
+        assert tuple(about["commands"]) == (*table.prepare, *known[name].commands)
+        assert re.fullmatch(r"[0-9a-f]{7,}", about["commit"]), f"{name} was measured with changes: {about['commit']}"
+        assert about["versions"].keys() >= {"torch", "timm", "accelerate"}
+        assert about["figures"]
+    assert not re.search(r"/(home|work|tmp|root)/", table.path.read_text())
+
+
+def test_rows_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
+    script = tmp_path / "count.py"
+    script.write_text("import sys; open(sys.argv[1], 'a').write('x')")
+
+    def row(name: str) -> Row:
+        return Row(name, (f"python {script} OUT/{name}.txt",), lambda out: {"runs": (out / f"{name}.txt").read_text()})
+
+    def markdown(found: dict[str, tables.Figures]) -> str:
+        return markdown_table(("row", "runs"), [[name, about["figures"]["runs"]] for name, about in found.items()])
+
+    one = Table("counts", (row("a"), row("b"), row("d")), markdown, prepare=(f"python {script} OUT/before.txt",))
+    out = tmp_path / "out"
+    one.measure(tmp_path, out, jobs=2, only=("d", "a"))
+    one.measure(tmp_path, out, jobs=1, only=("a", "d"))
+    one.gather(out)
+    assert (out / "counts" / "before.txt").read_text() == "x"
+    stored = json.loads((tmp_path / "figures" / "counts.json").read_text())
+    assert list(stored) == ["a", "d"]
+    assert stored["a"]["commands"] == [f"python {script} OUT/before.txt", f"python {script} OUT/a.txt"]
+    assert one.markdown(one.figures()) == "| row | runs |\n|---|---|\n| a | x |\n| d | x |\n"
+    # On another machine, where only the third row is measured, the others stay.
+    one.measure(tmp_path, tmp_path / "other", jobs=1, only=("b",))
+    one.gather(tmp_path / "other")
+    assert list(one.figures()) == ["a", "b", "d"]
+
+
+def test_a_command_that_fails_ends_the_measurement_and_names_its_log(tmp_path: Path) -> None:
+    failing = Table("bad", (Row("a", ("python -c 'raise SystemExit(3)'",), lambda _: {}),), lambda _: "")
+    with pytest.raises(SystemExit, match=r"failed with exit code 3, see .*a\.log"):
+        failing.measure(tmp_path, tmp_path, jobs=1)
+    assert not (tmp_path / "bad" / "a.json").exists()
+
+
+def test_percent_is_the_mean_and_the_sample_deviation() -> None:
+    assert percent([0.5]) == "50.0"
+    assert percent([0.5, 0.6]) == "55.0 ± 7.1"
+
+
+def test_commands_run_with_this_python(tmp_path: Path) -> None:
+    seconds = tables.run("python -c 'import sys; print(sys.executable)'", tmp_path, tmp_path, tmp_path / "log")
+    assert (tmp_path / "log").read_text().strip() == sys.executable
+    assert seconds > 0
