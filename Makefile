@@ -55,12 +55,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	touch $@
 
-# pip finds the newest versions only; uv finds the oldest too. trackio allows no Pillow that the newest versions have.
+# pip finds the newest versions only; uv finds the oldest too. trackio and Gradio allow no Pillow that the newest versions have.
 $(LOWEST)/installed: pyproject.toml
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q uv
-	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python -q --resolution lowest-direct -e '.[test,trackio]'
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python -q --resolution lowest-direct -e '.[test,trackio,explore]'
 	touch $@
 
 clean:

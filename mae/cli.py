@@ -22,6 +22,7 @@ COMMANDS = {
     "embed": ("mae.pipelines.embed", "write the features of images, with thumbnails"),
     "evaluate": ("mae.pipelines.evaluate", "judge encoders: k-NN, probes, fine-tuning, beside pixels"),
     "report": ("mae.report.command", "write one page about a run, or about several side by side"),
+    "explore": ("mae.explore.command", "look at a run by hand in the browser: own pictures, masks, checkpoints"),
     "export": ("mae.pipelines.export", "write a model for other libraries, then load it back and compare"),
     "demo": ("mae.demo", "all of the above on scikit-learn's scanned digits, in minutes"),
 }

@@ -10,6 +10,7 @@ from mae import cli
 from mae.demo import DemoSettings
 from mae.doctor.stages import FinetuneDoctorSettings, PretrainDoctorSettings
 from mae.evaluation.settings import EvaluateSettings
+from mae.explore.command import ExploreSettings
 from mae.help import describe_type, help_of
 from mae.pipelines.embed import EmbedSettings
 from mae.pipelines.export import ExportSettings
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Any] = {
     "embed": EmbedSettings,
     "evaluate": EvaluateSettings,
     "report": ReportSettings,
+    "explore": ExploreSettings,
     "export": ExportSettings,
     "demo": DemoSettings,
 }
@@ -46,6 +48,7 @@ POSITIONAL = {
     "embed": ["MODEL", "SOURCE"],
     "evaluate": ["SOURCE"],
     "report": ["RUNS"],
+    "explore": ["RUN", "SOURCE"],
     "export": ["SOURCE"],
 }
 

@@ -37,6 +37,7 @@ FLOORS = (
     ("mae.tasks",),
     ("mae.evaluation",),
     ("mae.report",),
+    ("mae.explore",),
     ("mae.doctor",),
     ("mae.proposal",),
     ("mae.cli", "mae.__main__"),

@@ -39,23 +39,26 @@ def displayable(image: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(chosen.transpose(1, 2, 0))
 
 
-def embedded(pixels: Float[np.ndarray, "height width 3"]) -> str:
-    """Return the URL of a picture from 0 to 1, at most `_SIDE` pixels wide and high."""
+def embedded(pixels: Float[np.ndarray, "height width 3"], side: int = _SIDE) -> str:
+    """Return the URL of a picture from 0 to 1, at most `side` pixels wide and high."""
     image = Image.fromarray((255 * np.clip(np.nan_to_num(pixels), 0, 1)).round().astype(np.uint8))
     buffer = io.BytesIO()
     if max(image.size) <= _TINY:
         image.save(buffer, format="PNG", optimize=True)
         return page.data_url(buffer.getvalue(), "png")
-    image.thumbnail((_SIDE, _SIDE))
+    image.thumbnail((side, side))
     image.save(buffer, format="WEBP", quality=_QUALITY, method=4)
     return page.data_url(buffer.getvalue(), "webp")
 
 
 def heat_over(
-    pixels: Float[np.ndarray, "height width 3"], heat: Float[np.ndarray, "rows columns"]
+    pixels: Float[np.ndarray, "height width 3"], heat: Float[np.ndarray, "rows columns"], brightest: float | None = None
 ) -> Float[np.ndarray, "high wide 3"]:
-    """Lay a map of patches, from 0 to its greatest value, in colours over the image that it is of."""
-    scaled = heat / max(float(heat.max()), 1e-12)
+    """Lay a map of patches or pixels, from 0 to `brightest`, in colours over the image that it is of.
+
+    Values above `brightest` look like it; None: the greatest value of the map.
+    """
+    scaled = heat / max(float(heat.max()) if brightest is None else brightest, 1e-12)
     colors = mpl.colormaps["inferno"](_enlarged(scaled, pixels.shape[:2]))[..., :3]
     gray = pixels.mean(axis=2, keepdims=True)
     blended: NDArray[np.float32] = (_HEAT * colors + (1 - _HEAT) * gray).astype(np.float32)
@@ -94,13 +97,14 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[Tile]]) -> str:
     if not columns:
         return ""
     head = "".join(f'<div class="head">{html.escape(title)}</div>' for title in header)
-    tiles = "".join("".join(map(_tile, row)) + "<i></i>" * (columns - len(row)) for row in rows)
+    tiles = "".join("".join(map(figure_of, row)) + "<i></i>" * (columns - len(row)) for row in rows)
     return (
         f'<div class="gallery" style="grid-template-columns:repeat({columns},minmax(3.6rem,7rem))">{head}{tiles}</div>'
     )
 
 
-def _tile(tile: Tile) -> str:
+def figure_of(tile: Tile) -> str:
+    """Return a picture with its caption, as HTML."""
     caption = f"<figcaption>{html.escape(tile.caption)}</figcaption>" if tile.caption else ""
     mark = f' class="{tile.mark}"' if tile.mark else ""
     return f'<figure{mark}><img class="pixels" alt="{html.escape(tile.alt)}" src="{tile.url}">{caption}</figure>'

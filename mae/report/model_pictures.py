@@ -87,7 +87,7 @@ def attention_and_colors(model: Model, seen: Seen) -> str:
     rows = []
     for row, at in enumerate(fixed):
         pixels = displayable(seen.views[at])
-        large = _at_least(pixels)
+        large = at_least(pixels)
         tiles = [
             Tile(embedded(pixels), seen.names[at], seen.classes[at]),
             Tile(embedded(enlarged(colors[row], large.shape[:2])), f"Patch features of {seen.names[at]}"),
@@ -177,7 +177,7 @@ def _cosines(some: Float[Tensor, "some value"], others: Float[Tensor, "others va
     return torch.nn.functional.normalize(some, dim=1) @ torch.nn.functional.normalize(others, dim=1).T
 
 
-def _at_least(pixels: Float[np.ndarray, "height width 3"], side: int = 112) -> Float[np.ndarray, "high wide 3"]:
+def at_least(pixels: Float[np.ndarray, "height width 3"], side: int = 112) -> Float[np.ndarray, "high wide 3"]:
     """Return a picture enlarged by a whole number to about `side` pixels, for maps that are drawn over it."""
     factor = max(1, side // max(pixels.shape[:2]))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)

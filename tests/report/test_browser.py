@@ -14,7 +14,7 @@ from PIL import Image
 from mae.report.reading import read_run
 from mae.report.run import report
 from mae.training.run_folder.folder import RunFolder
-from tests.report.browser import NAMES, Page, find_chromium, with_page
+from tests.browser import NAMES, Page, find_chromium, with_page
 from tests.report.runs import log, make_run
 
 pytestmark = [

@@ -51,7 +51,7 @@ class Page:
         elif method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
 
-    async def open(self, path: Path, width: int, is_dark: bool = False, media: str = "") -> None:
+    async def open(self, place: Path | str, width: int, is_dark: bool = False, media: str = "") -> None:
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
@@ -59,7 +59,8 @@ class Page:
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
-        await self.call("Page.navigate", url=path.resolve().as_uri())
+        url = place if isinstance(place, str) else place.resolve().as_uri()
+        await self.call("Page.navigate", url=url)
         until = time.monotonic() + _SECONDS
         while await self.evaluate("document.readyState") != "complete" or not await self.evaluate("!!document.body"):
             assert time.monotonic() < until
@@ -74,6 +75,28 @@ class Page:
     async def key(self, name: str, code: int) -> None:
         for kind in ("keyDown", "keyUp"):
             await self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+
+    async def wait_for(self, expression: str) -> Any:
+        """Return the value of an expression once it is true."""
+        until = time.monotonic() + _SECONDS
+        while not (found := await self.evaluate(expression)):
+            assert time.monotonic() < until, f"never true: {expression}"
+            await asyncio.sleep(0.1)
+        return found
+
+    async def drag(self, *places: tuple[float, float]) -> None:
+        """Press the mouse at the first place, move it over the others, and let it go at the last."""
+        for number, (x, y) in enumerate(places):
+            kind = "mousePressed" if number == 0 else "mouseMoved"
+            await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+        x, y = places[-1]
+        await self.call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
+
+    async def choose_file(self, selector: str, path: Path) -> None:
+        """Choose a file in the file input that a selector finds."""
+        root = await self.call("DOM.getDocument")
+        node = await self.call("DOM.querySelector", nodeId=root["root"]["nodeId"], selector=selector)
+        await self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)])
 
     async def screenshot(self, path: Path, whole: bool = True, kind: str = "png") -> None:
         found = await self.call("Page.captureScreenshot", format=kind, captureBeyondViewport=whole)
