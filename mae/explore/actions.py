@@ -10,6 +10,8 @@ from mae.explore.models import RunModels
 from mae.explore.picture_set import Picture, PictureSet
 from mae.inference.model import Model
 
+Number = int | float
+"""What a slider gives."""
 _NEAREST = 12
 _NO_PICTURE = "Choose a picture of your own, or start with images: mae explore RUN IMAGES."
 _NO_SET = "There is no set to search; start with images: mae explore RUN IMAGES."
@@ -24,7 +26,7 @@ class Actions:
     def looked_at(self, look: Callable[..., str]) -> Callable[..., str]:
         """Return a function of a picture, a stop and other values that shows what `look` makes of the model there."""
 
-        def work(picture: Picture, stop: float, *values: Any) -> str:
+        def work(picture: Picture, stop: Number, *values: Any) -> str:
             with self.models.use(int(stop) - 1) as model:
                 return look(model, picture, *values)
 
@@ -33,7 +35,7 @@ class Actions:
     def reconstruction(self) -> Callable[..., str]:
         """Return a function of picture, stop, kind of mask, percentage, seed and marks."""
 
-        def look(model: Model, picture: Picture, kind: Any, percent: float, seed: float, marks: str) -> str:
+        def look(model: Model, picture: Picture, kind: Any, percent: Number, seed: Number, marks: str) -> str:
             return looking.reconstruction(model, picture, kind, percent / 100, int(seed), marks)
 
         return self.looked_at(look)
@@ -41,7 +43,7 @@ class Actions:
     def neighbours(self) -> Callable[..., str]:
         """Return a function of picture and stop."""
 
-        def work(picture: Picture, stop: float) -> str:
+        def work(picture: Picture, stop: Number) -> str:
             if self.pictures is None:
                 return looking.notice(_NO_SET)
             found = self.pictures.nearest(self.models, int(stop) - 1, picture, _NEAREST)
@@ -49,11 +51,11 @@ class Actions:
 
         return _said(work)
 
-    def stop(self, stop: float) -> str:
+    def stop(self, stop: Number) -> str:
         """Return the name of a model."""
         return looking.note(self.models.stops[int(stop) - 1].name)
 
-    def choose(self, uploaded: bytes | None, number: float) -> tuple[Picture | None, str]:
+    def choose(self, uploaded: bytes | None, number: Number) -> tuple[Picture | None, str]:
         """Return the uploaded picture, or without one that of the set, and its name or why there is none."""
         if uploaded is None and self.pictures is None:
             return None, looking.notice(_NO_PICTURE)
