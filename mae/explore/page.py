@@ -69,7 +69,7 @@ class _Controls:
         kind, share = (decoder.mask, round(100 * decoder.mask_ratio)) if decoder else ("random", 75)
         self.picture = gr.State(None)
         self.image = gr.Slider(1, max(images, 2), 1, step=1, label="Image of the set", visible=images > 1)
-        self.upload = gr.File(label="A picture of your own", type="binary", height=140)
+        self.upload = _without_addresses(gr.File(label="A picture of your own", type="binary", height=140))
         self.name = gr.HTML()
         self.stop = gr.Slider(1, max(stops, 2), models.last + 1, step=1, label="Checkpoint", visible=stops > 1)
         self.stop_name = gr.HTML(looking.note(models.stops[models.last].name))
@@ -84,6 +84,20 @@ class _Controls:
             self.unpainted, html_template=_BRUSH, js_on_load=asset("brush.js"), picture="", **size, **of_mask
         )
         self.clear = gr.Button("Remove the paint", size="sm", **of_mask)
+
+
+def _without_addresses(upload: gr.File) -> gr.File:
+    """Let an upload take no addresses: only requests made by hand hold any, and the server would fetch them."""
+    move = upload.async_move_resource_to_block_cache
+
+    async def move_file(path: str | None) -> str | None:
+        if path is not None and "://" in path:
+            raise gr.Error("a picture is uploaded, not fetched from an address", print_exception=False)
+        moved: str | None = await move(path)
+        return moved
+
+    upload.async_move_resource_to_block_cache = move_file
+    return upload
 
 
 def _add_panels(actions: Actions, controls: _Controls, description: ModelDescription) -> None:

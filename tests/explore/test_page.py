@@ -1,6 +1,6 @@
 """The page in a real browser; skipped where Gradio or Chromium is not installed."""
 
-import asyncio
+import json
 import os
 import signal
 import socket
@@ -216,6 +216,26 @@ def test_the_disk_is_not_served_and_other_names_of_this_machine_are_refused(serv
         other.connect(("127.0.0.2", int(served.url.rsplit(":", 1)[1].strip("/"))))
 
 
+@pytest.mark.parametrize(
+    ("place", "answer"),
+    [("http://example.com/a.png", "not fetched from an address"), (__file__, '"success":false')],
+    ids=["address", "file"],
+)
+def test_a_request_made_by_hand_names_no_address_and_no_file(served: Served, place: str, answer: str) -> None:
+    with urlopen(f"{served.url}config", timeout=20) as config:
+        found = json.load(config)["dependencies"]
+    (number,) = (each["id"] for each in found if each["api_name"] == "choose")
+    data = [{"path": place, "meta": {"_type": "gradio.FileData"}}, 1]
+    body = json.dumps({"data": data, "fn_index": number, "session_hash": "hand"}).encode()
+    request = Request(f"{served.url}gradio_api/queue/join", body, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=20) as joined:
+        assert joined.status == 200
+    with urlopen(f"{served.url}gradio_api/queue/data?session_hash=hand", timeout=20) as events:
+        done = next(line.decode() for line in events if b"process_completed" in line)
+    assert answer in done
+    assert '"success":false' in done
+
+
 def test_a_classifier_without_a_set_says_what_it_lacks_and_ends_cleanly(tmp_path: Path) -> None:
     picture = tmp_path / "own.png"
     picture.write_bytes(image_file(noise(3)))
@@ -239,7 +259,6 @@ def test_a_classifier_without_a_set_says_what_it_lacks_and_ends_cleanly(tmp_path
             await page.wait_for(f"{TEXT}.includes('Choose a picture of your own')")
             await page.choose_file("input[type=file]", too_large)
             await page.wait_for(f"{TEXT}.includes('maximum')")
-            await asyncio.sleep(0)
 
         with_page(chromium, work)
         assert any(served.temporary.iterdir())
