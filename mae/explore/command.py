@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import ClassVar
 
 from tyro.conf import Positional
 
 from mae.errors import UserError, one_line_errors
+from mae.explore.address import Address
 from mae.explore.models import RunModels
 from mae.explore.picture_set import PictureSet
 from mae.explore.stops import stops_of
@@ -53,15 +53,14 @@ class ExploreSettings(ReadSettings):
         check(self.workers >= 0, "workers", self.workers, "0 or more")
         check(self.most >= 1, "most", self.most, "1 or more")
         check(self.port is None or 1 <= self.port <= 65535, "port", self.port, "1 to 65535")
+        # Gradio cannot serve others.
+        check(":" not in self.host, "host", self.host, "a name, or an IPv4 address such as 127.0.0.1")
         check(0 < self.most_megabytes <= 2000, "most_megabytes", self.most_megabytes, "above 0, up to 2000")
 
     @property
-    def is_local(self) -> bool:
-        """Whether only this machine reaches the page."""
-        try:
-            return self.host == "localhost" or ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+    def address(self) -> Address:
+        """Where to serve the page."""
+        return Address(self.host, self.port)
 
 
 def run(settings: ExploreSettings) -> None:
@@ -77,11 +76,11 @@ def run(settings: ExploreSettings) -> None:
     if settings.source:
         images = open_images(settings.source, settings.as_seen_by(models.description), say)
         pictures = PictureSet(images, models.description, settings.most, settings.workers)
-    if not settings.is_local:
+    if not settings.address.is_local:
         say(f"warning: whoever reaches {settings.host} can use the page, without a password")
     serving = import_module("mae.explore.serving")  # it needs Gradio
     title = settings.run.name or str(settings.run)
-    serving.serve(models, pictures, title, settings.host, settings.port, int(settings.most_megabytes * 1e6))
+    serving.serve(models, pictures, title, settings.address, int(settings.most_megabytes * 1e6))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -81,7 +81,7 @@ def reconstruction(model: Model, picture: Picture, kind: MaskChoice, ratio: floa
     told = f"Mean error of the hidden pixels: {np.nanmean(errors):.3f} of 1. Their loss: {float(found.loss[0]):.3f}."
     if model.description.decoder is not None and model.description.decoder.norm_pix_loss:
         told += " Mean and contrast of each reconstructed patch are taken from the picture (norm_pix_loss)."
-    return _flow(tiles) + note(told)
+    return _flow(tiles, "large") + note(told)
 
 
 def error_map(
@@ -126,7 +126,7 @@ def patch_colors(model: Model, picture: Picture) -> str:
     tiles += [
         _tile(enlarged(np.repeat(colors[..., at : at + 1], 3, axis=-1), size), f"component {at + 1}") for at in range(3)
     ]
-    return _flow(tiles)
+    return _flow(tiles, "large")
 
 
 def predictions(model: Model, picture: Picture, top: int = 5) -> str:
@@ -172,5 +172,5 @@ def _tile(pixels: NDArray[np.floating], caption: str, alt: str = "", mark: str =
     return Tile(embedded(pixels, SIDE), plain(alt or caption), plain(caption), mark)
 
 
-def _flow(tiles: Sequence[Tile]) -> str:
-    return f'<div class="flow">{"".join(map(figure_of, tiles))}</div>'
+def _flow(tiles: Sequence[Tile], size: str = "") -> str:
+    return f'<div class="flow {size}">{"".join(map(figure_of, tiles))}</div>'

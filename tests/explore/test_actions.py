@@ -1,5 +1,6 @@
 """What the page shows for values of its controls, bad ones among them; a set, and the command itself."""
 
+import socket
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mae import cli
 from mae.errors import UserError
 from mae.explore import command, looking
 from mae.explore.actions import Actions
+from mae.explore.address import Address
 from mae.explore.command import ExploreSettings
 from mae.explore.models import RunModels
 from mae.explore.picture_set import Picture, PictureSet
@@ -184,14 +186,28 @@ def test_without_gradio_one_line_says_how_to_install_it(
 
 
 @pytest.mark.parametrize(
-    ("host", "is_local"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False)]
+    ("host", "is_local"), [("127.0.0.1", True), ("localhost", True), ("127.0.0.9", True), ("0.0.0.0", False)]
 )
 def test_only_this_machine_is_served_unless_told_otherwise(host: str, is_local: bool) -> None:
-    assert parse(ExploreSettings, ["run", "--host", host], "mae explore").is_local is is_local
-    assert parse(ExploreSettings, ["run"], "mae explore").is_local
+    assert parse(ExploreSettings, ["run", "--host", host], "mae explore").address.is_local is is_local
+    assert parse(ExploreSettings, ["run"], "mae explore").address.is_local
 
 
-@pytest.mark.parametrize("words", [["--port", "0"], ["--most", "0"], ["--most_megabytes", "0"], ["--workers", "-1"]])
+def test_a_port_that_is_taken_is_an_error_and_without_one_the_next_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1 cannot be served at port {port}: .*; give another --port"):
+            Address("127.0.0.1", port).free_port()
+    assert Address("127.0.0.1", port).free_port() == port
+    with pytest.raises(UserError, match=r"192\.0\.2\.1 cannot be served at port 7860 to 7959"):
+        Address("192.0.2.1", None).free_port()
+    with socket.create_server(("127.0.0.1", first := Address("127.0.0.1", None).free_port())):
+        assert Address("127.0.0.1", None).free_port() > first
+
+
+@pytest.mark.parametrize(
+    "words", [["--port", "0"], ["--most", "0"], ["--most_megabytes", "0"], ["--workers", "-1"], ["--host", "::1"]]
+)
 def test_wrong_settings_are_refused(words: list[str]) -> None:
     with pytest.raises(UserError, match="allowed"):
         parse(ExploreSettings, ["run", *words], "mae explore")
