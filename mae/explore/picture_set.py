@@ -46,7 +46,9 @@ class PictureSet:
         found = list(compute_parts(images, parts, description, lambda views: views, workers))
         bad = [reason for part in found for reason in part.reasons.values()]
         if bad:
-            say(f"warning: {counted(len(bad), 'image')} cannot be used and are no neighbours, the first: {bad[0]}")
+            say(
+                f"warning: left out of the neighbours: {counted(len(bad), 'image')} that cannot be used; the first: {bad[0]}"
+            )
         self._numbers = [part.numbers.start for part in found if not part.reasons]
         self._views = torch.cat([part.results for part in found if not part.reasons] or [torch.zeros(0)])
         self._features = dict[int, Tensor]()

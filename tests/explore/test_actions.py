@@ -50,7 +50,10 @@ def test_the_nearest_neighbour_of_a_picture_is_its_copy_and_not_itself(
     folder: Path, models: RunModels, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = set_of(folder, models)
-    assert "warning: 1 image cannot be used and are no neighbours" in capsys.readouterr().out
+    assert (
+        "warning: left out of the neighbours: 1 image that cannot be used; the first: it is not"
+        in capsys.readouterr().out
+    )
     assert (len(pictures), pictures.searched) == (6, 5)
     for stop in range(3):
         found = pictures.nearest(models, stop, pictures.picture(1), 3)
