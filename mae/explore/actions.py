@@ -13,8 +13,6 @@ from mae.inference.model import Model
 Number = int | float
 """What a slider gives."""
 _NEAREST = 12
-_NO_PICTURE = "Choose a picture of your own, or start with images: mae explore RUN IMAGES."
-_NO_SET = "There is no set to search; start with images: mae explore RUN IMAGES."
 
 
 class Actions:
@@ -45,7 +43,7 @@ class Actions:
 
         def work(picture: Picture, stop: Number) -> str:
             if self.pictures is None:
-                return looking.notice(_NO_SET)
+                raise UserError("there is no set to search; start with images: mae explore RUN IMAGES")
             found = self.pictures.nearest(self.models, int(stop) - 1, picture, _NEAREST)
             return looking.neighbours(picture, found, self.pictures.searched, len(self.pictures))
 
@@ -57,17 +55,16 @@ class Actions:
 
     def choose(self, uploaded: bytes | None, number: Number) -> tuple[Picture | None, str]:
         """Return the uploaded picture, or without one that of the set, and its name or why there is none."""
-        if uploaded is None and self.pictures is None:
-            return None, looking.notice(_NO_PICTURE)
         try:
             if uploaded is not None:
                 picture = Picture("your picture", uploaded)
-            else:
-                assert self.pictures is not None
+            elif self.pictures is not None:
                 picture = self.pictures.picture(int(number) - 1)
+            else:
+                raise UserError("choose a picture of your own, or start with images: mae explore RUN IMAGES")
         except UserError as error:
             return None, looking.notice(str(error))
-        return picture, looking.named(picture)
+        return picture, looking.note(f"{picture.name}, class {picture.label}" if picture.label else picture.name)
 
     def canvas(self, picture: Picture | None) -> str:
         """Return the URL of the picture to paint on; "" for one that cannot be used, as the other parts say."""

@@ -159,11 +159,6 @@ def neighbours(picture: Picture, found: Sequence[Neighbour], searched: int, tota
     return _flow(tiles) + note(told + (" Green frame: the same class; red: another." if picture.label else ""))
 
 
-def named(picture: Picture) -> str:
-    """Return the name of a picture, and its class if it is known."""
-    return note(f"{picture.name}, class {picture.label}" if picture.label else picture.name)
-
-
 def _pixels(model: Model, picture: Picture) -> NDArray[np.float32]:
     return displayable(model.view(picture.data))
 

@@ -44,11 +44,9 @@ class PictureSet:
         chosen = [int(number) for number in spread_evenly(len(images), most)]
         parts = [range(number, number + 1) for number in chosen]
         found = list(compute_parts(images, parts, description, lambda views: views, workers))
-        bad = [reason for part in found for reason in part.reasons.values()]
-        if bad:
-            say(
-                f"warning: left out of the neighbours: {counted(len(bad), 'image')} that cannot be used; the first: {bad[0]}"
-            )
+        if bad := [reason for part in found for reason in part.reasons.values()]:
+            count = counted(len(bad), "image")
+            say(f"warning: left out of the neighbours: {count} that cannot be used; the first: {bad[0]}")
         self._numbers = [part.numbers.start for part in found if not part.reasons]
         self._views = torch.cat([part.results for part in found if not part.reasons] or [torch.zeros(0)])
         self._features = dict[int, Tensor]()
@@ -89,10 +87,9 @@ class PictureSet:
         found = list[Neighbour]()
         for at in similar.argsort(descending=True, stable=True).tolist():
             number = self._numbers[at]
-            if len(found) < count and self._images.name(number) != picture.name:
-                found.append(
-                    Neighbour(self._images.name(number), self._label(number), float(similar[at]), self._views[at])
-                )
+            name = self._images.name(number)
+            if len(found) < count and name != picture.name:
+                found.append(Neighbour(name, self._label(number), float(similar[at]), self._views[at]))
         return found
 
     def _label(self, number: int) -> str:

@@ -15,14 +15,11 @@ from mae.explore.page import THEME, asset, build
 from mae.explore.picture_set import PictureSet
 from mae.output import say
 
-_SESSIONS = 100
-"""Visitors whose picture is remembered."""
-# The browser itself then asks no other server for anything, whatever a name may hold or Gradio may want. The scripts of
-# Gradio need `eval`, and its image editor blobs.
+# The browser itself then asks no other server for anything, whatever a name may hold or Gradio may want. Gradio needs
+# `eval` for components with a script of their own, such as the brush.
 _POLICY = (
-    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    b"img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self' data: blob:; "
-    b"frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
+    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; font-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
 )
 
 
@@ -72,7 +69,7 @@ def serve(models: RunModels, pictures: PictureSet | None, title: str, address: A
             enable_monitoring=False,
             footer_links=[],
             max_file_size=most_bytes,
-            state_session_capacity=_SESSIONS,
+            state_session_capacity=100,  # pictures of so many visitors are remembered
             theme=THEME,
             css=asset("explore.css"),
             app_kwargs={"middleware": _middleware(address), "docs_url": None, "redoc_url": None, "openapi_url": None},

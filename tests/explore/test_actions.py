@@ -153,7 +153,7 @@ def test_without_a_picture_or_a_set_the_page_says_what_to_do(models: RunModels, 
     assert actions.choose(None, 1)[0] is None
     assert "mae explore RUN IMAGES" in actions.choose(None, 1)[1]
     assert actions.neighbours()(None, 3) == actions.reconstruction()(None, 3, "random", 50, 0, "") == ""
-    assert "There is no set to search" in actions.neighbours()(NOISE, 3)
+    assert "there is no set to search" in actions.neighbours()(NOISE, 3)
     assert actions.canvas(None) == ""
     assert actions.canvas(NOISE).startswith("data:image/png;base64,")
     gone = Actions(models, set_of(folder, models))

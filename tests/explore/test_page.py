@@ -245,10 +245,10 @@ def test_a_classifier_without_a_set_says_what_it_lacks_and_ends_cleanly(tmp_path
 
         async def work(page: Page, served: Served = served) -> None:
             await page.open(served.url, 1400)
-            await page.wait_for(f"{TEXT}.includes('Choose a picture of your own')")
+            await page.wait_for(f"{TEXT}.includes('choose a picture of your own')")
             await page.choose_file("input[type=file]", picture)
             await page.wait_for(f"{TEXT}.includes('has no decoder')")
-            await page.wait_for(f"{TEXT}.includes('There is no set to search')")
+            await page.wait_for(f"{TEXT}.includes('there is no set to search')")
             await page.wait_for(f"{TEXT}.includes('<b>bee</b>')")
             assert messages(page) == []
             too_large = tmp_path / "large.png"
@@ -256,7 +256,7 @@ def test_a_classifier_without_a_set_says_what_it_lacks_and_ends_cleanly(tmp_path
             await page.evaluate(
                 "document.querySelector('[aria-label=Clear], [aria-label=\"Remove this file\"]').click()"
             )
-            await page.wait_for(f"{TEXT}.includes('Choose a picture of your own')")
+            await page.wait_for(f"{TEXT}.includes('choose a picture of your own')")
             await page.choose_file("input[type=file]", too_large)
             await page.wait_for(f"{TEXT}.includes('maximum')")
 
@@ -270,4 +270,4 @@ def test_a_classifier_without_a_set_says_what_it_lacks_and_ends_cleanly(tmp_path
         assert served.process.returncode == 0
         assert served.process.stdout is not None
         assert served.process.stdout.read() == ""
-        assert [path.name for path in served.temporary.iterdir() if path.name.startswith("mae-explore-")] == []
+        assert list(served.temporary.iterdir()) == []
