@@ -34,6 +34,17 @@ FILLED = "[...document.querySelectorAll('.flow img')].slice(0, 5).map((each) => 
 TEXT = "document.body.innerText"
 
 
+# Python runs a module of this name at its start.
+WATCH = """
+import sys
+def watch(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        with open({path!r}, "a") as file:
+            file.write(f"{{arguments[1][0]}}\\n")
+sys.addaudithook(watch)
+"""
+
+
 class Served(NamedTuple):
     """A page that another process serves."""
 
@@ -41,17 +52,22 @@ class Served(NamedTuple):
     process: subprocess.Popen[str]
     temporary: Path
     """Where that process keeps its temporary files."""
+    hosts: Path
+    """Hosts to which it has connected, one a line."""
 
 
 def serve(folder: Path, run: Path, *words: str) -> Iterator[Served]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    temporary = folder / "temporary"
+    temporary, watching, hosts = folder / "temporary", folder / "watching", folder / "hosts"
     temporary.mkdir()
+    watching.mkdir()
+    (watching / "sitecustomize.py").write_text(WATCH.format(path=str(hosts)))
     command = [sys.executable, "-m", "mae", "explore", str(run), *words, "--port", str(port), "--workers", "0"]
     # Settings of Gradio that would share the page and open the disk must not matter.
     wrong = {"GRADIO_SHARE": "True", "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_ALLOWED_PATHS": "/"}
-    environment = {**os.environ, **wrong, "TMPDIR": str(temporary), "GRADIO_TEMP_DIR": str(folder)}
+    own = {"TMPDIR": str(temporary), "GRADIO_TEMP_DIR": str(folder), "PYTHONPATH": str(watching)}
+    environment = {**os.environ, **wrong, **own}
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
@@ -62,7 +78,7 @@ def serve(folder: Path, run: Path, *words: str) -> Iterator[Served]:
             if line.startswith("explore http://127.0.0.1:"):
                 break
         assert process.poll() is None, "".join(said)
-        yield Served(f"http://127.0.0.1:{port}/", process, temporary)
+        yield Served(f"http://127.0.0.1:{port}/", process, temporary, hosts)
     finally:
         process.kill()
         process.wait()
@@ -214,6 +230,11 @@ def test_the_disk_is_not_served_and_other_names_of_this_machine_are_refused(serv
         assert b"googleapis" not in answer.read()
     with socket.socket() as other, pytest.raises(OSError, match="refused"):
         other.connect(("127.0.0.2", int(served.url.rsplit(":", 1)[1].strip("/"))))
+
+
+def test_the_server_itself_connects_to_nothing_but_itself(served: Served) -> None:
+    in_browser(served, lambda page: page.evaluate("1"))
+    assert set(served.hosts.read_text().split()) == {"127.0.0.1"}  # Gradio looks whether it answers
 
 
 @pytest.mark.parametrize(
