@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 SLOW ?=
 LOWEST := .venv-lowest
 RUN := $(LOWEST)/run
+DOCS := .venv-docs
 # Processes that share the tests.
 WORKERS ?= 2
 
@@ -12,7 +13,7 @@ WORKERS ?= 2
 DATA ?= ../shared/data
 TABLES ?=
 
-.PHONY: demo test test-lowest lint bench results clean
+.PHONY: demo test test-lowest lint docs bench results clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -35,6 +36,11 @@ test-lowest: $(LOWEST)/installed
 
 lint: $(VENV)/installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
+
+# The site of the guides, in build/site. A warning or a broken link is an error.
+docs: $(DOCS)/installed
+	$(DOCS)/bin/python docs/scripts/stage.py build/docs
+	$(DOCS)/bin/zensical build --clean --strict
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/step.py
@@ -63,5 +69,12 @@ $(LOWEST)/installed: pyproject.toml
 	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python -q --resolution lowest-direct -e '.[test,trackio,explore]'
 	touch $@
 
+# Only the tools: the site is made from the sources, without torch.
+$(DOCS)/installed: pyproject.toml
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' \
+		| xargs $(DOCS)/bin/python -m pip install --disable-pip-version-check -q
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) demo build *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(DOCS) demo build *.egg-info
