@@ -1,0 +1,130 @@
+"""Links, commands, settings and imports in README and docs/ are right."""
+
+import ast
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from docs.pages import NAMES, ROOT, anchors, blocks, command_of, inline, lines, links
+from mae.schema import settings_of
+from mae.settings import parse
+from mae.tasks.finetune_settings import FinetuneSettings
+from mae.tasks.pretraining import PretrainSettings
+from test_help import COMMANDS
+
+# Programs that guides show and that are nobody's dependency here.
+OTHER_PROGRAMS = {"pandas", "renumics", "datasets"}
+# Words that stand for a number of the reader's.
+NUMBERS = {"T", "S", "N"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_and_anchors_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    wrong = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        if ":" in path:
+            continue  # an address
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(link)
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_have_only_settings_that_exist(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / name):
+        if block.language in ("sh", "shell", "bash"):
+            for words in lines(block):
+                if (command := command_of(words)) is not None:
+                    try_command(command)
+    for code in inline(ROOT / name):
+        if re.match(r"mae [a-z]", code):
+            check_flags(code.split()[1:])
+
+
+def schema_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The settings of a command, and its arguments."""
+    for length in (2, 1):
+        if (command := " ".join(words[:length])) in COMMANDS:
+            return COMMANDS[command], words[length:]
+    raise AssertionError(f"there is no command {words[0]}")
+
+
+def check_flags(words: list[str]) -> None:
+    schema, arguments = schema_of(words)
+    known = {setting.name for setting in settings_of(schema)} | {"config", "quiet", "help"}
+    flags = {word[2:].partition("=")[0] for word in arguments if re.match(r"--\w", word)}
+    unknown = {flag for flag in flags if flag not in known and not flag.endswith(".*")}
+    assert not unknown, f"mae {' '.join(words)}"
+
+
+def try_command(words: list[str]) -> None:
+    """Parse a command as the program does; what only the reader has (files of settings, models) is left out."""
+    check_flags(words)
+    schema, arguments = schema_of(words)
+    if "..." in arguments or "--help" in arguments:
+        return
+    kept: list[str] = []
+    named_elsewhere = False  # a file or a model of the reader's may name the folder of the run
+    for word, before in zip(arguments, ["", *arguments], strict=False):
+        if before == "--config" and not Path(word).exists():
+            kept.pop()
+            named_elsewhere = True
+        elif before == "--init":
+            kept.append("none")
+            named_elsewhere = True
+        else:
+            kept.append("2" if word in NUMBERS else word)
+    if named_elsewhere and "--run_dir" not in kept and any(each.name == "run_dir" for each in settings_of(schema)):
+        kept += ["--run_dir", "runs/some"]
+    parse(schema, kept, prog="mae")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_in_yaml_are_valid(name: str, tmp_path: Path) -> None:
+    for block in blocks(ROOT / name):
+        if block.language in ("yaml", "yml"):
+            file = tmp_path / "settings.yaml"
+            file.write_text(block.text)
+            is_finetuning = bool({"init", "head", "eval_shards"} & yaml.safe_load(block.text).keys())
+            parse(FinetuneSettings if is_finetuning else PretrainSettings, ["--config", str(file)], prog="mae")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_compiles_and_finds_what_it_imports(name: str) -> None:
+    for block in blocks(ROOT / name):
+        if block.language == "python":
+            for node in ast.walk(ast.parse(block.text)):
+                if isinstance(node, ast.Import):
+                    for alias in node.names:
+                        check_import(alias.name, [])
+                elif isinstance(node, ast.ImportFrom):
+                    check_import(node.module or "", [alias.name for alias in node.names])
+
+
+def check_import(module: str, names: list[str]) -> None:
+    top = module.partition(".")[0]
+    if top != "mae":
+        assert top in OTHER_PROGRAMS or find_spec(top) is not None, module
+        return
+    imported = import_module(module)
+    assert all(hasattr(imported, name) for name in names), f"{module}: {names}"
+
+
+def test_every_page_has_its_place_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    shown = set(re.findall(r"([\w/.-]+\.md)$", text, re.MULTILINE))
+    pages = {name.removeprefix("docs/") for name in NAMES if name.startswith("docs/")}
+    assert pages <= shown
+    assert {name.removeprefix("repository/") for name in shown - pages} <= set(NAMES)
