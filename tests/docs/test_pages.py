@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from test_help import COMMANDS
 
 from docs.pages import NAMES, ROOT, anchors, blocks, command_of, inline, lines, links
 from mae.schema import settings_of
 from mae.settings import parse
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
-from test_help import COMMANDS
 
 # Programs that guides show and that are nobody's dependency here.
 OTHER_PROGRAMS = {"pandas", "renumics", "datasets"}
