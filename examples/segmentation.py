@@ -1,0 +1,149 @@
+"""Segment images with an exported encoder: a linear head on frozen patches, and the tuned encoder, beside baselines.
+
+python examples/segmentation.py --train train.tar --test test.tar --encoder runs/pre/export-timm --out segmentation.json
+Each sample is KEY.jpg (or .png) and KEY.seg.png, an 8-bit map of classes; the class --ignore counts nowhere.
+"""
+
+import argparse
+import io
+import json
+import platform
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+
+
+def read(path: Path, size: list[int], limit: int | None) -> tuple[Tensor, Tensor]:
+    """Read images as [n, 3, height, width] in 0..1 and masks as [n, height, width], both resized to `size`."""
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            samples.setdefault(key, {})[extension] = tar.extractfile(member).read()
+    images, masks = [], []
+    for sample in list(samples.values())[:limit]:
+        data = next(sample[extension] for extension in ("jpg", "png") if extension in sample)
+        images.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize(size[::-1])))
+        masks.append(np.asarray(Image.open(io.BytesIO(sample["seg.png"])).resize(size[::-1], Image.Resampling.NEAREST)))
+    return torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 255, torch.tensor(np.stack(masks)).long()
+
+
+class Encoder(nn.Module):
+    """A ViT that gives a map of its patch tokens, each with the cls token beside it; or the stride-16 map of a CNN."""
+
+    def __init__(self, name: str, pretrained: bool, size: list[int]) -> None:
+        super().__init__()
+        self.is_vit = "resnet" not in name
+        options = {"img_size": size, "num_classes": 0} if self.is_vit else {"features_only": True, "out_indices": [3]}
+        self.net = timm.create_model(name, pretrained=pretrained, **options)
+        self.width = 2 * self.net.embed_dim if self.is_vit else self.net.feature_info.channels()[-1]
+        config = self.net.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features [n, width, rows, columns] of images in 0..1."""
+        images = (images - self.mean) / self.std
+        if not self.is_vit:
+            return self.net(images)[0]
+        tokens = self.net.forward_features(images)
+        cls, patches = tokens[:, :1], tokens[:, self.net.num_prefix_tokens :]
+        both = torch.cat([patches, cls.expand_as(patches)], dim=2)
+        return both.transpose(1, 2).unflatten(2, self.net.patch_embed.grid_size)
+
+
+def confusion(labels: Tensor, predicted: Tensor, classes: int, ignore: int) -> Tensor:
+    """Count pixels by true class (rows) and predicted class (columns)."""
+    kept = labels != ignore
+    return torch.bincount(labels[kept] * classes + predicted[kept], minlength=classes**2).view(classes, classes)
+
+
+def intersection_over_union(counts: Tensor) -> Tensor:
+    """Return one IoU per class; a class that is neither true nor predicted anywhere is nan."""
+    both = counts.diagonal().double()
+    return both / (counts.sum(0) + counts.sum(1) - both)
+
+
+@torch.no_grad()
+def in_batches(net: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the outputs of `net` in evaluation mode."""
+    net.eval()
+    return torch.cat([net(part) for part in inputs.split(8)])
+
+
+def train(net: nn.Module, inputs: Tensor, masks: Tensor, args: argparse.Namespace, rate: float, epochs: int) -> None:
+    """Train by AdamW under a one-cycle schedule; the loss is taken at the size of the masks."""
+    net.train()
+    batches = -(-len(inputs) // args.batch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * batches)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(inputs)).chunk(batches):
+            logits = interpolate(net(inputs[chosen]), size=masks.shape[1:], mode="bilinear")
+            loss = cross_entropy(logits, masks[chosen], ignore_index=args.ignore)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+def measure(name: str, pretrained: bool, frozen: bool, seed: int, args: argparse.Namespace) -> dict[str, object]:
+    """Train one row of the table on the training masks, and measure it on the test set once."""
+    torch.manual_seed(seed)
+    encoder = Encoder(name, pretrained, args.size)
+    head = nn.Sequential(nn.BatchNorm2d(encoder.width), nn.Conv2d(encoder.width, args.classes, 1))
+    images, masks = read(args.train, args.size, args.masks)
+    if frozen:
+        train(head, in_batches(encoder, images), masks, args, args.head_rate, args.head_epochs)
+    else:
+        train(nn.Sequential(encoder, head), images, masks, args, args.rate, args.epochs)
+    counts = torch.zeros(args.classes, args.classes, dtype=torch.long)
+    for part, true in zip(*(tensor.split(8) for tensor in read(args.test, args.size, None)), strict=True):
+        logits = interpolate(in_batches(nn.Sequential(encoder, head), part), size=true.shape[1:], mode="bilinear")
+        counts += confusion(true, logits.argmax(1), args.classes, args.ignore)
+    return {"seed": seed, "miou": intersection_over_union(counts).nanmean().item(), "pixels": counts.tolist()}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure each row with each seed; the file is written after each, so that a stop loses one row at most."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("train", "test", "encoder", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--size", type=int, nargs=2, default=[176, 240], help="height and width, multiples of a patch")
+    parser.add_argument("--masks", type=int, help="train on the first so many images only")
+    for name, default in {"classes": 11, "ignore": 11, "batch": 8, "epochs": 40, "head_epochs": 40}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rate", type=float, default=1e-3, help="of the tuned encoders")
+    parser.add_argument("--head_rate", type=float, default=1e-2, help="of the head on frozen features")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args(arguments)
+    vit = f"local-dir:{args.encoder}"
+    rows = {
+        "frozen, pretrained": (vit, True, True),
+        "frozen, untrained": (vit, False, True),
+        "tuned, pretrained": (vit, True, False),
+        "tuned, from scratch": (vit, False, False),
+        "resnet18, from scratch": ("resnet18", False, False),
+    }
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
+    settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
+    found = {"arguments": sys.argv[1:], "commit": commit, "versions": versions, "settings": settings, "rows": {}}
+    for row, (name, pretrained, frozen) in rows.items():
+        found["rows"][row] = []
+        for seed in args.seeds:
+            found["rows"][row].append(measure(name, pretrained, frozen, seed, args))
+            print(f"{row}, seed {seed}: mIoU {100 * found['rows'][row][-1]['miou']:.1f} %", flush=True)
+            args.out.write_text(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
