@@ -1,0 +1,143 @@
+"""Find defects with a pretraining run and its exported encoder, beside raw pixels and the difference to the template.
+
+python examples/anomaly.py --train good.tar --test test.tar --encoder ENCODER --run RUN --out anomaly.json
+Each sample is KEY.jpg with KEY.json, which holds `boxes` as [x1, y1, x2, y2, type]; in --test, each two samples that
+follow each other are a template without a defect and the image to be checked.
+"""
+
+import argparse
+import io
+import json
+import platform
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import mae
+
+
+def read(path: Path, side: int, patch: int, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Read images as [n, 1, side, side] in 0..1, and which patches touch a box as [n, patches]."""
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            samples.setdefault(key, {})[extension] = tar.extractfile(member).read()
+    images, marks = [], []
+    for sample in list(samples.values())[:limit]:
+        image = Image.open(io.BytesIO(next(sample[kind] for kind in ("jpg", "png") if kind in sample))).convert("L")
+        mark, scale = np.zeros((side // patch, side // patch), bool), side / image.width / patch
+        for x1, y1, x2, y2, *_ in json.loads(sample["json"])["boxes"]:
+            rows = slice(int(y1 * scale), int(np.ceil(y2 * scale)))
+            mark[rows, int(x1 * scale) : int(np.ceil(x2 * scale))] = True
+        images.append(np.asarray(image.resize((side, side), Image.Resampling.BOX)))
+        marks.append(mark.ravel())
+    return torch.tensor(np.stack(images))[:, None] / 255, torch.tensor(np.stack(marks))
+
+
+def cut(images: Tensor, side: int) -> Tensor:
+    """Cut [n, channels, height, width] into squares [n * squares, channels, side, side], row by row."""
+    squares = images.unfold(2, side, side).unfold(3, side, side)
+    return squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+def joined(values: Tensor, images: int) -> Tensor:
+    """Put values [tiles, rows, columns, ...] of square tiles together as [images, patches, ...]."""
+    tiles = round((len(values) / images) ** 0.5)
+    grid = values.unflatten(0, (images, tiles, tiles)).transpose(2, 3)
+    return grid.flatten(3, 4).flatten(1, 3)
+
+
+@torch.no_grad()
+def tokens(net: torch.nn.Module, images: Tensor, tile: int) -> Tensor:
+    """Return the patch tokens [n, patches, width], of length 1, of images that are encoded tile by tile."""
+    mean, std = (torch.tensor(net.pretrained_cfg[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    parts = [
+        net.forward_features(part)[:, net.num_prefix_tokens :] for part in ((cut(images, tile) - mean) / std).split(8)
+    ]
+    found = torch.cat(parts).unflatten(1, net.patch_embed.grid_size)
+    return normalize(joined(found, len(images)), dim=-1)
+
+
+def nearest(queries: Tensor, bank: Tensor) -> Tensor:
+    """Return half the squared distance of each query [n, patches, width] to its nearest row of the bank.
+
+    For vectors of length 1 that is 1 - cosine.
+    """
+    half = bank.square().sum(1) / 2
+    return torch.stack([(half - q @ bank.T).min(1).values + q.square().sum(1) / 2 for q in queries])
+
+
+def reconstruction_error(model: "mae.Model", images: Tensor, tile: int, patch: int, masks: int, seed: int) -> Tensor:
+    """Return the squared pixel error [n, patches], averaged over the masks under which a patch was hidden."""
+    total: Tensor | float = 0.0
+    count: Tensor | float = 0.0
+    for number in range(masks):
+        found = model.reconstruct(list(cut(images, tile)), seed=seed * masks + number)
+        error = (found.rebuilt - found.original).square().mean(1, keepdim=True)
+        error = torch.nn.functional.avg_pool2d(error, patch)[:, 0]
+        total, count = total + error * found.hidden, count + found.hidden.float()
+    return joined(total / count.clamp(min=1), len(images))
+
+
+def figures(scores: Tensor, marks: Tensor) -> dict[str, float]:
+    """Return AUROCs of images, by maximum and mean of the top 1 %, and of patches, of all and of defective images."""
+    bad = marks.any(1)
+    top = scores.topk(max(1, scores.shape[1] // 100), dim=1).values
+    return {
+        "image, max": roc_auc_score(bad, top[:, 0]),
+        "image, top 1 %": roc_auc_score(bad, top.mean(1)),
+        "patch": roc_auc_score(marks.ravel(), scores.ravel()),
+        "patch, defective images": roc_auc_score(marks[bad].ravel(), scores[bad].ravel()),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure each way of scoring patches; the file is written after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("train", "test", "encoder", "run", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name, default in {"side": 320, "tile": 160, "patch": 8, "bank": 10000, "masks": 32}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--limit", type=int, help="use the first so many test images only")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args(arguments)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
+    settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
+    found = {"arguments": sys.argv[1:], "commit": commit, "versions": versions, "settings": settings, "rows": {}}
+    good, _ = read(args.train, args.side, args.patch, None)
+    images, marks = read(args.test, args.side, args.patch, args.limit)
+
+    def note(row: str, seed: int, scores: Tensor) -> None:
+        found["rows"].setdefault(row, []).append({"seed": seed, **figures(scores, marks)})
+        print(row, found["rows"][row][-1], flush=True)
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+    pixels = [cut(part, args.patch).flatten(1).unflatten(0, (len(part), -1)) for part in (good, images)]
+    note("difference to the template", 0, (pixels[1] - pixels[1][::2].repeat_interleave(2, 0)).square().mean(2))
+    for seed in args.seeds:
+        torch.manual_seed(seed)
+        chosen = torch.randperm(good.shape[0] * pixels[0].shape[1])[: args.bank]
+        note("nearest patch: raw pixels", seed, nearest(pixels[1], pixels[0].flatten(0, 1)[chosen]))
+        for row, pretrained in (("untrained encoder", False), ("pretrained encoder", True)):
+            net = timm.create_model(f"local-dir:{args.encoder}", pretrained=pretrained, img_size=args.tile).eval()
+            bank, queries = (tokens(net, part, args.tile) for part in (good, images))
+            note(f"nearest patch: {row}", seed, nearest(queries, bank.flatten(0, 1)[chosen]))
+    model = mae.load(args.run)
+    for seed in args.seeds[:1]:
+        error = reconstruction_error(model, images, args.tile, args.patch, args.masks, seed)
+        note(f"reconstruction error, {args.masks} masks", seed, error)
+
+
+if __name__ == "__main__":
+    main()

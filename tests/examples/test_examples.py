@@ -1,0 +1,113 @@
+"""The example scripts run on made-up images, and their figures equal scikit-learn's."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import jaccard_score, roc_auc_score
+
+from examples import anomaly, segmentation
+from mae.cli import main as mae_command
+
+SMALL_MODEL = (
+    "--model.size tiny --model.width 16 --model.depth 1 --model.heads 2 --model.patch_size 4 --model.decoder_width 16 "
+    "--model.decoder_depth 1 --model.decoder_heads 2 --epochs 1 --batch_size 4 --data.workers 0"
+).split()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, samples: list[dict[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number, sample in enumerate(samples):
+            for extension, data in sample.items():
+                member = tarfile.TarInfo(f"{number:06d}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def pretrained(folder: Path, shard: Path, *more: str) -> tuple[Path, Path]:
+    run, encoder = folder / "run", folder / "encoder"
+    mae_command(["pretrain", "--data.shards", str(shard), "--run_dir", str(run), *SMALL_MODEL, *more])
+    mae_command(["export", str(run), "--to", "timm", "--out", str(encoder)])
+    return run, encoder
+
+
+def test_segmentation_runs_and_writes_counts_of_all_pixels(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    masks = [np.repeat(np.repeat(random.integers(0, 4, (4, 4), np.uint8), 8, 0), 8, 1) for _ in range(8)]
+    samples = [{"png": png(np.stack([mask * 60] * 3, 2)), "seg.png": png(mask)} for mask in masks]
+    shard = write_tar(tmp_path / "all.tar", samples)
+    _, encoder = pretrained(
+        tmp_path, write_tar(tmp_path / "plain.tar", [{"png": s["png"]} for s in samples]), "--data.image_size", "32"
+    )
+    out = tmp_path / "out.json"
+    words = f"--train {shard} --test {shard} --encoder {encoder} --out {out} --size 32 32 --classes 3 --ignore 3"
+    segmentation.main([*words.split(), "--epochs", "1", "--head_epochs", "30"])
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 5
+    labelled = sum(int((mask != 3).sum()) for mask in masks)
+    for (row,) in rows.values():
+        assert np.sum(row["pixels"]) == labelled
+    assert rows["frozen, pretrained"][0]["miou"] > 0.5  # gray levels alone tell the classes apart
+
+
+def test_miou_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(1)
+    true, predicted = random.integers(0, 6, 2000), random.integers(0, 5, 2000)
+    counts = segmentation.confusion(torch.tensor(true), torch.tensor(predicted), classes=5, ignore=5)
+    kept = true != 5
+    expected = jaccard_score(true[kept], predicted[kept], average=None, labels=range(5))
+    np.testing.assert_allclose(segmentation.intersection_over_union(counts).numpy(), expected)
+
+
+def test_anomaly_runs_and_finds_a_plain_defect(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    boards = [np.repeat(random.integers(0, 2, (64, 8), np.uint8) * 255, 8, 1) for _ in range(4)]
+    good = [{"png": png(board), "json": b'{"boxes": []}'} for board in boards]
+    test = []
+    for board in boards:
+        bad = board.copy()
+        bad[8:16, 16:32] = 128
+        test += [
+            {"png": png(board), "json": b'{"boxes": []}'},
+            {"png": png(bad), "json": b'{"boxes": [[16, 8, 32, 16, 1]]}'},
+        ]
+    train, shard = write_tar(tmp_path / "good.tar", good), write_tar(tmp_path / "test.tar", test)
+    run, encoder = pretrained(tmp_path, train, "--data.image_size", "32", "--data.channels", "1")
+    out = tmp_path / "out.json"
+    words = f"--train {train} --test {shard} --encoder {encoder} --run {run} --out {out} --side 64 --tile 32 --patch 4"
+    anomaly.main([*words.split(), "--masks", "2", "--seeds", "0"])
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 5
+    assert rows["difference to the template"][0]["patch"] == pytest.approx(1)
+    assert rows["nearest patch: raw pixels"][0]["patch"] == pytest.approx(1)
+
+
+def test_tiles_come_back_in_their_places() -> None:
+    images = torch.rand(2, 1, 12, 12)
+    tiles = anomaly.cut(images, 4)[:, 0]
+    torch.testing.assert_close(anomaly.joined(tiles, 2), images.flatten(1))
+
+
+def test_nearest_is_one_minus_the_greatest_cosine() -> None:
+    queries, bank = (torch.nn.functional.normalize(torch.randn(*shape), dim=-1) for shape in ((2, 5, 7), (9, 7)))
+    torch.testing.assert_close(anomaly.nearest(queries, bank), 1 - (queries @ bank.T).amax(2))
+
+
+def test_auroc_is_that_of_scikit_learn_on_each_image() -> None:
+    scores, marks = torch.rand(6, 100), torch.zeros(6, 100, dtype=torch.bool)
+    marks[::2, 10:20] = True
+    found = anomaly.figures(scores, marks)
+    assert found["image, max"] == roc_auc_score([1, 0] * 3, scores.numpy().max(1))
+    assert found["patch"] == roc_auc_score(marks.numpy().ravel(), scores.numpy().ravel())
