@@ -14,10 +14,10 @@ from sklearn.metrics import jaccard_score, roc_auc_score
 from examples import anomaly, segmentation
 from mae.cli import main as mae_command
 
-SMALL_MODEL = (
-    "--model.size tiny --model.width 16 --model.depth 1 --model.heads 2 --model.patch_size 4 --model.decoder_width 16 "
-    "--model.decoder_depth 1 --model.decoder_heads 2 --epochs 1 --batch_size 4 --data.workers 0"
-).split()
+SMALL_MODEL = {
+    **{"size": "tiny", "width": 16, "depth": 1, "heads": 2, "patch_size": 4},
+    **{"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
+}
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -38,7 +38,9 @@ def write_tar(path: Path, samples: list[dict[str, bytes]]) -> Path:
 
 def pretrained(folder: Path, shard: Path, *more: str) -> tuple[Path, Path]:
     run, encoder = folder / "run", folder / "encoder"
-    mae_command(["pretrain", "--data.shards", str(shard), "--run_dir", str(run), *SMALL_MODEL, *more])
+    model = [word for name, value in SMALL_MODEL.items() for word in (f"--model.{name}", str(value))]
+    words = ["--epochs", "1", "--optim.warmup_epochs", "0", "--batch_size", "4", "--data.workers", "0", *model, *more]
+    mae_command(["pretrain", "--data.shards", str(shard), "--run_dir", str(run), *words])
     mae_command(["export", str(run), "--to", "timm", "--out", str(encoder)])
     return run, encoder
 
