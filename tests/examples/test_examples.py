@@ -27,6 +27,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def write_tar(path: Path, samples: list[dict[str, bytes]]) -> Path:
+    path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number, sample in enumerate(samples):
             for extension, data in sample.items():
@@ -49,9 +50,12 @@ def test_segmentation_runs_and_writes_counts_of_all_pixels(tmp_path: Path) -> No
     random = np.random.default_rng(0)
     masks = [np.repeat(np.repeat(random.integers(0, 4, (4, 4), np.uint8), 8, 0), 8, 1) for _ in range(8)]
     samples = [{"png": png(np.stack([mask * 60] * 3, 2)), "seg.png": png(mask)} for mask in masks]
-    shard = write_tar(tmp_path / "all.tar", samples)
+    shard = write_tar(tmp_path / "shards" / "all.tar", samples)
     _, encoder = pretrained(
-        tmp_path, write_tar(tmp_path / "plain.tar", [{"png": s["png"]} for s in samples]), "--data.image_size", "32"
+        tmp_path,
+        write_tar(tmp_path / "shards" / "plain.tar", [{"png": s["png"]} for s in samples]),
+        "--data.image_size",
+        "32",
     )
     out = tmp_path / "out.json"
     words = f"--train {shard} --test {shard} --encoder {encoder} --out {out} --size 32 32 --classes 3 --ignore 3"
@@ -85,7 +89,7 @@ def test_anomaly_runs_and_finds_a_plain_defect(tmp_path: Path) -> None:
             {"png": png(board), "json": b'{"boxes": []}'},
             {"png": png(bad), "json": b'{"boxes": [[16, 8, 32, 16, 1]]}'},
         ]
-    train, shard = write_tar(tmp_path / "good.tar", good), write_tar(tmp_path / "test.tar", test)
+    train, shard = write_tar(tmp_path / "shards" / "good.tar", good), write_tar(tmp_path / "shards" / "test.tar", test)
     run, encoder = pretrained(tmp_path, train, "--data.image_size", "32", "--data.channels", "1")
     out = tmp_path / "out.json"
     words = f"--train {train} --test {shard} --encoder {encoder} --run {run} --out {out} --side 64 --tile 32 --patch 4"
