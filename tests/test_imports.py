@@ -94,7 +94,7 @@ def test_the_readme_lists_every_folder() -> None:
         parents[depth:] = [name]
         listed.append("/".join(parents))
     packages = [path.parent.relative_to(ROOT) for path in (ROOT / "mae").rglob("__init__.py")]
-    others = ["pipelines", "configs", "tests", "benchmarks"]
+    others = ["pipelines", "configs", "tests", "benchmarks", "examples"]
     assert sorted(listed) == sorted([*map(str, packages), *others])
 
 

@@ -33,7 +33,7 @@ from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.run_folder.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("mae", "pipelines", "configs", "benchmarks")
+FOLDERS = ("mae", "pipelines", "configs", "benchmarks", "examples")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 # Modules whose very purpose is to turn bytes into code or into any object.

@@ -114,9 +114,11 @@ def percent(values: Sequence[float]) -> str:
 def run(command: str, data: Path, out: Path, log: Path) -> float:
     """Run a command in a process of its own, with one thread; return its CPU seconds."""
     words = [word.replace("DATA", str(data)).replace("OUT", str(out)) for word in shlex.split(command)]
-    words = [sys.executable, "-m", *words] if words[0] == "mae" else [sys.executable, *words[1:]]
+    words = ["-m", *words] if words[0] == "mae" else words[1:]
     with log.open("a") as file:
-        process = subprocess.Popen(words, stdout=file, stderr=file, env=os.environ | _ENVIRONMENT, cwd=ROOT)  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, *words], stdout=file, stderr=file, env=os.environ | _ENVIRONMENT, cwd=ROOT
+        )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -132,8 +134,8 @@ def _commit() -> str:
 
 
 def _git(*words: str) -> str:
-    command = ["git", "-C", str(ROOT), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)  # noqa: S603, S607
+    return done.stdout.strip()
 
 
 def evaluated(folder: str) -> Callable[[Path], Figures]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report.browser import Page, find_chromium, with_page
 
 from docs.pages import ROOT
+from tests.browser import Page, find_chromium, with_page
 
 SITE = ROOT / "build" / "site"
 PAGES = ("index", "api", "data", "guides/quickstart", "guides/journey", "guides/comparison", "repository/index")
