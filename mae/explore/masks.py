@@ -13,7 +13,7 @@ from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.masking import MaskKind, kept_patches, make_mask
 
-MaskChoice = Literal["random", "grid", "block", "painted"]
+MaskChoice = Literal["random", "grid", "block", "green", "painted"]
 """Kind of a mask: one of `mae.models.masking.MaskKind`, or painted by hand."""
 
 

@@ -2,6 +2,7 @@
 
 import html
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 import mae
 from mae.errors import UserError
 from mae.explore import looking
-from mae.explore.masks import drawn_mask, painted_mask
+from mae.explore.masks import MaskChoice, drawn_mask, painted_mask
 from mae.explore.picture_set import Picture
 from mae.inference.model import Model
 from mae.models.autoencoder import MaskedAutoencoder
+from mae.models.masking import MaskKind
 from tests.explore.runs import (
     GRID,
     NAMES,
@@ -173,3 +175,7 @@ def test_any_name_is_shown_as_text() -> None:
         assert "<img" not in text
         assert "\\n\\xff" in text or "\\n\\udcff" in text
         text.encode()
+
+
+def test_every_kind_of_mask_that_a_run_can_have_can_be_chosen() -> None:
+    assert set(get_args(MaskChoice)) == {*get_args(MaskKind), "painted"}
