@@ -53,6 +53,11 @@ def one_line(text: str) -> str:
     return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in _CONTROLS else letter for letter in text)
 
 
+def valid_text(text: str) -> str:
+    """Return text in which bytes that are not UTF-8, as names of files may hold, are written as `\\xff`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def be_quiet() -> None:
     """Print nothing from now on but errors, warnings and results; show no bar and no view."""
     _quiet.add(True)

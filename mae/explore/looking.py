@@ -13,7 +13,7 @@ from mae.explore.masks import MaskChoice, drawn_mask, painted_mask
 from mae.explore.picture_set import Neighbour, Picture
 from mae.inference.model import Model
 from mae.models.autoencoder import MaskedAutoencoder
-from mae.output import one_line
+from mae.output import one_line, valid_text
 from mae.report.images import Tile, displayable, embedded, enlarged, figure_of, heat_over, pca_colors
 from mae.report.model_pictures import at_least, patch_features
 
@@ -25,7 +25,7 @@ _WORST = 0.5
 
 def plain(text: str) -> str:
     """Return a text, such as a name of a file, without control characters and bytes that are not UTF-8."""
-    return one_line(text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    return one_line(valid_text(text))
 
 
 def notice(text: str) -> str:

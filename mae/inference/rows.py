@@ -18,6 +18,7 @@ from mae.inference.parts import Part
 from mae.inference.prediction import most_probable
 from mae.models.readout import NormKind, select
 from mae.models.vit import TokenKind
+from mae.output import valid_text
 
 _COMMON = [pa.field("key", pa.string()), pa.field("label", pa.int64()), pa.field("class", pa.string())]
 _ERROR = pa.field("error", pa.string())
@@ -85,7 +86,7 @@ class PredictedRows(Rows):
         found = most_probable(part.results, self.model.classes, self.top)
         good = [None if number in part.reasons else row for number, row in zip(part.numbers, found, strict=True)]
         return _common(self.images, self.model, part) | {
-            "classes": [row and list(map(_text, row.names)) for row in good],
+            "classes": [row and list(map(valid_text, row.names)) for row in good],
             "labels": [row and list(row.labels) for row in good],
             "probabilities": [row and list(row.probabilities) for row in good],
         }
@@ -149,7 +150,7 @@ class EmbeddedRows(Rows):
         if classes:
             best = most_probable(part.results[:, -classes:], self.model.classes, 1)
             good = [None if is_bad else row for is_bad, row in zip(bad, best, strict=True)]
-            columns["predicted"] = [row and _text(row.names[0]) for row in good]
+            columns["predicted"] = [row and valid_text(row.names[0]) for row in good]
             columns["probability"] = [row and row.probabilities[0] for row in good]
         if self.thumbnail:
             columns["image"] = part.extras
@@ -159,7 +160,7 @@ class EmbeddedRows(Rows):
 def _common(images: ImageSet, model: Model, part: Part) -> dict[str, Sequence[Any]]:
     labels = [images.label(number) for number in part.numbers]
     return {
-        "key": [_text(images.name(number)) for number in part.numbers],
+        "key": [valid_text(images.name(number)) for number in part.numbers],
         "label": labels,
         "class": [None if label is None else _class_name(images, model, label) for label in labels],
         "error": [_reason(part.reasons.get(number)) for number in part.numbers],
@@ -170,13 +171,8 @@ def _class_name(images: ImageSet, model: Model, label: int) -> str | None:
     name = images.class_name(label)
     if name is None and label < len(model.classes):
         name = model.classes[label]
-    return None if name is None else _text(name)
+    return None if name is None else valid_text(name)
 
 
 def _reason(reason: str | None) -> str | None:
-    return None if reason is None else _text(reason)
-
-
-def _text(name: str) -> str:
-    """Return a name as valid text: bytes that are not UTF-8 become `\\xff`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return None if reason is None else valid_text(reason)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mae.output import valid_text
+
 COLORS = 8
 """Number of colours of the page's style; the next line has the first again, and is dashed."""
 _POINTS, _DOTS = 240, 32
@@ -188,7 +190,7 @@ def _data(curves: Sequence[_Curve], right: float, form: Format, x_name: str) -> 
     lines = [
         {
             # The page writes other bytes so too, but would not know them within JSON.
-            "name": curve.line.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+            "name": valid_text(curve.line.name),
             "color": curve.line.color % COLORS,
             "x": [round(1000 * x / right, 1) for x in curve.xs],
             "at": [brief(x) for x in curve.xs],

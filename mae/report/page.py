@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mae import __version__
+from mae.output import valid_text
 
 Section = tuple[str, str]
 """Heading, and body in HTML."""
@@ -47,7 +48,7 @@ def page(title: str, sections: Iterable[Section], head: str = "") -> str:
         f"<footer>Made {made} by mae {__version__}. This file holds everything that it shows.</footer>\n"
         f"<script>\n{_asset('report.js')}</script></body>\n</html>\n"
     )
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return valid_text(text)
 
 
 def paragraph(text: str) -> str:
