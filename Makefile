@@ -61,7 +61,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
 	touch $@
 
-# pip finds the newest versions only; uv finds the oldest too. trackio and Gradio allow no Pillow that the newest versions have.
+# pip finds the newest versions only; uv finds the oldest too. trackio and Gradio allow no Pillow that the newest
+# versions have.
 $(LOWEST)/installed: pyproject.toml
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)

@@ -7,17 +7,16 @@ neighbours and by logistic regression, both fitted on 10,000 labels. The test im
 from collections.abc import Mapping
 from statistics import mean
 
-from benchmarks.tables.table import Figures, Row, Table, evaluated
+from benchmarks.tables.table import Figures, Row, Table, evaluated, markdown_table
 
 _SHARDS = "DATA/cifar10-jpeg/cifar10-train-"
-_EPOCHS = 12
 SETTINGS = {
     "--data.image_size": "32", "--data.crop_pct": "1.0", "--data.workers": "0", "--data.keep_decoded": "True",
     "--augment.crop_scale": "0.2 1.0", "--model.size": "tiny", "--model.width": "128", "--model.depth": "4",
     "--model.heads": "4", "--model.patch_size": "4", "--model.decoder": "cross", "--model.decoder_width": "96",
     "--model.decoder_depth": "1", "--model.decoder_heads": "3", "--model.predict_ratio": "0.3333",
     "--model.position_temperature": "10000", "--optim.base_lr": "1e-3", "--optim.warmup_epochs": "1",
-    "--batch_size": "256", "--epochs": str(_EPOCHS), "--seed": "0", "--checkpoint_every": "200",
+    "--batch_size": "256", "--epochs": "12", "--seed": "0", "--checkpoint_every": "200",
     "--picture_every": "1000000",
 }  # fmt: skip
 """Settings that every run has unless its row changes them."""
@@ -74,13 +73,13 @@ def markdown(found: Mapping[str, Figures]) -> str:
     """Return the table, with the difference of each row to the mean of the seeds without a change."""
     base = [found[name]["figures"] for name in ("as it is", "seed 1", "seed 2") if name in found]
     means = {what: mean(100 * each[what]["top1"][0] for each in base) for what in ("knn", "linear")}
-    lines = ["| change | k-NN | linear probe | CPU minutes |", "|---|---|---|---|"]
+    rows = []
     for name in CHANGES:
         if name in found:
             top1 = {what: 100 * found[name]["figures"][what]["top1"][0] for what in means}
             cells = [f"{top1[what]:.1f} ({top1[what] - means[what]:+.1f})" for what in means]
-            lines.append(f"| {name} | {cells[0]} | {cells[1]} | {found[name]['cpu_minutes']:.0f} |")
-    return "\n".join(lines) + "\n"
+            rows.append([name, *cells, f"{found[name]['cpu_minutes']:.0f}"])
+    return markdown_table(("change", "k-NN", "linear probe", "CPU minutes"), rows)
 
 
 TABLE = Table("recipes", tuple(map(row, CHANGES)), markdown)

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mae.files import write_atomically
+
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs" / "figures"
 """Folder of the measured figures, one JSON file per table."""
@@ -25,7 +27,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A row: the commands that measure it, in order, and the file that holds what they found.
+    """A row: the commands that measure it, in order, and how to read what they found.
 
     DATA in a command stands for the folder of the image packs, OUT for the folder of the table.
     """
@@ -34,6 +36,10 @@ class Row:
     commands: tuple[str, ...]
     read: Callable[[Path], Figures]
     """Takes the folder of the table, and returns the figures of the row."""
+
+    def kept(self, folder: Path) -> Path:
+        """Return the file that holds the row, in the folder of the table, once it is measured."""
+        return folder / f"{self.name.replace('/', '-')}.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Table:
                 pass
 
     def _measure(self, row: Row, data: Path, out: Path) -> None:
-        kept = out / f"{row.name.replace('/', '-')}.json"
+        kept = row.kept(out)
         if kept.exists():
             return
         seconds = sum(run(command, data, out, kept.with_suffix(".log")) for command in row.commands)
@@ -73,16 +79,14 @@ class Table:
             "commit": _commit(),
             "versions": {name: version(name) for name in _PACKAGES},
         }
-        temporary = kept.with_suffix(".tmp")
-        temporary.write_text(json.dumps(found, indent=1))
-        temporary.replace(kept)
+        write_atomically(kept, json.dumps(found, indent=1).encode())
         print(f"{self.name}, {row.name}: {found['figures']}", flush=True)
 
     def gather(self, out: Path) -> None:
         """Write what was measured in `out` to the file of figures; rows that were not measured there stay."""
         figures = self.figures()
         for row in self.rows:
-            kept = out / self.name / f"{row.name.replace('/', '-')}.json"
+            kept = row.kept(out / self.name)
             if kept.exists():
                 figures[row.name] = json.loads(kept.read_text())
         ordered = {row.name: figures[row.name] for row in self.rows if row.name in figures}
@@ -101,8 +105,8 @@ class Table:
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("| --- ", "|---").replace("|--- |", "|---|")
+    first, *others = (f"| {' | '.join(line)} |\n" for line in (header, *rows))
+    return first + "|" + "---|" * len(header) + "\n" + "".join(others)
 
 
 def percent(values: Sequence[float]) -> str:
