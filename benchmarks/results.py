@@ -39,9 +39,12 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=())
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
+    if unknown := set(options.tables) - TABLES.keys():
+        parser.error(f"no table {', '.join(sorted(unknown))}; allowed: {', '.join(TABLES)}")
     tables = [TABLES[name] for name in options.tables or TABLES]
     if unknown := set(options.rows) - {row.name for table in tables for row in table.rows}:
-        parser.error(f"no rows of {', '.join(table.name for table in tables)}: {', '.join(sorted(unknown))}")
+        known = "; ".join(row.name for table in tables for row in table.rows)
+        parser.error(f"no row {', '.join(sorted(unknown))}; allowed: {known}")
     for table in tables:
         try:
             table.measure(options.data.resolve(), options.out.resolve(), options.jobs, options.rows)

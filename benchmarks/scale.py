@@ -235,6 +235,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10**9)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if unknown := set(options.stages) - STAGES.keys():
+        parser.error(f"no stage {', '.join(sorted(unknown))}; allowed: {', '.join(STAGES)}")
     torch.set_num_threads(1)
     figures: dict[str, Any] = {
         "command": "python benchmarks/scale.py",

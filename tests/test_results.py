@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import PAGE, TABLES, with_tables
+from benchmarks.results import PAGE, TABLES, main, with_tables
 from benchmarks.tables import table as tables
 from benchmarks.tables.table import Row, Table, markdown_table, percent
 
@@ -77,10 +77,21 @@ def test_rows_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_command_that_fails_ends_the_measurement_and_names_its_log(tmp_path: Path) -> None:
-    failing = Table("bad", (Row("a", ("python -c 'raise SystemExit(3)'",), lambda _: {}),), lambda _: "")
-    with pytest.raises(SystemExit, match=r"failed with exit code 3, see .*a\.log"):
+    failing = Table("bad", (Row("a", ("python -c 'print(17); raise SystemExit(3)'",), lambda _: {}),), lambda _: "")
+    with pytest.raises(SystemExit, match=r"failed with exit code 3, see .*a\.log: python .*\n17$"):
         failing.measure(tmp_path, tmp_path, jobs=1)
     assert not (tmp_path / "bad" / "a.json").exists()
+
+
+def test_an_unknown_table_or_row_is_named_with_those_that_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in ((["tables"], "no table tables; allowed: demo, "), (["demo", "--rows", "x"], "no row x; allow")):
+        monkeypatch.setattr(sys, "argv", ["results.py", *words, "--data", "."])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 def test_percent_is_the_mean_and_the_sample_deviation() -> None:

@@ -126,7 +126,8 @@ def run(command: str, data: Path, out: Path, log: Path) -> float:
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"failed with exit code {process.returncode}, see {log}: {command}")
+        (*_, last) = log.read_text().splitlines() or [""]
+        raise SystemExit(f"failed with exit code {process.returncode}, see {log}: {command}\n{last}")
     return usage.ru_utime + usage.ru_stime
 
 
