@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.tables import demo, recipes, temperature
+from benchmarks.tables import demo, labels, recipes, temperature
 from benchmarks.tables.table import ROOT
 
-TABLES = {table.name: table for table in (demo.TABLE, temperature.TABLE, recipes.TABLE)}
+TABLES = {table.name: table for table in (demo.TABLE, temperature.TABLE, recipes.TABLE, *labels.TABLES)}
 PAGE = ROOT / "docs" / "results.md"
 
 

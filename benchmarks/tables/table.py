@@ -64,8 +64,12 @@ class Table:
                 run(command, data, folder, folder / "prepare.log")
             prepared.touch()
         with ThreadPoolExecutor(jobs) as pool:
-            for _ in pool.map(lambda row: self._measure(row, data, folder), chosen):
-                pass
+            try:
+                for _ in pool.map(lambda row: self._measure(row, data, folder), chosen):
+                    pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def _measure(self, row: Row, data: Path, out: Path) -> None:
         kept = row.kept(out)
@@ -165,7 +169,8 @@ def accuracy(run: Path) -> float:
 
 
 def _short(encoder: str) -> str:
-    return "" if "/" in encoder else encoder
+    """Return the first word of what starts without pretraining, such as `pixels 32x32`; nothing of a model's path."""
+    return "" if encoder.startswith("/") else encoder.split(maxsplit=1)[0]
 
 
 def _summary(row: Mapping[str, Any]) -> Figures:
