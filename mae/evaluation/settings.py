@@ -52,10 +52,10 @@ class EvaluateSettings:
     protocols: tuple[Protocol, ...] = ("knn", "linear", "pixels", "untrained")
     """knn: nearest neighbours; linear: logistic regression; few_shot: logistic regression on a few samples of each
     class. With pixels, the same and an RBF SVM on the pixels; with untrained, the same on an encoder of the same shape
-    with random weights. The others train on augmented images, once for each of three learning rates and once more with
-    the best. attentive: learned queries attend to frozen patch tokens; linear_paper: the published linear probe;
-    partial: the last 0, 1/2, 1, 2, 4, ... blocks; finetune: the whole encoder; scratch: the same from random weights;
-    resnet: a ResNet-18 from random weights."""
+    with random weights. The others train on augmented images, once for each of three to six learning rates and once
+    more with the best. attentive: learned queries attend to frozen patch tokens; linear_paper: the published linear
+    probe; partial: the last 0, 1/2, 1, 2, 4, ... blocks; finetune: the whole encoder; scratch: the same from random
+    weights; resnet: a ResNet-18 from random weights."""
     seeds: int = 1
     """Number of times that each protocol is repeated, with other held-out samples, few samples and random weights."""
     tokens: TokenKind | Literal["choose"] = "choose"
@@ -67,7 +67,7 @@ class EvaluateSettings:
     splits: int = 5
     """Number of choices of these samples for each seed."""
     epochs: float = 30.0
-    """Epochs of protocols that train. Each trains once for each of three learning rates and once with the best."""
+    """Epochs of protocols that train: of each of three to six learning rates, and once more of the best."""
     batch_size: int = 256
     """Global batch [images per optimiser step] of protocols that train, over all processes."""
     augment: FinetuneAugmentSettings = field(default_factory=FinetuneAugmentSettings)

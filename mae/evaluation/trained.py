@@ -16,6 +16,7 @@ from mae.errors import UserError, first_of
 from mae.evaluation.feature_set import split_off
 from mae.evaluation.judging import JudgingRules, LabelledSets, prepared_alike, selection_remarks, shape_of
 from mae.evaluation.protocols import attentive, linear_paper, partial, resnet, tuned
+from mae.evaluation.protocols.learning_rate import choose_rate
 from mae.evaluation.protocols.outcome import Outcome, accuracy
 from mae.evaluation.protocols.starting import Start
 from mae.evaluation.protocols.training import Recipe, Samples, TrainingRules, plan_of, predict, train
@@ -133,7 +134,15 @@ def judge_trained(
         outcomes = [
             (seed, _judge(trainee, sets, rules.training, seed, data, accelerator)) for seed in range(rules.seeds)
         ]
-        yield row_of(trainee.name, trainee.protocol, outcomes, sets.test.label, trainee.remarks, trainee.about)
+        remarks = dict.fromkeys(remark for _, outcome in outcomes for remark in outcome.remarks)
+        yield row_of(
+            trainee.name,
+            trainee.protocol,
+            outcomes,
+            sets.test.label,
+            (*trainee.remarks, *remarks),
+            trainee.about,
+        )
 
 
 def _judge(
@@ -154,21 +163,25 @@ def _judge(
         title = f"{trainee.name}, {trainee.protocol}, seed {seed}, {title}"
         return predict(train(recipe, rate, known, rules, seed, accelerator, title), queries, accelerator)
 
-    measured = []
-    for rate in recipe.rates:
+    def held_out_accuracy(rate: float) -> float:
         found = probabilities(rate, fit, held_out, f"choice of rate {rate:g}")
-        measured.append((accuracy(found, held_out.labels) if np.isfinite(found).all() else 0.0, rate))
-    best, rate = max(measured, key=lambda each: each[0])
-    scores = probabilities(rate, every, test, f"rate {rate:g}")
+        return accuracy(found, held_out.labels) if np.isfinite(found).all() else 0.0
+
+    choice = choose_rate(recipe.rates, held_out_accuracy)
+    scores = probabilities(choice.rate, every, test, f"rate {choice.rate:g}")
     if not np.isfinite(scores).all():
-        raise UserError(f"{trainee.name}, {trainee.protocol}: training with learning rate {rate:g} did not stay finite")
+        raise UserError(
+            f"{trainee.name}, {trainee.protocol}: training with learning rate {choice.rate:g} did not stay finite"
+        )
     steps = total_steps(len(every.ids), rules.epochs, rules.batch_size)
     chosen = {
-        "lr": rate,
-        "held_out_top1": best,
+        "lr": choice.rate,
+        "held_out_top1": choice.accuracy,
+        "held_out_top1_of_rates": {f"{rate:g}": found for rate, found in choice.tried.items()},
         "epochs": rules.epochs,
         "steps": steps,
         "batch_size": rules.batch_size,
         "seconds": round(time.monotonic() - began, 1),
     }
-    return Outcome(scores, True, len(every.ids), chosen | dict(recipe.about))
+    remarks = (choice.remark,) if choice.remark else ()
+    return Outcome(scores, True, len(every.ids), chosen | dict(recipe.about), remarks)

@@ -19,6 +19,8 @@ class Outcome(NamedTuple):
     """Number of training samples that the classifier was fitted on."""
     chosen: dict[str, Any]
     """What was chosen on the held-out samples, and what is fixed."""
+    remarks: tuple[str, ...] = ()
+    """What a reader should know of it."""
 
 
 def accuracy(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
