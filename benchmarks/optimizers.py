@@ -5,10 +5,12 @@
 Every run has the settings of `mae demo`, 5 labels per class, one thread, and the same data order for both optimisers.
 The learning rates are chosen on the 200 validation images, each optimiser from the same factors times the shipped rate:
 that of pretraining by fine-tuning with AdamW, then that of fine-tuning after a pretraining with AdamW. The table is
-measured on the 500 test images, which nothing was chosen on. Start the same command again to resume.
+measured on the 500 test images, which nothing was chosen on, and written to FOLDER/results.json; `benchmarks/results.py
+optimizers` makes the table of docs/results.md from it. Start the same command again to resume.
 """
 
 import argparse
+import json
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 from mae.demo import command
-from mae.evaluation.seeds import Cell
+from mae.files import write_atomically
 from mae.training.run_folder.folder import RunFolder
 
 OPTIMIZERS = ("adamw", "muon")
@@ -138,13 +140,15 @@ def main() -> None:
             for seed, run in enumerate(pretrained[one])
         ]
     )
-    columns = [f"fine-tuned with {for_tuning[name]}" for name in OPTIMIZERS]
-    print(f"\nAccuracy on test, mean ± std over {plan.seeds} seeds (pretraining, labels and head)\n")
-    print("| pretrained with | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
     accuracies = iter(found)
-    for one in OPTIMIZERS:
-        row = [Cell(one, two, tuple(next(accuracies) for _ in range(plan.seeds))) for two in OPTIMIZERS]
-        print(f"| {for_pretraining[one]} | " + " | ".join(map(str, row)) + " |")
+    results = {
+        "pretraining": for_pretraining,
+        "fine-tuning": for_tuning,
+        "accuracies": {
+            one: {two: [next(accuracies) for _ in range(plan.seeds)] for two in OPTIMIZERS} for one in OPTIMIZERS
+        },
+    }
+    write_atomically(plan.out / "results.json", json.dumps(results).encode())
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.tables import demo, labels, recipes, temperature
+from benchmarks.tables import demo, labels, optimizers, recipes, temperature
 from benchmarks.tables.table import ROOT
 
-TABLES = {table.name: table for table in (demo.TABLE, temperature.TABLE, recipes.TABLE, *labels.TABLES)}
+TABLES = {
+    table.name: table for table in (demo.TABLE, temperature.TABLE, optimizers.TABLE, recipes.TABLE, *labels.TABLES)
+}
 PAGE = ROOT / "docs" / "results.md"
 
 

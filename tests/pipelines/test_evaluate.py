@@ -15,7 +15,7 @@ import mae
 from mae.data.indexing import open_index
 from mae.errors import UserError
 from mae.evaluation import features
-from mae.evaluation.protocols import resnet
+from mae.evaluation.protocols import learning_rate, resnet
 from mae.evaluation.settings import EvaluateSettings
 from mae.inference import parts
 from mae.inference.image_set import ShardImages
@@ -242,6 +242,7 @@ def test_protocols_that_train_are_rows_beside_the_others(
     places: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resnet, "RATES", (0.1,))  # to save seconds
+    monkeypatch.setattr(learning_rate, "MOST_MORE", 0)  # likewise
     names = dict.fromkeys(name.split()[0] for name in TRAINED)
     few = ["--epochs", "2", "--batch_size", "32", "--augment.rand_augment", "none"]
     rows = evaluate.run(settings("--protocols", "knn", *names, *few), "mae evaluate ...")
@@ -264,6 +265,7 @@ def test_rows_that_are_finished_survive_an_error_of_the_next(places: Path, monke
         raise UserError("it did not stay finite")
 
     monkeypatch.setattr(resnet, "RATES", (0.1,))
+    monkeypatch.setattr(learning_rate, "MOST_MORE", 0)
     words = settings("--protocols", "knn", "attentive", "resnet", "--epochs", "2", "--batch_size", "32")
     with monkeypatch.context() as patch:
         patch.setattr(resnet, "_network", fail)

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-_FACTOR, _MOST_MORE = 3.0, 3
+_FACTOR = 3.0
+MOST_MORE = 3
+"""Number of rates, at most, that are tried in addition."""
 EDGE = "chosen learning rate is the {} tried"
 
 
@@ -29,7 +31,7 @@ def choose_rate(rates: Sequence[float], measure: Callable[[float], float]) -> Ra
     If it is the smallest or largest of several, a third or three times as much is tried as well, three times at most.
     """
     tried = {rate: measure(rate) for rate in sorted(rates)}
-    for _ in range(_MOST_MORE if len(tried) > 1 else 0):
+    for _ in range(MOST_MORE if len(tried) > 1 else 0):
         best = _best(tried)
         if best not in (min(tried), max(tried)):
             break
