@@ -19,7 +19,6 @@ BY_HAND = {
     "Fashion-MNIST, protocols that train, with a small budget",
     "Fashion-MNIST, frozen features",
     "Muon and AdamW on scanned digits",
-    "Self- and cross-attention decoders on CIFAR-10 (JPEG copies)",
 }
 MADE = [table for table in TABLES.values() if table.path.exists()]
 

@@ -95,9 +95,25 @@ def markdown(found: Mapping[str, Figures]) -> str:
             runs = [_figures(found, f"{way}, {labels}, seed {seed}") for seed in SEEDS]
             if accuracies := [run["top1"] for run in runs if run]:
                 cells.setdefault(way, {})[labels] = percent(accuracies)
-    return markdown_table(
+    by_labels = markdown_table(
         ("top-1", *columns), [[name, *(row.get(labels, "") for labels in columns)] for name, row in cells.items()]
     )
+    return f"{by_labels}\n{_curve(_figures(found, 'pretraining')['along'])}"
+
+
+def _curve(along: list[dict[str, float]]) -> str:
+    """Return the table of what was measured along the pretraining."""
+    rows = [
+        [
+            f"{each['epoch']:.1f}",
+            f"{each['loss']:.3f}",
+            f"{100 * each['knn']:.1f}",
+            f"{100 * each['few_shot']:.1f}",
+            f"{each['rank']:.1f}",
+        ]
+        for each in along
+    ]
+    return markdown_table(("epoch", "held-out loss", "k-NN", "10 labels per class", "RankMe"), rows)
 
 
 def _figures(found: Mapping[str, Figures], row: str) -> dict[str, Any]:

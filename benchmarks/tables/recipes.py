@@ -39,6 +39,14 @@ CHANGES = {
     "decoder self, depth 2": {
         "--model.decoder": "self", "--model.decoder_depth": "2", "--model.predict_ratio": "1"
     },
+    "decoder self, 64 wide": {
+        "--model.decoder": "self", "--model.decoder_width": "64", "--model.decoder_heads": "2",
+        "--model.predict_ratio": "1",
+    },
+    "base_lr 2e-3, decoder self, 64 wide": {
+        "--optim.base_lr": "2e-3", "--model.decoder": "self", "--model.decoder_width": "64",
+        "--model.decoder_heads": "2", "--model.predict_ratio": "1",
+    },
     "mask green": {"--model.mask": "green"},
     "plain pixels as targets": {"--model.norm_pix_loss": "False"},
     "temperature 10": {"--model.position_temperature": "10"},
