@@ -16,7 +16,6 @@ import mmap
 import multiprocessing
 import os
 import random
-import resource
 import statistics
 import sys
 import tarfile
@@ -24,7 +23,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice, product
 from multiprocessing.connection import Connection
@@ -48,10 +47,9 @@ from mae.data.images.decode import decode_pixels
 from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
 from mae.data.loader import load
-from mae.data.order import Order
 from mae.data.packing.shrink import shrink
 from mae.data.plan import plan_batches
-from mae.data.scan import RECORD, scan
+from mae.data.scan import scan
 from mae.data.settings import DataSettings
 from mae.data.train_batches import TrainBatches
 from mae.keyed import Purpose
@@ -62,11 +60,6 @@ SMALL_IMAGES = 2000
 TIME_LIMIT = 300
 """Maximum seconds of one measurement."""
 SECONDS_TO_END = 20
-FAR_SAMPLES = 10**9
-"""Number of samples in the simulated set."""
-FAR_START = (FAR_SAMPLES // MEMORY_BATCH - 1) * MEMORY_BATCH
-DATA_LIMIT = 8 << 30
-"""Bytes of memory at which the simulation fails, before it uses up the memory of the machine."""
 
 
 # Our own side: everything that depends on the interface of `mae.data`.
@@ -176,21 +169,6 @@ def ours_index(shards: Sequence[Path], cache: Path) -> ShardIndex:
 def ours_scan(shard: Path) -> None:
     """Scan a shard once, with crc32."""
     scan(shard)
-
-
-def ours_ids(samples: int, start: int, batch: int) -> NDArray[np.int64]:
-    """Return the sample ids of one batch; the time includes any table that the order may need."""
-    return Order(0, samples, batch).at(start, start + batch)[0]
-
-
-def ours_far_index(near: ShardIndex, folder: Path, start: int) -> ShardIndex:
-    """Return an index of 1e9 samples with real records for the batch at `start`; the rest of its file is sparse."""
-    path = folder / "samples.bin"
-    with path.open("wb") as file:
-        file.truncate(FAR_SAMPLES * RECORD.itemsize)
-    records = np.memmap(path, dtype=RECORD, mode="r+", shape=(FAR_SAMPLES,))
-    records[ours_ids(FAR_SAMPLES, start, MEMORY_BATCH)] = near.records[np.arange(MEMORY_BATCH) % len(near)]
-    return replace(near, records=records, entries=(replace(near.entries[0], samples=FAR_SAMPLES),))
 
 
 # The photos.
@@ -616,7 +594,7 @@ def print_device(root: Path, rounds: int) -> None:
     table(f"Finished batches of {BATCH} on the device, one worker per core", head, rows)
 
 
-# memory: of one worker, and for the last batch of 1e9 samples.
+# memory: of one worker.
 
 
 def run_memory(root: Path, threads: int) -> dict[str, Any]:
@@ -645,26 +623,6 @@ def memory(process: int) -> dict[str, float]:
     return {name: number * 1024 / 1e6 for name, number in found.items()}
 
 
-def run_order() -> dict[str, Any]:
-    """Measure how long the sample ids of the last batch of 1e9 samples take, and their memory."""
-    before, began = memory(os.getpid())["resident"], time.perf_counter()
-    ours_ids(FAR_SAMPLES, FAR_START, MEMORY_BATCH)
-    return {"seconds": time.perf_counter() - began, "megabytes": memory(os.getpid())["peak"] - before}
-
-
-def run_resume(root: Path) -> dict[str, Any]:
-    """Measure how long a resume at the last batch of 1e9 samples takes to make that batch, and its memory."""
-    resource.setrlimit(resource.RLIMIT_DATA, (DATA_LIMIT, DATA_LIMIT))
-    with tempfile.TemporaryDirectory() as folder:
-        near = ours_index(Forms(root / "once").shards(), Path(folder) / "cache")
-        far = ours_far_index(near, Path(folder), FAR_START)
-        before, began = memory(os.getpid())["resident"], time.perf_counter()
-        batches = ours_batches(far, Ours(0), MEMORY_BATCH)
-        batch = next(load(batches, range(FAR_START // MEMORY_BATCH, FAR_SAMPLES), 0))
-        assert not batch.bad
-        return {"seconds": time.perf_counter() - began, "megabytes": memory(os.getpid())["peak"] - before}
-
-
 def print_memory(root: Path, rounds: int) -> None:
     rows = []
     for name, threads in (("1 thread", 1), ("2 threads", 2)):
@@ -672,10 +630,6 @@ def print_memory(root: Path, rounds: int) -> None:
         rows.append((name, *worker_figures(run_apart("memory", str(root), str(threads)))))
     head = ("one worker with", "beyond imports", "second half - first", "resident", "without files", "PSS", "")
     table(f"Memory: maximum MB at batch {MEMORY_BATCH} over {MEMORY_BATCHES} batches", head, rows)
-    far = interleaved({"order": ("order",), "resume": ("resume", str(root))}, rounds)
-    names = {"order": "sample ids of one batch", "resume": f"first batch of {MEMORY_BATCH} after a resume"}
-    lines = [(names[name], *far_figures(results)) for name, results in far.items()]
-    table("The last batch of 1e9 samples, simulated", ("", "MB", "seconds", ""), lines)
 
 
 def worker_figures(result: dict[str, Any]) -> tuple[str, ...]:
@@ -688,13 +642,6 @@ def worker_figures(result: dict[str, Any]) -> tuple[str, ...]:
     changes = f"{greatest['own'] - imports['own']:.0f}", f"{second['own'] - first['own']:+.1f}"
     rest = (f"{greatest[kind]:.0f}" for kind in ("resident", "own", "share"))
     return *changes, *rest, f"imports alone: {imports['resident']:.0f}, {imports['own']:.0f} without files"
-
-
-def far_figures(results: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
-    if error := error_of(results):
-        return "-", "-", error
-    megabytes, seconds = (statistics.median(result[what] for result in results) for what in ("megabytes", "seconds"))
-    return f"{megabytes:.0f}", f"{seconds:.3f}", ""
 
 
 # index: megabytes per second on one core, files in the page cache.
@@ -760,8 +707,6 @@ RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "convert": lambda root, name: run_convert(Path(root), name),
     "small": lambda name, rounds: run_small(name, int(rounds)),
     "memory": lambda root, threads: run_memory(Path(root), int(threads)),
-    "order": run_order,
-    "resume": lambda root: run_resume(Path(root)),
     "index": lambda root, rounds: run_index(Path(root), int(rounds)),
     "device": lambda root, where: run_device(Path(root), where),
 }
