@@ -1,10 +1,10 @@
-"""Repeat the tables of docs/results.md from the image packs: measure, store the figures, write the tables.
+"""Repeat the tables of results in the docs from the image packs: measure, store the figures, write the tables.
 
 `python benchmarks/results.py [TABLE ...] --data FOLDER [--out FOLDER] [--rows ROW ...] [--jobs N]`
 
 Rows that are measured already are left as they are, and a run that was interrupted resumes; so start the same command
 again until it ends. The figures go to docs/figures/TABLE.json, with the commands, the commit and the versions of each
-row; the tables in docs/results.md are made from these files. FOLDER of --data holds the image packs.
+row; the tables in the pages are made from these files. FOLDER of --data holds the image packs.
 """
 
 import argparse
@@ -14,13 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.tables import demo, labels, optimizers, recipes, temperature
+from benchmarks.tables import demo, labels, optimizers, recipes, temperature, transfers
 from benchmarks.tables.table import ROOT
 
 TABLES = {
-    table.name: table for table in (demo.TABLE, temperature.TABLE, optimizers.TABLE, recipes.TABLE, *labels.TABLES)
+    table.name: table
+    for table in (demo.TABLE, temperature.TABLE, optimizers.TABLE, recipes.TABLE, *labels.TABLES, *transfers.TABLES)
 }
-PAGE = ROOT / "docs" / "results.md"
+PAGES = tuple(dict.fromkeys(ROOT / table.page for table in TABLES.values()))
 
 
 def with_tables(page: str) -> str:
@@ -52,7 +53,8 @@ def main() -> None:
             table.measure(options.data.resolve(), options.out.resolve(), options.jobs, options.rows)
         finally:
             table.gather(options.out)
-            PAGE.write_text(with_tables(PAGE.read_text()))
+            page = ROOT / table.page
+            page.write_text(with_tables(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A table of results: rows, the commands that measure them, and its Markdown."""
+"""A table of the docs: rows, the commands that measure them, and its Markdown."""
 
 import json
 import os
@@ -52,6 +52,8 @@ class Table:
     """Takes what is known of each row, by its name; some may be missing."""
     prepare: tuple[str, ...] = ()
     """Commands that come before those of all rows."""
+    page: str = "docs/results.md"
+    """Page that shows the table, relative to the root of the project."""
 
     def measure(self, data: Path, out: Path, jobs: int, only: Sequence[str] = ()) -> None:
         """Measure the rows that are not measured yet, `jobs` at a time, in the order of `only` if it names some."""
