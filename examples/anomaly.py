@@ -8,39 +8,33 @@ follow each other are a template without a defect and the image to be checked.
 import argparse
 import io
 import json
-import platform
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from inputs import decoded, exported, image_of, parser_of, record
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
 import mae
+from mae.errors import UserError, one_line_errors
 
 
 def read(path: Path, side: int, patch: int, limit: int | None) -> tuple[Tensor, Tensor]:
     """Read images as [n, 1, side, side] in 0..1, and which patches touch a box as [n, patches]."""
-    samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            samples.setdefault(key, {})[extension] = tar.extractfile(member).read()
-    images, marks = [], []
-    for sample in list(samples.values())[:limit]:
-        image = Image.open(io.BytesIO(next(sample[kind] for kind in ("jpg", "png") if kind in sample))).convert("L")
+
+    def decode(sample: dict[str, bytes]) -> tuple[np.ndarray, np.ndarray]:
+        image = Image.open(io.BytesIO(image_of(sample))).convert("L")
         mark, scale = np.zeros((side // patch, side // patch), bool), side / image.width / patch
         for x1, y1, x2, y2, *_ in json.loads(sample["json"])["boxes"]:
             rows = slice(int(y1 * scale), int(np.ceil(y2 * scale)))
             mark[rows, int(x1 * scale) : int(np.ceil(x2 * scale))] = True
-        images.append(np.asarray(image.resize((side, side), Image.Resampling.BOX)))
-        marks.append(mark.ravel())
+        return np.asarray(image.resize((side, side), Image.Resampling.BOX)), mark.ravel()
+
+    images, marks = zip(*decoded(path, limit, "KEY.jpg or KEY.png, and KEY.json with `boxes`", decode), strict=True)
     return torch.tensor(np.stack(images))[:, None] / 255, torch.tensor(np.stack(marks))
 
 
@@ -102,21 +96,28 @@ def figures(scores: Tensor, marks: Tensor) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure each way of scoring patches; the file is written after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("train", "test", "encoder", "run", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    """Read the arguments, and measure; a mistake in them ends with one line and exit code 2."""
+    parser = parser_of(__doc__, ("train", "test", "encoder", "run", "out"))
     for name, default in {"side": 320, "tile": 160, "patch": 8, "bank": 10000, "masks": 32}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--limit", type=int, help="use the first so many test images only")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args(arguments)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
-    settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
-    found = {"arguments": sys.argv[1:], "commit": commit, "versions": versions, "settings": settings, "rows": {}}
+    with one_line_errors():
+        measure_all(args)
+
+
+def measure_all(args: argparse.Namespace) -> None:
+    """Measure each way of scoring patches; the file is written after each."""
+    found, encoder, model = record(args), exported(args.encoder, (args.tile, args.tile)), mae.load(args.run)
+    if model.description.decoder is None:
+        raise UserError(f"{args.run} has no decoder; give the run of a pretraining")
+    if args.side % args.tile or args.tile % args.patch:
+        raise UserError(f"--tile {args.tile} must divide --side {args.side}, and --patch {args.patch} the tile")
     good, _ = read(args.train, args.side, args.patch, None)
     images, marks = read(args.test, args.side, args.patch, args.limit)
+    if len(images) % 2 or not marks.any() or marks.any(1).all():
+        raise UserError(f"{args.test} must hold pairs: an image without a box, then one with boxes")
 
     def note(row: str, seed: int, scores: Tensor) -> None:
         found["rows"].setdefault(row, []).append({"seed": seed, **figures(scores, marks)})
@@ -130,10 +131,9 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = torch.randperm(good.shape[0] * pixels[0].shape[1])[: args.bank]
         note("nearest patch: raw pixels", seed, nearest(pixels[1], pixels[0].flatten(0, 1)[chosen]))
         for row, pretrained in (("untrained encoder", False), ("pretrained encoder", True)):
-            net = timm.create_model(f"local-dir:{args.encoder}", pretrained=pretrained, img_size=args.tile).eval()
+            net = timm.create_model(encoder, pretrained=pretrained, img_size=args.tile).eval()
             bank, queries = (tokens(net, part, args.tile) for part in (good, images))
             note(f"nearest patch: {row}", seed, nearest(queries, bank.flatten(0, 1)[chosen]))
-    model = mae.load(args.run)
     for seed in args.seeds[:1]:
         error = reconstruction_error(model, images, args.tile, args.patch, args.masks, seed)
         note(f"reconstruction error, {args.masks} masks", seed, error)

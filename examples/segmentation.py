@@ -7,32 +7,30 @@ Each sample is KEY.jpg (or .png) and KEY.seg.png, an 8-bit map of classes; the c
 import argparse
 import io
 import json
-import platform
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from inputs import decoded, exported, image_of, parser_of, record
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from mae.errors import UserError, one_line_errors
+
 
 def read(path: Path, size: list[int], limit: int | None) -> tuple[Tensor, Tensor]:
     """Read images as [n, 3, height, width] in 0..1 and masks as [n, height, width], both resized to `size`."""
-    samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            samples.setdefault(key, {})[extension] = tar.extractfile(member).read()
-    images, masks = [], []
-    for sample in list(samples.values())[:limit]:
-        data = next(sample[extension] for extension in ("jpg", "png") if extension in sample)
-        images.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize(size[::-1])))
-        masks.append(np.asarray(Image.open(io.BytesIO(sample["seg.png"])).resize(size[::-1], Image.Resampling.NEAREST)))
+
+    def decode(sample: dict[str, bytes]) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = (Image.open(io.BytesIO(data)) for data in (image_of(sample), sample["seg.png"]))
+        if mask.mode not in ("L", "P"):
+            raise ValueError(f"the mask is {mask.mode}")
+        image, mask = image.convert("RGB").resize(size[::-1]), mask.resize(size[::-1], Image.Resampling.NEAREST)
+        return np.asarray(image), np.asarray(mask)
+
+    images, masks = zip(*decoded(path, limit, "KEY.jpg or KEY.png, and KEY.seg.png of 8 bits", decode), strict=True)
     return torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 255, torch.tensor(np.stack(masks)).long()
 
 
@@ -45,19 +43,17 @@ class Encoder(nn.Module):
         options = {"img_size": size, "num_classes": 0} if self.is_vit else {"features_only": True, "out_indices": [3]}
         self.net = timm.create_model(name, pretrained=pretrained, **options)
         self.width = 2 * self.net.embed_dim if self.is_vit else self.net.feature_info.channels()[-1]
-        config = self.net.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1))
+        for figure in ("mean", "std"):
+            self.register_buffer(figure, torch.tensor(self.net.pretrained_cfg[figure]).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features [n, width, rows, columns] of images in 0..1."""
-        images = (images - self.mean) / self.std
         if not self.is_vit:
-            return self.net(images)[0]
-        tokens = self.net.forward_features(images)
+            return self.net((images - self.mean) / self.std)[0]
+        tokens = self.net.forward_features((images - self.mean) / self.std)
         cls, patches = tokens[:, :1], tokens[:, self.net.num_prefix_tokens :]
-        both = torch.cat([patches, cls.expand_as(patches)], dim=2)
-        return both.transpose(1, 2).unflatten(2, self.net.patch_embed.grid_size)
+        both = torch.cat([patches, cls.expand_as(patches)], dim=2).transpose(1, 2)
+        return both.unflatten(2, self.net.patch_embed.grid_size)
 
 
 def confusion(labels: Tensor, predicted: Tensor, classes: int, ignore: int) -> Tensor:
@@ -113,10 +109,8 @@ def measure(name: str, pretrained: bool, frozen: bool, seed: int, args: argparse
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure each row with each seed; the file is written after each, so that a stop loses one row at most."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("train", "test", "encoder", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    """Read the arguments, and measure; a mistake in them ends with one line and exit code 2."""
+    parser = parser_of(__doc__, ("train", "test", "encoder", "out"))
     parser.add_argument("--size", type=int, nargs=2, default=[176, 240], help="height and width, multiples of a patch")
     parser.add_argument("--masks", type=int, help="train on the first so many images only")
     for name, default in {"classes": 11, "ignore": 11, "batch": 8, "epochs": 40, "head_epochs": 40}.items():
@@ -125,7 +119,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--head_rate", type=float, default=1e-2, help="of the head on frozen features")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args(arguments)
-    vit = f"local-dir:{args.encoder}"
+    with one_line_errors():
+        measure_all(args)
+
+
+def measure_all(args: argparse.Namespace) -> None:
+    """Measure each row with each seed; the file is written after each, so that a stop loses one row at most."""
+    found, vit = record(args), exported(args.encoder, args.size)
+    for path in (args.train, args.test):
+        _, masks = read(path, args.size, None)
+        if (masks[masks != args.ignore] >= args.classes).any():
+            raise UserError(f"{path} has class {masks.max()}; allowed: below --classes {args.classes}, and --ignore")
     rows = {
         "frozen, pretrained": (vit, True, True),
         "frozen, untrained": (vit, False, True),
@@ -133,14 +137,9 @@ def main(arguments: list[str] | None = None) -> None:
         "tuned, from scratch": (vit, False, False),
         "resnet18, from scratch": ("resnet18", False, False),
     }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
-    settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
-    found = {"arguments": sys.argv[1:], "commit": commit, "versions": versions, "settings": settings, "rows": {}}
     for row, (name, pretrained, frozen) in rows.items():
-        found["rows"][row] = []
         for seed in args.seeds:
-            found["rows"][row].append(measure(name, pretrained, frozen, seed, args))
+            found["rows"].setdefault(row, []).append(measure(name, pretrained, frozen, seed, args))
             print(f"{row}, seed {seed}: mIoU {100 * found['rows'][row][-1]['miou']:.1f} %", flush=True)
             args.out.write_text(json.dumps(found) + "\n")
 

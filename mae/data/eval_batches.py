@@ -63,7 +63,8 @@ def labelled_subset(index: ShardIndex, per_class: int, seed: int) -> NDArray[np.
     for label, members in zip(*np.unique(index.label, return_counts=True), strict=True):
         if members < per_class:
             raise UserError(
-                f"class {label} has {members} samples, but labels_per_class is {per_class}; allowed: 1 to {members}"
+                f"class {label} has {members} samples, but labels_per_class is {per_class}; "
+                f"allowed: 1 to {members}, or None for all samples"
             )
     order = keyed.shuffled(keyed.key(Purpose.LABELS, seed), np.arange(len(index)))
     return first_per_class(index.label, order, per_class)

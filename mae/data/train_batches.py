@@ -255,8 +255,9 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
     def _check(self) -> None:
         plan, data = self.plan, self.data
         if self.samples < plan.global_batch:
+            fits = max(1, self.samples // plan.processes * plan.processes)
             raise UserError(
                 f"batch_size is {plan.global_batch} but the data have {self.samples} samples; "
-                f"allowed: 1 to {self.samples}"
+                f"allowed: 1 to {self.samples}, for example --batch_size {fits}"
             )
         require_whole_images(plan, data.views_per_image)

@@ -169,7 +169,7 @@ class Model:
         images: Pictures,
         mask_ratio: float | None = None,
         seed: int = 0,
-        hidden: Bool[Tensor, "images rows columns"] | None = None,
+        hidden: Bool[Tensor, "images rows columns"] | Bool[np.ndarray, "images rows columns"] | None = None,
     ) -> Reconstructed:
         """Hide patches of each image, and reconstruct it from the others.
 
@@ -189,7 +189,7 @@ class Model:
         for views in self._batches(images):
             ids = np.arange(done, done + len(views))
             noise = keyed.uniform_float32(keyed.key(Purpose.PICTURE, seed), ids, network.patches)
-            own = None if hidden is None else hidden[done : done + len(views)]
+            own = None if hidden is None else torch.as_tensor(hidden[done : done + len(views)])
             mask = chosen_mask(network, torch.from_numpy(noise).to(self.device), mask_ratio, own)
             parts.append(reconstructed(network, self._normalized(views), mask, self._statistics))
             done += len(views)

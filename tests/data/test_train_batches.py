@@ -344,7 +344,9 @@ def test_after_a_loss_a_worker_reads_no_more_d13(
 
 
 def test_a_batch_larger_than_the_data_is_refused_d16(index: ShardIndex) -> None:
-    with pytest.raises(UserError, match="batch_size is 24 but the data have 23 samples; allowed: 1 to 23"):
+    with pytest.raises(
+        UserError, match="24 but the data have 23 samples; allowed: 1 to 23, for example --batch_size 22"
+    ):
         train_batches(index, plan_batches(24, 2, None))
     with pytest.raises(UserError, match="batch_size is 8 but the data have 5 samples"):
         train_batches(index, subset=np.arange(5))

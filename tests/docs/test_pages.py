@@ -9,16 +9,23 @@ from typing import Any
 
 import pytest
 import yaml
-from test_help import COMMANDS
+from test_help import COMMANDS, POSITIONAL
 
 from docs.pages import NAMES, ROOT, anchors, blocks, command_of, inline, lines, links
+from examples import anomaly, segmentation
+from mae.errors import UserError
 from mae.schema import settings_of
 from mae.settings import parse
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.pretraining import PretrainSettings
+from mae.training.settings import spelled_out
 
 # Programs that guides show and that are nobody's dependency here.
 OTHER_PROGRAMS = {"pandas", "renumics", "datasets"}
+# Flags in guides that are of torchrun, of timm, or of a script in examples/.
+OTHER_FLAGS = {"max-restarts", "train-img-sizes", "ignore"}
+# Settings that some commands cannot do without.
+NEEDED = {"run_dir": "runs/some", "data.shards": "a.tar", "eval_shards": "b.tar", "init": "none", "out": "out.yaml"}
 # Words that stand for a number of the reader's.
 NUMBERS = {"T", "S", "N"}
 
@@ -51,6 +58,44 @@ def test_commands_have_only_settings_that_exist(
     for code in inline(ROOT / name):
         if re.match(r"mae [a-z]", code):
             check_flags(code.split()[1:])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("docs/guides/")])
+def test_flags_in_the_text_of_guides_are_settings_and_take_their_values(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [code.split() for code in inline(ROOT / name) if code.startswith("--")]
+    refused = [words for words in flags if not any(takes(command, words) for command in COMMANDS)]
+    assert [words for words in refused if words[0].removeprefix("--") not in OTHER_FLAGS] == []
+
+
+def takes(command: str, words: list[str]) -> bool:
+    """Whether a command has a flag, and takes its value if there is one."""
+    known = {each.name for each in settings_of(COMMANDS[command])}
+    for name, value in NEEDED.items():
+        if name in known and f"--{name}" not in words:
+            words = [*words, f"--{name}", value]
+    try:
+        check_flags([*command.split(), *words])
+        if not words[1].startswith("--"):
+            try_command([*command.split(), *POSITIONAL.get(command, []), *words])
+    except (AssertionError, UserError, SystemExit):
+        return False
+    return True
+
+
+def test_commands_of_the_examples_have_flags_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    scripts = {"examples/segmentation.py": segmentation, "examples/anomaly.py": anomaly}
+    page = ROOT / "docs" / "guides" / "transfers.md"
+    commands = [
+        words[1:] for block in blocks(page) if block.language == "sh" for words in lines(block) if words[0] == "python"
+    ]
+    assert [name for name, *_ in commands] == list(scripts)
+    for name, *words in commands:
+        with pytest.raises(SystemExit):
+            scripts[name].main(words)
+        assert capsys.readouterr().err.startswith("error: ")  # no such encoder; a wrong flag would begin with "usage:"
 
 
 def schema_of(words: list[str]) -> tuple[Any, list[str]]:
@@ -88,7 +133,7 @@ def try_command(words: list[str]) -> None:
             kept.append("2" if word in NUMBERS else word)
     if named_elsewhere and "--run_dir" not in kept and any(each.name == "run_dir" for each in settings_of(schema)):
         kept += ["--run_dir", "runs/some"]
-    parse(schema, kept, prog="mae")
+    parse(schema, spelled_out(kept), prog="mae")
 
 
 @pytest.mark.parametrize("name", NAMES)

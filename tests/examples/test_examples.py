@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -66,6 +68,83 @@ def test_segmentation_runs_and_writes_counts_of_all_pixels(tmp_path: Path) -> No
     for (row,) in rows.values():
         assert np.sum(row["pixels"]) == labelled
     assert rows["frozen, pretrained"][0]["miou"] > 0.5  # gray levels alone tell the classes apart
+
+
+def tars_of(folder: Path) -> dict[str, Path]:
+    """A tar that the examples can use, and others by what is wrong with them."""
+    gray = png(np.zeros((32, 32), np.uint8))
+    good = {"png": gray, "seg.png": gray, "json": b'{"boxes": []}'}
+    sets = {
+        "good": [good, {**good, "json": b'{"boxes": [[0, 0, 9, 9, 1]]}'}],
+        "empty": [],
+        "no image": [{"seg.png": gray, "json": b"{}"}],
+        "no mask, no boxes": [{"png": gray, "json": b"{}"}],
+        "no picture": [{**good, "png": b"none"}],
+        "other class": [{**good, "seg.png": png(np.full((32, 32), 7, np.uint8))}],
+    }
+    tars = {name: write_tar(folder / "shards" / f"{name}.tar", samples) for name, samples in sets.items()}
+    for name, data in {"text": b"no tar", "cut": tars["good"].read_bytes()[:700]}.items():
+        tars[name] = folder / name
+        tars[name].write_bytes(data)
+    tars["missing"] = folder / "missing.tar"
+    return tars
+
+
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, tars = tmp_path, tars_of(tmp_path)
+    plain = write_tar(folder / "plain" / "a.tar", [{"png": png(np.full((32, 32), 9 * n, np.uint8))} for n in range(8)])
+    run, encoder = pretrained(folder, plain, "--data.image_size", "32", "--data.channels", "1")
+    good = {"train": tars["good"], "test": tars["good"], "encoder": encoder, "out": folder / "out.json"}
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_bytes((encoder / "config.json").read_bytes())
+    (folder / "broken" / "model.safetensors").write_bytes(b"none")
+    both = [
+        ({"out": folder / "none" / "out.json"}, "cannot be written"),
+        ({"encoder": folder / "none"}, "no export for timm; write one: mae export"),
+        ({"encoder": run}, "no export for timm; write one: mae export"),
+        ({"encoder": folder / "broken"}, "not an intact safetensors file"),
+        *(({"test": tars[name]}, "cannot be read as a tar") for name in ("missing", "text", "cut")),
+        ({"train": tars["missing"]}, "cannot be read as a tar"),
+        ({"train": tars["empty"]}, "holds no samples; give a tar of KEY.jpg or KEY.png, and KEY."),
+        *(({"test": tars[name]}, "cannot be used") for name in ("no image", "no mask, no boxes", "no picture")),
+    ]
+    defects = [
+        ({"run": encoder}, "has no decoder"),
+        ({"run": folder / "none"}, "does not exist"),
+        ({"tile": 24}, "must divide --side 32"),
+        ({"limit": 1}, "must hold pairs"),
+    ]
+    segments = [
+        ({"size": "30 32"}, "which patches of 4x4 do not divide"),
+        ({"test": tars["other class"]}, "has class 7; allowed: below --classes 3"),
+    ]
+    usual = {
+        anomaly: ({**good, "run": run, "side": 32, "tile": 32, "patch": 4}, both + defects),
+        segmentation: ({**good, "size": "32 32", "classes": 3, "ignore": 3}, both + segments),
+    }
+    for script, (arguments, cases) in usual.items():
+        for changes, message in cases:
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as end:
+                script.main([word for name, value in (arguments | changes).items() for word in words_of(name, value)])
+            said = capsys.readouterr().err
+            assert end.value.code == 2, said
+            assert message in said
+            assert len(said.splitlines()) == 1
+    assert not (folder / "out.json").exists()
+
+
+def words_of(name: str, value: object) -> list[str]:
+    return [f"--{name}", *(str(value).split() if name == "size" else [str(value)])]
+
+
+def test_a_script_that_is_started_ends_without_a_traceback(tmp_path: Path) -> None:
+    words = [word for name in ("train", "test", "encoder") for word in (f"--{name}", str(tmp_path / name))]
+    script = [sys.executable, segmentation.__file__, *words, "--out", str(tmp_path / "out.json")]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
 
 
 def test_miou_is_that_of_scikit_learn() -> None:

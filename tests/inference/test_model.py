@@ -139,6 +139,7 @@ def test_reconstruction(pretrained: Path) -> None:
     own[:, 0, 1] = True
     masked = model.reconstruct(images, hidden=own)
     assert torch.equal(masked.hidden, own)
+    assert torch.equal(model.reconstruct(images, hidden=own.numpy()).rebuilt, masked.rebuilt)
     shown = own.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand_as(masked.original)
     assert torch.equal(masked.pasted[~shown], masked.original[~shown])
     assert torch.equal(masked.pasted[shown], masked.rebuilt[shown])
