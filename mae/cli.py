@@ -1,5 +1,6 @@
 """`mae COMMAND ...`: import the module of the command, and run its `main`."""
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -55,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: unknown command {words[0]!r}; known: {known}; see mae --help", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
     name, _ = COMMANDS[words[0]]
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        # Threads that wait for each other soon sleep, and leave the cores to data workers and other programs. OpenMP
+        # reads this when torch is imported.
+        os.environ["GOMP_SPINCOUNT"] = "1000"
     with nullcontext() if {"--quiet", "-h", "--help"} & set(words) else working("starting"):
         module = import_module(name)
     module.main(words[1:])

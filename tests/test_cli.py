@@ -1,5 +1,6 @@
 """`mae` itself: quick help, known commands, one line for a mistake."""
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -18,6 +19,22 @@ def test_help_needs_neither_torch_nor_the_pipelines() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for command in COMMANDS:
         assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_soon_sleep_unless_the_user_wants_otherwise(given: dict[str, str], seen: str) -> None:
+    """OpenMP reads the variable when torch is imported, so that must come later."""
+    code = (
+        "import os, sys, mae.cli; from types import SimpleNamespace; "
+        "look = SimpleNamespace(main=lambda words: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)); "
+        "mae.cli.import_module = lambda name: look; mae.cli.main(['pretrain'])"
+    )
+    without = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], env=without | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [seen, "False"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,13 +50,9 @@ def _times(number: int) -> str:
 def _about_time(facts: Facts, pace: Pace) -> Iterator[str]:
     machine = facts.machine
     if machine.load > machine.cores:
-        passive = (
-            " Beside them, training is faster with OMP_WAIT_POLICY=passive before the command: its threads then do not "
-            "keep the cores busy while they wait for each other."
-        )
         yield (
             f"Other programs use the cores now (load {machine.load:.1f} on {machine.cores} cores); the times here are "
-            "for a machine without them." + ("" if machine.gpu else passive)
+            "for a machine without them."
         )
     if pace.waits:
         where = "Each GPU waits for the" if machine.gpu else "Most of the time goes into the"

@@ -192,8 +192,6 @@ def test_what_is_missing_or_wrong_is_said() -> None:
     assert "1 of 100 sampled images are bad" in said(facts_of(2000, images_of(64, 64, bad=("a.jpg (cut)",))))
     busy = replace(LAPTOP, load=9.0)
     assert "Other programs" in said(facts_of(2000, images_of(64, 64), busy))
-    assert "OMP_WAIT_POLICY=passive" in said(facts_of(2000, images_of(64, 64), busy))
-    assert "OMP_WAIT_POLICY" not in said(facts_of(2000, images_of(64, 64), replace(busy, gpu="a GPU", gpus=1)))
     lopsided = SplitFacts("train", 2000, {0: 1990, 1: 10}, folder="photos")
     assert "from 10 to 1,990" in said(replace(facts_of(2000, images_of(64, 64)), splits=(lopsided,)))
     some = SplitFacts("train", 2000, {0: 10, 1: 10}, folder="photos")
