@@ -14,12 +14,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.tables import demo, labels, optimizers, recipes, temperature, transfers
+from benchmarks.tables import demo, labels, optimizers, presets, recipes, temperature, transfers
 from benchmarks.tables.table import ROOT
 
 TABLES = {
     table.name: table
-    for table in (demo.TABLE, temperature.TABLE, optimizers.TABLE, recipes.TABLE, *labels.TABLES, *transfers.TABLES)
+    for table in (
+        demo.TABLE,
+        temperature.TABLE,
+        optimizers.TABLE,
+        recipes.TABLE,
+        presets.TABLE,
+        *labels.TABLES,
+        *transfers.TABLES,
+    )
 }
 PAGES = tuple(dict.fromkeys(ROOT / table.page for table in TABLES.values()))
 
