@@ -1,7 +1,8 @@
 """What an encoder is worth with few and with many labels: 1 to 50 of each class, a tenth of the set, and all of it.
 
-A small ViT is pretrained on nine tenths of the training images; the last tenth follows it along the way, and chose the
-settings. Each row is one number of labels, or one way to train on them. The test images are measured once.
+A small ViT is pretrained on nine tenths of the training images; the last tenth follows it along the way. The settings
+come from the table of recipes. Each row is one number of labels, or one way to train on them. The test images are
+measured once.
 """
 
 from collections.abc import Mapping

@@ -6,7 +6,6 @@ from typing import NamedTuple
 _FACTOR = 3.0
 MOST_MORE = 3
 """Number of rates, at most, that are tried in addition."""
-EDGE = "chosen learning rate is the {} tried"
 
 
 class RateChoice(NamedTuple):
@@ -22,7 +21,7 @@ class RateChoice(NamedTuple):
     def remark(self) -> str | None:
         """A sentence if no larger or no smaller rate was tried than the best, which may then be too small or large."""
         edges = {min(self.tried): "smallest", max(self.tried): "largest"} if len(self.tried) > 1 else {}
-        return EDGE.format(edges[self.rate]) if self.rate in edges else None
+        return f"chosen learning rate is the {edges[self.rate]} tried" if self.rate in edges else None
 
 
 def choose_rate(rates: Sequence[float], measure: Callable[[float], float]) -> RateChoice:
