@@ -20,18 +20,21 @@ from torch.nn.functional import cross_entropy, interpolate
 from mae.errors import UserError, one_line_errors
 
 
-def read(path: Path, size: list[int], limit: int | None) -> tuple[Tensor, Tensor]:
-    """Read images as [n, 3, height, width] in 0..1 and masks as [n, height, width], both resized to `size`."""
+def read(path: Path, args: argparse.Namespace) -> list[Tensor]:
+    """Read images as [n, 3, height, width] in 0..1 and masks as [n, height, width]; refuse classes not allowed."""
+    size = args.size[::-1]
 
     def decode(sample: dict[str, bytes]) -> tuple[np.ndarray, np.ndarray]:
         image, mask = (Image.open(io.BytesIO(data)) for data in (image_of(sample), sample["seg.png"]))
         if mask.mode not in ("L", "P"):
             raise ValueError(f"the mask is {mask.mode}")
-        image, mask = image.convert("RGB").resize(size[::-1]), mask.resize(size[::-1], Image.Resampling.NEAREST)
-        return np.asarray(image), np.asarray(mask)
+        return np.asarray(image.convert("RGB").resize(size)), np.asarray(mask.resize(size, Image.Resampling.NEAREST))
 
-    images, masks = zip(*decoded(path, limit, "KEY.jpg or KEY.png, and KEY.seg.png of 8 bits", decode), strict=True)
-    return torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 255, torch.tensor(np.stack(masks)).long()
+    images, masks = zip(*decoded(path, None, "KEY.jpg or KEY.png, and KEY.seg.png of 8 bits", decode), strict=True)
+    labels = torch.tensor(np.stack(masks)).long()
+    if (labels[labels != args.ignore] >= args.classes).any():
+        raise UserError(f"{path} has class {labels.max()}; allowed: below --classes {args.classes}, and --ignore")
+    return [torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 255, labels]
 
 
 class Encoder(nn.Module):
@@ -48,9 +51,10 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features [n, width, rows, columns] of images in 0..1."""
+        images = (images - self.mean) / self.std
         if not self.is_vit:
-            return self.net((images - self.mean) / self.std)[0]
-        tokens = self.net.forward_features((images - self.mean) / self.std)
+            return self.net(images)[0]
+        tokens = self.net.forward_features(images)
         cls, patches = tokens[:, :1], tokens[:, self.net.num_prefix_tokens :]
         both = torch.cat([patches, cls.expand_as(patches)], dim=2).transpose(1, 2)
         return both.unflatten(2, self.net.patch_embed.grid_size)
@@ -91,18 +95,18 @@ def train(net: nn.Module, inputs: Tensor, masks: Tensor, args: argparse.Namespac
             schedule.step()
 
 
-def measure(name: str, pretrained: bool, frozen: bool, seed: int, args: argparse.Namespace) -> dict[str, object]:
-    """Train one row of the table on the training masks, and measure it on the test set once."""
+def measure(start: tuple, seed: int, known: list[Tensor], test: list[Tensor], args: argparse.Namespace) -> dict:
+    """Train one row of the table on the known images and masks, and measure it on the test set once."""
+    name, pretrained, frozen = start
     torch.manual_seed(seed)
     encoder = Encoder(name, pretrained, args.size)
     head = nn.Sequential(nn.BatchNorm2d(encoder.width), nn.Conv2d(encoder.width, args.classes, 1))
-    images, masks = read(args.train, args.size, args.masks)
     if frozen:
-        train(head, in_batches(encoder, images), masks, args, args.head_rate, args.head_epochs)
+        train(head, in_batches(encoder, known[0]), known[1], args, args.head_rate, args.head_epochs)
     else:
-        train(nn.Sequential(encoder, head), images, masks, args, args.rate, args.epochs)
+        train(nn.Sequential(encoder, head), *known, args, args.rate, args.epochs)
     counts = torch.zeros(args.classes, args.classes, dtype=torch.long)
-    for part, true in zip(*(tensor.split(8) for tensor in read(args.test, args.size, None)), strict=True):
+    for part, true in zip(*(tensor.split(8) for tensor in test), strict=True):
         logits = interpolate(in_batches(nn.Sequential(encoder, head), part), size=true.shape[1:], mode="bilinear")
         counts += confusion(true, logits.argmax(1), args.classes, args.ignore)
     return {"seed": seed, "miou": intersection_over_union(counts).nanmean().item(), "pixels": counts.tolist()}
@@ -126,10 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
 def measure_all(args: argparse.Namespace) -> None:
     """Measure each row with each seed; the file is written after each, so that a stop loses one row at most."""
     found, vit = record(args), exported(args.encoder, args.size)
-    for path in (args.train, args.test):
-        _, masks = read(path, args.size, None)
-        if (masks[masks != args.ignore] >= args.classes).any():
-            raise UserError(f"{path} has class {masks.max()}; allowed: below --classes {args.classes}, and --ignore")
+    known, test = [each[: args.masks] for each in read(args.train, args)], read(args.test, args)
     rows = {
         "frozen, pretrained": (vit, True, True),
         "frozen, untrained": (vit, False, True),
@@ -137,9 +138,9 @@ def measure_all(args: argparse.Namespace) -> None:
         "tuned, from scratch": (vit, False, False),
         "resnet18, from scratch": ("resnet18", False, False),
     }
-    for row, (name, pretrained, frozen) in rows.items():
+    for row, start in rows.items():
         for seed in args.seeds:
-            found["rows"].setdefault(row, []).append(measure(name, pretrained, frozen, seed, args))
+            found["rows"].setdefault(row, []).append(measure(start, seed, known, test, args))
             print(f"{row}, seed {seed}: mIoU {100 * found['rows'][row][-1]['miou']:.1f} %", flush=True)
             args.out.write_text(json.dumps(found) + "\n")
 

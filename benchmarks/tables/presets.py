@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from benchmarks.tables.table import Figures, Row, Table, evaluated, markdown_table, percent
+from benchmarks.tables.table import Figures, Row, Table, evaluated, markdown_table, percent, run_folder
 
 _SHARDS = "DATA/fashion-mnist/fashion-mnist-train-00000"
 _SELF = "--model.decoder self --model.decoder_width 64 --model.decoder_heads 2 --model.predict_ratio 1"
@@ -19,7 +19,7 @@ _PROTOCOLS = {"knn": "k-NN", "linear": "linear probe", "few_shot": "10 labels pe
 
 def row(name: str) -> Row:
     """Return the row with this name in `CHANGES`."""
-    run = f"OUT/{name.replace(', ', '-').replace(' ', '-')}"
+    run = run_folder(name)
     return Row(
         name,
         (

@@ -7,7 +7,7 @@ neighbours and by logistic regression, both fitted on 10,000 labels. The test im
 from collections.abc import Mapping
 from statistics import mean
 
-from benchmarks.tables.table import Figures, Row, Table, evaluated, markdown_table
+from benchmarks.tables.table import Figures, Row, Table, evaluated, markdown_table, run_folder
 
 _SHARDS = "DATA/cifar10-jpeg/cifar10-train-"
 SETTINGS = {
@@ -64,7 +64,7 @@ CHANGES = {
 
 def row(name: str) -> Row:
     """Return the row with this name in `CHANGES`."""
-    run = f"OUT/{name.replace(' ', '-').replace(',', '')}"
+    run = run_folder(name)
     flags = " ".join(f"{flag} {value}" for flag, value in (SETTINGS | CHANGES[name]).items())
     return Row(
         name,

@@ -109,6 +109,11 @@ class Table:
         return json.loads(self.path.read_text()) if self.path.exists() else {}
 
 
+def run_folder(row: str) -> str:
+    """Return the run folder of a row, by its name, as a command names it."""
+    return f"OUT/{row.replace(' ', '-').replace(',', '')}"
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     first, *others = (f"| {' | '.join(line)} |\n" for line in (header, *rows))
