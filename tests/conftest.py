@@ -3,6 +3,7 @@
 import functools
 import io
 import multiprocessing
+import os
 import platform
 import queue
 import traceback
@@ -12,6 +13,10 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+# Read as torch is imported. Tests fork, and pools of OpenMP threads do not live on in a forked process: torch and MKL
+# would wait for them there without end, or crash.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -40,14 +45,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
-    # As torchrun sets it; without it Accelerate chooses the threads of CPU ranks, and warns.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """The models of the tests are too small to gain from more."""
-    torch.set_num_threads(1)
 
 
 def png(number: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> bytes:
@@ -108,7 +105,8 @@ def results_of(
         try:
             found.append(results.get(timeout=1))
         except queue.Empty:
-            assert is_running, f"{len(processes)} processes ended, {len(found)} of them with a result"
+            codes = [process.exitcode for process in processes]
+            assert is_running, f"{len(processes)} processes ended, {len(found)} of them with a result: {codes}"
     for process in processes:
         process.join()
     return found

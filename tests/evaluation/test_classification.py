@@ -72,7 +72,7 @@ def measure(shards: Path, cache: Path, batch_size: int) -> tuple[int, Accuracy]:
 def on_rank(rank: int, port: int, work: Callable[[], object], results: "multiprocessing.Queue[object]") -> None:
     """Put what `work` returns, or the text of its error, into `results`."""
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{RANKS}", "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
     # The test's own process has been a world of one.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

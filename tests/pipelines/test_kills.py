@@ -37,7 +37,6 @@ STEPS = 94  # ceil(25 samples * 30 epochs / 8)
 
 def on_rank(rank: int, world: int, port: int, work: Callable[[], Any]) -> None:
     """Be one process of a job, as torchrun would start it."""
-    torch.set_num_threads(1)  # autograd's threads of the test's own process do not live here
     warnings.resetwarnings()  # a test makes errors of them, a run does not
     if world > 1:
         os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{world}"}

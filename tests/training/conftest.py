@@ -1,5 +1,6 @@
 """Two ranks without a launcher: forked from the test, so that they start in an instant."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -7,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import results_of
 
@@ -18,7 +18,7 @@ def on_rank(rank: int, port: int, work: Callable[[], Any], results: "multiproces
     """Put what `work` returns on this rank, or the text of its `UserError`, into `results`."""
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
-    torch.set_num_threads(1)  # autograd's threads of the test's own process do not live here
+    faulthandler.enable()  # where a rank crashed is told with the output of its test
     # The test's own process has been a world of one.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -258,7 +258,6 @@ def test_a_limit_that_nobody_tells_of_is_found_by_trying(monkeypatch: pytest.Mon
     results = context.Queue()
 
     def with_little_memory() -> None:
-        torch.set_num_threads(1)
         mapped = re.search(r"VmSize:\s*(\d+) kB", Path("/proc/self/status").read_text())
         assert mapped is not None
         limit = int(mapped[1]) * 1024 + (1 << 28)

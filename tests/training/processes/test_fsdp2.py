@@ -68,8 +68,6 @@ class Trainer:
     def __init__(
         self, precision: str = "no", build: Callable[[], MaskedAutoencoder] = tiny_model, name: Name = "adamw"
     ) -> None:
-        # After a fork the first use makes torch's pool of threads anew, which threads of autograd must not do at once.
-        torch.set_num_threads(1)
         plugin = sharding_asked_for()
         self.accelerator = Accelerator(mixed_precision=precision, fsdp_plugin=plugin)
         shard_on_any_device(self.accelerator, plugin)
