@@ -19,7 +19,9 @@ class RateChoice(NamedTuple):
 
     @property
     def remark(self) -> str | None:
-        """A sentence if no larger or no smaller rate was tried than the best, which may then be too small or large."""
+        """A sentence if the rates do not differ, or if no larger or no smaller one was tried than the best."""
+        if _is_level(self.tried):
+            return f"all {len(self.tried)} learning rates that were tried are equally good on held-out samples"
         edges = {min(self.tried): "smallest", max(self.tried): "largest"} if len(self.tried) > 1 else {}
         return f"chosen learning rate is the {edges[self.rate]} tried" if self.rate in edges else None
 
@@ -28,10 +30,11 @@ def choose_rate(rates: Sequence[float], measure: Callable[[float], float]) -> Ra
     """Return the rate with the greatest accuracy; of several, the middle one.
 
     If it is the smallest or largest of several, a third or three times as much is tried as well, three times at most.
+    So are larger ones if all are equally good and none is always right: after a few steps, small rates learn nothing.
     """
     tried = {rate: measure(rate) for rate in sorted(rates)}
     for _ in range(MOST_MORE if len(tried) > 1 else 0):
-        best = _best(tried)
+        best = max(tried) if _is_level(tried) and max(tried.values()) < 1 else _best(tried)
         if best not in (min(tried), max(tried)):
             break
         beyond = float(f"{best * _FACTOR if best == max(tried) else best / _FACTOR:.2g}")
@@ -42,3 +45,7 @@ def choose_rate(rates: Sequence[float], measure: Callable[[float], float]) -> Ra
 def _best(tried: dict[float, float]) -> float:
     equal = [rate for rate, accuracy in tried.items() if accuracy == max(tried.values())]
     return equal[len(equal) // 2]
+
+
+def _is_level(tried: dict[float, float]) -> bool:
+    return len(tried) > 1 and len(set(tried.values())) == 1

@@ -30,10 +30,25 @@ def test_rates_beyond_the_edge_are_tried(best: float, chosen: float, tried: list
 
 
 def test_of_equal_rates_the_middle_one_is_taken() -> None:
-    found = choose_rate((1.0, 0.1, 10.0), lambda rate: 0.5)
-    assert (found.rate, list(found.tried), found.remark) == (1.0, [0.1, 1.0, 10.0], None)
     found = choose_rate((0.1, 1.0, 10.0), lambda rate: float(rate < 5))
     assert (found.rate, found.remark) == (1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "chosen", "tried"),
+    [(1.0, 1.0, [0.1, 1.0, 10.0]), (0.5, 30.0, [0.1, 1.0, 10.0, 30.0, 90.0, 270.0])],
+)
+def test_rates_that_do_not_differ_are_told_and_larger_ones_tried(
+    accuracy: float, chosen: float, tried: list[float]
+) -> None:
+    found = choose_rate((1.0, 0.1, 10.0), lambda rate: accuracy)
+    assert (found.rate, list(found.tried)) == (chosen, tried)
+    assert found.remark == f"all {len(tried)} learning rates that were tried are equally good on held-out samples"
+
+
+def test_small_rates_that_learn_nothing_give_way_to_larger_ones() -> None:
+    found = choose_rate((0.003, 0.01, 0.03), lambda rate: 0.9 if 0.1 < rate < 0.5 else 0.1)
+    assert (found.rate, found.remark) == (0.27, None)
 
 
 def test_a_single_rate_is_only_measured() -> None:
