@@ -16,6 +16,7 @@ from formats.foreign import NORMALIZATION, published, timm_folder, timm_vit, tra
 from mae.errors import UserError
 from mae.formats.addresses import HUB
 from mae.formats.opening import Normalization, open_model
+from mae.formats.restricted import read_checkpoint
 from mae.inference.model import load
 from mae.models.weights import encoder_part
 
@@ -68,6 +69,20 @@ def test_it_is_said_what_a_file_is(data: bytes, words: str, tmp_path: Path) -> N
     path = tmp_path / "weights.pth"
     path.write_bytes(data)
     assert words in refusal(path)
+
+
+def test_a_flipped_byte_of_a_checkpoint_is_told_unless_it_was_saved_without_sums(tmp_path: Path) -> None:
+    path, content = tmp_path / "weights.pth", {"a": torch.zeros(99)}
+    data = bytearray(saved(content))
+    data[data.index(bytes(4 * 99)) + 200] ^= 1
+    path.write_bytes(data)
+    assert "is not an intact PyTorch checkpoint: Bad CRC-32 for file '" in refusal(path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        path.write_bytes(saved(content))
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(path).keys() == content.keys()
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
