@@ -30,7 +30,8 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     """Judge all models by all protocols, and write the results; return the rows, on the first process only."""
     accelerator = start_accelerator("fp32")
     say = print_line if accelerator.is_main_process else lambda text: None
-    opened = [open_model(source, settings.data.normalization, best=True) for source in settings.source]
+    normalization, heads = settings.data.normalization, settings.data.heads
+    opened = [open_model(source, normalization, heads, best=True) for source in settings.source]
     first = opened[0].require_normalization().description
     out = settings.out or opened[0].beside("evaluation")
     check_name("out", out)

@@ -85,8 +85,8 @@ def _heads(width: int, facts: Facts, found: Recognised, given: int | None, sourc
     if heads is None:
         raise UserError(
             f"{source} does not say how many attention heads it has, and width {width} does not tell; "
-            "set model.heads (in mae embed, predict and export: heads; in mae.load: heads=), or give the "
-            "model's folder with its config.json"
+            "set model.heads (in mae evaluate: data.heads; in mae embed, predict, explore and export: heads; in "
+            "mae.load: heads=), or give the model's folder with its config.json"
         )
     if heads < 1 or width % heads:
         raise UserError(f"{source} has width {width}, which {heads} heads do not divide; set model.heads")

@@ -113,7 +113,7 @@ class StoredModel:
         if not self.description.mean:
             raise UserError(
                 f"{self.source} does not say how its images were normalised; set data.mean and data.std (in mae embed, "
-                "predict and export: mean and std; in mae.load: mean=, std=), "
+                "predict, explore and export: mean and std; in mae.load: mean=, std=), "
                 f"which are {_IMAGENET} for the models published for ImageNet"
             )
         return self

@@ -146,7 +146,7 @@ def test_what_is_missing_or_too_much_is_named(
 
 def test_what_no_tensor_shows_is_asked_for(tmp_path: Path) -> None:
     save_file(timm_vit(num_classes=0).state_dict(), tmp_path / "narrow.safetensors")
-    words = "width 16 does not tell; set model.heads (in mae embed, predict and export: heads; in mae.load: heads=)"
+    words = "width 16 does not tell; set model.heads (in mae evaluate: data.heads; in mae embed,"
     assert words in refusal(tmp_path / "narrow.safetensors")
     assert "which 3 heads do not divide" in refusal(tmp_path / "narrow.safetensors", heads=3)
     moco = timm_vit(num_classes=0, embed_dim=384, depth=1, num_heads=12).state_dict()

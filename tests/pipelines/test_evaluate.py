@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import png, write_shards
+from safetensors.torch import load_file, save_file
 
 import mae
 from mae.data.indexing import open_index
@@ -24,7 +25,7 @@ from mae.models.classifier import build_classifier
 from mae.models.description import describe_model
 from mae.models.selection import Selection
 from mae.models.settings import MaskedAutoencoderSettings
-from mae.models.weights import file_tensors, write_weights
+from mae.models.weights import encoder_part, file_tensors, write_weights
 from mae.pipelines import evaluate
 from mae.settings import parse
 
@@ -34,11 +35,11 @@ SETTINGS = MaskedAutoencoderSettings(
 NAMES = ("ant", "bee", "cat", "dog")
 
 
-def write_model(folder: Path, seed: int = 0, **selection: Any) -> Path:
+def write_model(folder: Path, seed: int = 0, crop_pct: float = 1.0) -> Path:
     folder.mkdir()
     torch.manual_seed(seed)
     model = MaskedAutoencoder(SETTINGS, (8, 8), 1)
-    description = describe_model("masked autoencoder", SETTINGS, (8, 8), (0.5,), (0.3,), 1.0)
+    description = describe_model("masked autoencoder", SETTINGS, (8, 8), (0.5,), (0.3,), crop_pct)
     write_weights(folder / "model.safetensors", file_tensors(model), description.metadata())
     return folder
 
@@ -190,6 +191,17 @@ def test_tokens_and_norm_can_be_given(places: Path) -> None:
     evaluate.run(settings("--protocols", "knn", "--tokens", "avg", "--norm", "normed", "--out", "out"))
     (row,) = results(places / "out")["rows"]
     assert row["trials"][0]["chosen"]["feature"] == "avg normed"
+
+
+def test_what_a_model_does_not_say_can_be_given(places: Path) -> None:
+    run = write_model(places / "other", crop_pct=0.875)  # as is taken for a model that does not say it
+    save_file(encoder_part(load_file(run / "model.safetensors")), places / "encoder.safetensors")
+    given = ("--data.mean", "0.5", "--data.std", "0.3", "--protocols", "knn")
+    with pytest.raises(UserError, match=r"set model.heads \(in mae evaluate: data.heads;"):
+        evaluate.run(settings("encoder.safetensors", *given))
+    rows = evaluate.run(settings("other", "encoder.safetensors", *given, "--data.heads", "2", "--out", "out"))
+    assert [row.encoder for row in rows] == ["other", "encoder.safetensors"]
+    assert rows[0].trials == rows[1].trials
 
 
 def message(capfd: pytest.CaptureFixture[str], *words: str) -> str:
