@@ -77,6 +77,17 @@ def test_rows_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(one.figures()) == ["a", "b", "d"]
 
 
+def test_the_time_of_a_row_that_was_interrupted_is_not_known(tmp_path: Path) -> None:
+    rows = tuple(Row(name, ("python -c 1",), lambda _: {}) for name in ("cut", "whole"))
+    once = Table("once", rows, lambda _: "")
+    (tmp_path / "once").mkdir()
+    (tmp_path / "once" / "cut.log").write_text("begun")
+    once.measure(tmp_path, tmp_path, jobs=1)
+    cut, whole = (json.loads((tmp_path / "once" / f"{name}.json").read_text()) for name in ("cut", "whole"))
+    assert (cut["cpu_minutes"], tables.minutes(cut)) == (None, "-")
+    assert tables.minutes(whole) == "0"
+
+
 def test_a_command_that_fails_ends_the_measurement_and_names_its_log(tmp_path: Path) -> None:
     failing = Table("bad", (Row("a", ("python -c 'print(17); raise SystemExit(3)'",), lambda _: {}),), lambda _: "")
     with pytest.raises(SystemExit, match=r"failed with exit code 3, see .*a\.log: python .*\n17$"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from benchmarks.tables.table import Figures, Row, Table, evaluated, markdown_table, percent, run_folder
+from benchmarks.tables.table import Figures, Row, Table, evaluated, markdown_table, minutes, percent, run_folder
 
 _SHARDS = "DATA/fashion-mnist/fashion-mnist-train-00000"
 _SELF = "--model.decoder self --model.decoder_width 64 --model.decoder_heads 2 --model.predict_ratio 1"
@@ -38,7 +38,7 @@ def markdown(found: Mapping[str, Figures]) -> str:
         [
             name,
             *(percent(about["figures"][protocol]["top1"]) for protocol in _PROTOCOLS),
-            f"{about['cpu_minutes']:.0f}",
+            minutes(about),
         ]
         for name, about in found.items()
     ]

@@ -7,7 +7,7 @@ neighbours and by logistic regression, both fitted on 10,000 labels. The test im
 from collections.abc import Mapping
 from statistics import mean
 
-from benchmarks.tables.table import Figures, Row, Table, evaluated, markdown_table, run_folder
+from benchmarks.tables.table import Figures, Row, Table, evaluated, markdown_table, minutes, run_folder
 
 _SHARDS = "DATA/cifar10-jpeg/cifar10-train-"
 SETTINGS = {
@@ -86,7 +86,7 @@ def markdown(found: Mapping[str, Figures]) -> str:
         if name in found:
             top1 = {what: 100 * found[name]["figures"][what]["top1"][0] for what in means}
             cells = [f"{top1[what]:.1f} ({top1[what] - means[what]:+.1f})" for what in means]
-            rows.append([name, *cells, f"{found[name]['cpu_minutes']:.0f}"])
+            rows.append([name, *cells, minutes(found[name])])
     return markdown_table(("change", "k-NN", "linear probe", "CPU minutes"), rows)
 
 

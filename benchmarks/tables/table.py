@@ -77,11 +77,14 @@ class Table:
         kept = row.kept(out)
         if kept.exists():
             return
-        seconds = sum(run(command, data, out, kept.with_suffix(".log")) for command in row.commands)
+        log = kept.with_suffix(".log")
+        is_first_start = not log.exists()
+        seconds = sum(run(command, data, out, log) for command in row.commands)
         found = {
             "commands": [*self.prepare, *row.commands],
             "figures": row.read(out),
-            "cpu_minutes": round(seconds / 60, 1),
+            # Nobody counted what an earlier start took that was interrupted.
+            "cpu_minutes": round(seconds / 60, 1) if is_first_start else None,
             "commit": _commit(),
             "versions": {name: version(name) for name in _PACKAGES},
         }
@@ -124,6 +127,11 @@ def percent(values: Sequence[float]) -> str:
     """Return the mean in percent, and the sample deviation if there are several."""
     shown = f"{100 * statistics.mean(values):.1f}"
     return f"{shown} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else shown
+
+
+def minutes(row: Figures) -> str:
+    """Return the CPU minutes of a row; `-` if they are not known."""
+    return "-" if row["cpu_minutes"] is None else f"{row['cpu_minutes']:.0f}"
 
 
 def run(command: str, data: Path, out: Path, log: Path) -> float:
