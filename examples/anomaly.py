@@ -8,6 +8,7 @@ follow each other are a template without a defect and the image to be checked.
 import argparse
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from inputs import decoded, exported, image_of, parser_of, record
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn import Module
+from torch.nn.functional import avg_pool2d, normalize
 
 import mae
 from mae.errors import UserError, one_line_errors
@@ -52,14 +54,22 @@ def joined(values: Tensor, images: int) -> Tensor:
 
 
 @torch.no_grad()
-def tokens(net: torch.nn.Module, images: Tensor, tile: int) -> Tensor:
-    """Return the patch tokens [n, patches, width], of length 1, of images that are encoded tile by tile."""
+def tokens(net: Module, images: Tensor, tile: int, block: int) -> Tensor:
+    """Return the patch tokens [tiles, rows, columns, width] after a block, counted from 0; after the last, normed."""
     mean, std = (torch.tensor(net.pretrained_cfg[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-    parts = [
-        net.forward_features(part)[:, net.num_prefix_tokens :] for part in ((cut(images, tile) - mean) / std).split(8)
-    ]
-    found = torch.cat(parts).unflatten(1, net.patch_embed.grid_size)
-    return normalize(joined(found, len(images)), dim=-1)
+    wanted = {"indices": [block], "norm": block == len(net.blocks) - 1, "intermediates_only": True}
+    parts = [net.forward_intermediates(part, **wanted)[0] for part in ((cut(images, tile) - mean) / std).split(8)]
+    return torch.cat(parts).permute(0, 2, 3, 1)
+
+
+def by_tokens(net: Module, good: Tensor, images: Tensor, tile: int, chosen: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield how tokens are read and the distance of each patch [n, patches] to the nearest of the chosen good ones."""
+    for after, block in (("", len(net.blocks) - 1), (", after 1 block", 0)):
+        kept, tested = (tokens(net, part, tile, block) for part in (good, images))
+        # The mean of all good tiles at a place in the tile tells the place, not the board.
+        for less, mean in (("", 0.0), (", less the mean of its place", kept.mean(0))):
+            bank, queries = (normalize(part - mean, dim=-1) for part in (kept, tested))
+            yield after + less, nearest(joined(queries, len(images)), joined(bank, len(good)).flatten(0, 1)[chosen])
 
 
 def nearest(queries: Tensor, bank: Tensor) -> Tensor:
@@ -73,20 +83,17 @@ def nearest(queries: Tensor, bank: Tensor) -> Tensor:
 
 def reconstruction_error(model: "mae.Model", images: Tensor, tile: int, patch: int, masks: int, seed: int) -> Tensor:
     """Return the squared pixel error [n, patches], averaged over the masks under which a patch was hidden."""
-    total: Tensor | float = 0.0
-    count: Tensor | float = 0.0
+    total, count = torch.zeros(()), torch.zeros(())
     for number in range(masks):
         found = model.reconstruct(list(cut(images, tile)), seed=seed * masks + number)
-        error = (found.rebuilt - found.original).square().mean(1, keepdim=True)
-        error = torch.nn.functional.avg_pool2d(error, patch)[:, 0]
+        error = avg_pool2d((found.rebuilt - found.original).square().mean(1), patch)
         total, count = total + error * found.hidden, count + found.hidden.float()
     return joined(total / count.clamp(min=1), len(images))
 
 
 def figures(scores: Tensor, marks: Tensor) -> dict[str, float]:
     """Return AUROCs of images, by maximum and mean of the top 1 %, and of patches, of all and of defective images."""
-    bad = marks.any(1)
-    top = scores.topk(max(1, scores.shape[1] // 100), dim=1).values
+    bad, top = marks.any(1), scores.topk(max(1, scores.shape[1] // 100), dim=1).values
     return {
         "image, max": roc_auc_score(bad, top[:, 0]),
         "image, top 1 %": roc_auc_score(bad, top.mean(1)),
@@ -129,14 +136,13 @@ def measure_all(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         torch.manual_seed(seed)
         chosen = torch.randperm(good.shape[0] * pixels[0].shape[1])[: args.bank]
-        note("nearest patch: raw pixels", seed, nearest(pixels[1], pixels[0].flatten(0, 1)[chosen]))
+        note("raw pixels", seed, nearest(pixels[1], pixels[0].flatten(0, 1)[chosen]))
         for row, pretrained in (("untrained encoder", False), ("pretrained encoder", True)):
             net = timm.create_model(encoder, pretrained=pretrained, img_size=args.tile).eval()
-            bank, queries = (tokens(net, part, args.tile) for part in (good, images))
-            note(f"nearest patch: {row}", seed, nearest(queries, bank.flatten(0, 1)[chosen]))
-    for seed in args.seeds[:1]:
-        error = reconstruction_error(model, images, args.tile, args.patch, args.masks, seed)
-        note(f"reconstruction error, {args.masks} masks", seed, error)
+            for how, scores in by_tokens(net, good, images, args.tile, chosen):
+                note(f"{row}{how}", seed, scores)
+    error = reconstruction_error(model, images, args.tile, args.patch, args.masks, args.seeds[0])
+    note(f"reconstruction error, {args.masks} masks", args.seeds[0], error)
 
 
 if __name__ == "__main__":
