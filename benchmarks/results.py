@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.tables import demo, labels, optimizers, presets, recipes, temperature, transfers
+from benchmarks.tables import demo, fashion_mnist, labels, optimizers, presets, recipes, temperature, transfers
 from benchmarks.tables.table import ROOT
 
 TABLES = {
@@ -25,6 +25,7 @@ TABLES = {
         optimizers.TABLE,
         recipes.TABLE,
         presets.TABLE,
+        fashion_mnist.TABLE,
         *labels.TABLES,
         *transfers.TABLES,
     )

@@ -1,0 +1,75 @@
+"""The presets for Fashion-MNIST: pretrained on all training images, judged frozen and tuned with 1 % of the labels."""
+
+from collections.abc import Mapping
+
+from benchmarks.tables.table import Figures, Row, Table, accuracy, evaluated, markdown_table, percent
+
+_TRAIN, _TEST = "DATA/fashion-mnist/fashion-mnist-train-*.tar.gz", "DATA/fashion-mnist/fashion-mnist-test-*.tar.gz"
+_EVALUATE = f"mae evaluate OUT/pretrained --data.shards {_TRAIN} --eval_shards {_TEST} --data.workers 0"
+SEEDS = (0, 1, 2)
+WAYS = {"fine-tuned": "OUT/pretrained", "from scratch": "none"}
+"""Ways to train on labels, and what each starts from."""
+PROTOCOLS = {"knn": "k-NN", "linear": "linear probe", "few_shot": "10 labels per class", "svm": "RBF SVM"}
+"""Protocols for frozen encoders and their columns."""
+_JUDGED = {"": "pretrained encoder", "untrained ": "untrained encoder", "pixels ": "pixels"}
+_READ = {f"{whose}{each}": f"{whose}{PROTOCOLS[each]}" for whose in ("", "untrained ") for each in ("knn", "linear")}
+
+
+def _frozen() -> Row:
+    command = f"{_EVALUATE} --out OUT/frozen --seeds 3 --protocols knn linear few_shot pixels untrained"
+    return Row("frozen", (command,), evaluated("frozen"))
+
+
+def _tokens(tokens: str, norm: str) -> Row:
+    """Return the row of one kind of features."""
+    folder = f"tokens-{tokens}-{norm}"
+    command = f"{_EVALUATE} --out OUT/{folder} --tokens {tokens} --norm {norm} --protocols knn linear untrained"
+    return Row(f"{tokens}, {norm}", (command,), evaluated(folder))
+
+
+def _tuned(way: str, seed: int) -> Row:
+    folder = f"{way.replace(' ', '-')}-{seed}"
+    command = (
+        f"mae finetune --config configs/finetune/fashion_mnist.yaml --data.shards {_TRAIN} --eval_shards {_TEST} "
+        f"--init {WAYS[way]} --seed {seed} --eval_every 1000000 --run_dir OUT/{folder}"
+    )
+    return Row(f"{way}, seed {seed}", (command,), lambda out: {"top1": accuracy(out / folder)})
+
+
+TOKENS = tuple((tokens, norm) for tokens in ("cls", "avg", "cls+avg") for norm in ("raw", "normed"))
+"""Kinds of features."""
+
+
+def markdown(found: Mapping[str, Figures]) -> str:
+    """Return three tables: frozen, fine-tuned, and which tokens are read."""
+
+    def top1(row: str, protocol: str) -> str:
+        figures = found[row]["figures"] if row in found else {}
+        return percent(figures[protocol]["top1"]) if protocol in figures else ""
+
+    frozen = [[shown, *(top1("frozen", whose + each) for each in PROTOCOLS)] for whose, shown in _JUDGED.items()]
+    tuned = []
+    for way in WAYS:
+        runs = [found[name]["figures"]["top1"] for seed in SEEDS if (name := f"{way}, seed {seed}") in found]
+        if runs:
+            tuned.append([way, ", ".join(f"{100 * run:.1f}" for run in runs), percent(runs)])
+    measured = [kind for kind in TOKENS if ", ".join(kind) in found]
+    kinds = [[*kind, *(top1(", ".join(kind), each) for each in _READ)] for kind in measured]
+    return "\n".join(
+        (
+            markdown_table(("frozen, all labels", *PROTOCOLS.values()), frozen),
+            markdown_table(("60 labels per class", "seeds", "mean"), tuned),
+            markdown_table(("tokens", "norm", *_READ.values()), kinds),
+        )
+    )
+
+
+TABLE = Table(
+    "fashion_mnist",
+    (_frozen(), *(_tuned(way, seed) for seed in SEEDS for way in WAYS), *(_tokens(*kind) for kind in TOKENS)),
+    markdown,
+    prepare=(
+        f"mae pretrain --config configs/pretrain/fashion_mnist.yaml --data.shards {_TRAIN} --data.workers 0 "
+        "--run_dir OUT/pretrained",
+    ),
+)
