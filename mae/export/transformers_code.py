@@ -43,7 +43,10 @@ class TransformersCode(TransformersTarget):
         return range_refusal(model.description)
 
     def write(self, model: TrainedModel, folder: Path) -> None:
-        """Write weights by their own names, config, code and image processor."""
+        """Write weights by their own names, config, code and image processor.
+
+        The header describes the model too, so that this program reads the folder back.
+        """
         config = {
             "model_type": "mae_classifier",
             "architectures": ["MaeClassifier"],
@@ -52,7 +55,7 @@ class TransformersCode(TransformersTarget):
             "head": model.head,
         }
         config = config | vit_config(model.description) | labels(model.classes)
-        write_folder(folder, model.weights, config, model.description)
+        write_folder(folder, model.weights, config, model.description, model.description.metadata())
         copyfile(Path(__file__).with_name(_CODE), folder / _CODE)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:

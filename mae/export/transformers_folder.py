@@ -61,10 +61,14 @@ def labels(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def write_folder(
-    folder: Path, weights: Mapping[str, Tensor], config: dict[str, Any], description: ModelDescription
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: dict[str, Any],
+    description: ModelDescription,
+    metadata: Mapping[str, str] = _METADATA,
 ) -> None:
-    """Write weights, config and image processor."""
-    write_weights(folder / "model.safetensors", weights, _METADATA)
+    """Write weights with the metadata of their header, config and image processor."""
+    write_weights(folder / "model.safetensors", weights, metadata)
     _write_json(folder / "config.json", config)
     _write_image_processor(folder, description)
 

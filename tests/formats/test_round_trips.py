@@ -34,6 +34,7 @@ def test_crops_of_transformers_are_the_same_to_the_pixel() -> None:
         (classifier(), "transformers", ""),
         (autoencoder(SQUARE, (8, 8), 3), "transformers", ""),
         (autoencoder(SQUARE, (8, 8), 3), "vit_mae", ""),
+        (classifier("mlp", "cls+avg"), "transformers_code", ""),
         (classifier(), "torchvision", ""),
         (classifier(pool="avg"), "mae", "encoder.pth"),
         (classifier(), "mae", "encoder.pth"),
