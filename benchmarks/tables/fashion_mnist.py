@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 
-from benchmarks.tables.table import Figures, Row, Table, accuracy, evaluated, markdown_table, percent
+from benchmarks.tables.labels import SEEDS, WAYS
+from benchmarks.tables.table import Figures, Row, Table, accuracy, evaluated, markdown_table, percent, run_folder
 
 _TRAIN, _TEST = "DATA/fashion-mnist/fashion-mnist-train-*.tar.gz", "DATA/fashion-mnist/fashion-mnist-test-*.tar.gz"
 _EVALUATE = f"mae evaluate OUT/pretrained --data.shards {_TRAIN} --eval_shards {_TEST} --data.workers 0"
-SEEDS = (0, 1, 2)
-WAYS = {"fine-tuned": "OUT/pretrained", "from scratch": "none"}
-"""Ways to train on labels, and what each starts from."""
 PROTOCOLS = {"knn": "k-NN", "linear": "linear probe", "few_shot": "10 labels per class", "svm": "RBF SVM"}
 """Protocols for frozen encoders and their columns."""
 _JUDGED = {"": "pretrained encoder", "untrained ": "untrained encoder", "pixels ": "pixels"}
@@ -16,24 +14,28 @@ _READ = {f"{whose}{each}": f"{whose}{PROTOCOLS[each]}" for whose in ("", "untrai
 
 
 def _frozen() -> Row:
+    """Return the row of the frozen encoder, an untrained one and the pixels."""
     command = f"{_EVALUATE} --out OUT/frozen --seeds 3 --protocols knn linear few_shot pixels untrained"
     return Row("frozen", (command,), evaluated("frozen"))
 
 
 def _tokens(tokens: str, norm: str) -> Row:
     """Return the row of one kind of features."""
-    folder = f"tokens-{tokens}-{norm}"
-    command = f"{_EVALUATE} --out OUT/{folder} --tokens {tokens} --norm {norm} --protocols knn linear untrained"
-    return Row(f"{tokens}, {norm}", (command,), evaluated(folder))
+    name = f"{tokens}, {norm}"
+    folder = run_folder(name)
+    command = f"{_EVALUATE} --out {folder} --tokens {tokens} --norm {norm} --protocols knn linear untrained"
+    return Row(name, (command,), evaluated(folder.removeprefix("OUT/")))
 
 
 def _tuned(way: str, seed: int) -> Row:
-    folder = f"{way.replace(' ', '-')}-{seed}"
+    """Return the row that fine-tunes by the preset with one seed, from one start."""
+    name = f"{way}, seed {seed}"
+    run = run_folder(name)
     command = (
         f"mae finetune --config configs/finetune/fashion_mnist.yaml --data.shards {_TRAIN} --eval_shards {_TEST} "
-        f"--init {WAYS[way]} --seed {seed} --eval_every 1000000 --run_dir OUT/{folder}"
+        f"--init {WAYS[way]} --seed {seed} --eval_every 1000000 --run_dir {run}"
     )
-    return Row(f"{way}, seed {seed}", (command,), lambda out: {"top1": accuracy(out / folder)})
+    return Row(name, (command,), lambda out: {"top1": accuracy(out / run.removeprefix("OUT/"))})
 
 
 TOKENS = tuple((tokens, norm) for tokens in ("cls", "avg", "cls+avg") for norm in ("raw", "normed"))
