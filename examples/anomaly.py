@@ -57,7 +57,7 @@ def joined(values: Tensor, images: int) -> Tensor:
 def tokens(net: Module, images: Tensor, tile: int, block: int) -> Tensor:
     """Return the patch tokens [tiles, rows, columns, width] after a block, counted from 0; after the last, normed."""
     mean, std = (torch.tensor(net.pretrained_cfg[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-    wanted = {"indices": [block], "norm": block == len(net.blocks) - 1, "intermediates_only": True}
+    wanted = {"indices": [block], "norm": block == len(net.blocks) - 1, "intermediates_only": True, "stop_early": True}
     parts = [net.forward_intermediates(part, **wanted)[0] for part in ((cut(images, tile) - mean) / std).split(8)]
     return torch.cat(parts).permute(0, 2, 3, 1)
 
