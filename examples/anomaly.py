@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from inputs import decoded, exported, image_of, parser_of, record
+from inputs import decoded, exported, image_of, parser_of, record, store
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -129,7 +129,7 @@ def measure_all(args: argparse.Namespace) -> None:
     def note(row: str, seed: int, scores: Tensor) -> None:
         found["rows"].setdefault(row, []).append({"seed": seed, **figures(scores, marks)})
         print(row, found["rows"][row][-1], flush=True)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        store(found, args.out)
 
     pixels = [cut(part, args.patch).flatten(1).unflatten(0, (len(part), -1)) for part in (good, images)]
     note("difference to the template", 0, (pixels[1] - pixels[1][::2].repeat_interleave(2, 0)).square().mean(2))

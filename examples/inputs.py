@@ -1,6 +1,7 @@
 """What the examples are given: tars of samples, exported encoders, and the arguments that a result is stored with."""
 
 import argparse
+import json
 import platform
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 import mae
 from mae.errors import UserError
+from mae.files import write_atomically
 
 Decoded = TypeVar("Decoded")
 
@@ -83,3 +85,24 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
     return {"arguments": sys.argv[1:], "commit": commit, "versions": versions, "settings": settings, "rows": {}}
+
+
+def resumed(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what `path` holds of a measurement that was stopped, if that began as `found` does; or else `found`.
+
+    Raises:
+        UserError: if the file holds no measurement.
+    """
+    if not path.exists():
+        return found
+    try:
+        earlier = json.loads(path.read_text())
+        is_same = {**earlier, "rows": {}} == found
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is there, but holds no results ({error}); give another --out") from error
+    return earlier if is_same else found
+
+
+def store(found: dict[str, Any], path: Path) -> None:
+    """Write what is found so far; a stop leaves the old file or the new one."""
+    write_atomically(path, f"{json.dumps(found)}\n".encode())

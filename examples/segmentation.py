@@ -6,13 +6,12 @@ Each sample is KEY.jpg (or .png) and KEY.seg.png, an 8-bit map of classes; the c
 
 import argparse
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
-from inputs import decoded, exported, image_of, parser_of, record
+from inputs import decoded, exported, image_of, parser_of, record, resumed, store
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -128,8 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure_all(args: argparse.Namespace) -> None:
-    """Measure each row with each seed; the file is written after each, so that a stop loses one row at most."""
-    found, vit = record(args), exported(args.encoder, args.size)
+    """Measure each row with each seed; the file is written after each, and the same command goes on after a stop."""
+    found, vit = resumed(record(args), args.out), exported(args.encoder, args.size)
     known, test = [each[: args.masks] for each in read(args.train, args)], read(args.test, args)
     rows = {
         "frozen, pretrained": (vit, True, True),
@@ -139,10 +138,11 @@ def measure_all(args: argparse.Namespace) -> None:
         "resnet18, from scratch": ("resnet18", False, False),
     }
     for row, start in rows.items():
-        for seed in args.seeds:
-            found["rows"].setdefault(row, []).append(measure(start, seed, known, test, args))
-            print(f"{row}, seed {seed}: mIoU {100 * found['rows'][row][-1]['miou']:.1f} %", flush=True)
-            args.out.write_text(json.dumps(found) + "\n")
+        trials = found["rows"].setdefault(row, [])
+        for seed in args.seeds[len(trials) :]:
+            trials.append(measure(start, seed, known, test, args))
+            print(f"{row}, seed {seed}: mIoU {100 * trials[-1]['miou']:.1f} %", flush=True)
+            store(found, args.out)
 
 
 if __name__ == "__main__":

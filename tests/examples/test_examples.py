@@ -62,12 +62,21 @@ def test_segmentation_runs_and_writes_counts_of_all_pixels(tmp_path: Path) -> No
     out = tmp_path / "out.json"
     words = f"--train {shard} --test {shard} --encoder {encoder} --out {out} --size 32 32 --classes 3 --ignore 3"
     segmentation.main([*words.split(), "--epochs", "1", "--head_epochs", "30"])
-    rows = json.loads(out.read_text())["rows"]
+    complete = json.loads(out.read_text())
+    rows = complete["rows"]
     assert len(rows) == 5
     labelled = sum(int((mask != 3).sum()) for mask in masks)
     for (row,) in rows.values():
         assert np.sum(row["pixels"]) == labelled
     assert rows["frozen, pretrained"][0]["miou"] > 0.5  # gray levels alone tell the classes apart
+
+    stopped = {**complete, "rows": {**rows, "frozen, pretrained": ["kept"], "resnet18, from scratch": []}}
+    out.write_text(json.dumps(stopped))
+    segmentation.main([*words.split(), "--epochs", "1", "--head_epochs", "30"])
+    resumed = json.loads(out.read_text())["rows"]
+    assert resumed == {**rows, "frozen, pretrained": ["kept"]}
+    segmentation.main([*words.split(), "--epochs", "1", "--head_epochs", "1"])
+    assert json.loads(out.read_text())["rows"]["frozen, pretrained"] != ["kept"]
 
 
 def tars_of(folder: Path) -> dict[str, Path]:
@@ -116,6 +125,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     ]
     segments = [
         ({"size": "30 32"}, "which patches of 4x4 do not divide"),
+        ({"out": tars["text"]}, "holds no results (Expecting value"),
         ({"test": tars["other class"]}, "has class 7; allowed: below --classes 3"),
     ]
     usual = {
