@@ -83,7 +83,7 @@ class Table:
         found = {
             "commands": [*self.prepare, *row.commands],
             "figures": row.read(out),
-            # Nobody counted what an earlier start took that was interrupted.
+            # The time of an earlier start that was interrupted is not known.
             "cpu_minutes": round(seconds / 60, 1) if is_first_start else None,
             "commit": _commit(),
             "versions": {name: version(name) for name in _PACKAGES},
@@ -152,7 +152,7 @@ def run(command: str, data: Path, out: Path, log: Path) -> float:
 
 def _commit() -> str:
     """Return the last commit that changed the code which the commands run, and whether it is changed since."""
-    code = ("mae", "pipelines", "configs")
+    code = ("mae", "pipelines", "configs", "examples", "benchmarks/optimizers.py")
     commit = _git("log", "-1", "--format=%h", "--", *code)
     return f"{commit} with changes" if _git("status", "--porcelain", "--", *code) else commit
 

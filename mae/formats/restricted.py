@@ -38,14 +38,15 @@ def read_checkpoint(path: Path) -> Any:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torch says of no other kind which a damaged file raises
-        text = str(error)
+        text, remedy = str(error), "give its weights as a .safetensors file"
         if found := _UNKNOWN.search(text):
             problem = f"asks for code ({found[1]})"
         elif type(error).__name__ == "UnpicklingError":
             problem = "is no checkpoint of tensors and plain values"
         else:
             problem = f"is not an intact PyTorch checkpoint: {text.splitlines()[0] if text else 'it is cut off'}"
-    raise UserError(f"{path} {problem}; it is not opened: give its weights as a .safetensors file")
+            remedy = "copy or download it again"
+    raise UserError(f"{path} {problem}; it is not opened: {remedy}")
 
 
 def _check_sums(path: Path) -> None:
