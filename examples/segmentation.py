@@ -1,17 +1,20 @@
 """Segment images with an exported encoder: a linear head on frozen patches, and the tuned encoder, beside baselines.
 
-python examples/segmentation.py --train train.tar --test test.tar --encoder runs/pre/export-timm --out segmentation.json
-Each sample is KEY.jpg (or .png) and KEY.seg.png, an 8-bit map of classes; the class --ignore counts nowhere.
+python examples/segmentation.py --train train.tar --val val.tar --test test.tar --encoder ENCODER --out figures.json
+Each sample is KEY.jpg (or .png) and KEY.seg.png, an 8-bit map of classes; the class --ignore counts nowhere. Each way
+to train takes the learning rate that is the best on --val with the first seed.
 """
 
 import argparse
 import io
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 from inputs import decoded, exported, image_of, parser_of, record, resumed, store
+from iou import confusion, intersection_over_union
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -59,18 +62,6 @@ class Encoder(nn.Module):
         return both.unflatten(2, self.net.patch_embed.grid_size)
 
 
-def confusion(labels: Tensor, predicted: Tensor, classes: int, ignore: int) -> Tensor:
-    """Count pixels by true class (rows) and predicted class (columns)."""
-    kept = labels != ignore
-    return torch.bincount(labels[kept] * classes + predicted[kept], minlength=classes**2).view(classes, classes)
-
-
-def intersection_over_union(counts: Tensor) -> Tensor:
-    """Return one IoU per class; a class that is neither true nor predicted anywhere is nan."""
-    both = counts.diagonal().double()
-    return both / (counts.sum(0) + counts.sum(1) - both)
-
-
 @torch.no_grad()
 def in_batches(net: nn.Module, inputs: Tensor) -> Tensor:
     """Return the outputs of `net` in evaluation mode."""
@@ -94,32 +85,35 @@ def train(net: nn.Module, inputs: Tensor, masks: Tensor, args: argparse.Namespac
             schedule.step()
 
 
-def measure(start: tuple, seed: int, known: list[Tensor], test: list[Tensor], args: argparse.Namespace) -> dict:
-    """Train one row of the table on the known images and masks, and measure it on the test set once."""
-    name, pretrained, frozen = start
+def measure(
+    way: tuple, seed: int, rate: float, known: list[Tensor], test: list[Tensor], args: argparse.Namespace
+) -> dict:
+    """Train in one way with a seed and a rate on the known images and masks, and measure it on the test images."""
+    name, pretrained, frozen = way
     torch.manual_seed(seed)
     encoder = Encoder(name, pretrained, args.size)
     head = nn.Sequential(nn.BatchNorm2d(encoder.width), nn.Conv2d(encoder.width, args.classes, 1))
     if frozen:
-        train(head, in_batches(encoder, known[0]), known[1], args, args.head_rate, args.head_epochs)
+        train(head, in_batches(encoder, known[0]), known[1], args, rate, args.head_epochs)
     else:
-        train(nn.Sequential(encoder, head), *known, args, args.rate, args.epochs)
+        train(nn.Sequential(encoder, head), *known, args, rate, args.epochs)
     counts = torch.zeros(args.classes, args.classes, dtype=torch.long)
     for part, true in zip(*(tensor.split(8) for tensor in test), strict=True):
         logits = interpolate(in_batches(nn.Sequential(encoder, head), part), size=true.shape[1:], mode="bilinear")
         counts += confusion(true, logits.argmax(1), args.classes, args.ignore)
-    return {"seed": seed, "miou": intersection_over_union(counts).nanmean().item(), "pixels": counts.tolist()}
+    miou = intersection_over_union(counts).nanmean().item()
+    return {"seed": seed, "rate": rate, "miou": miou, "pixels": counts.tolist()}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the arguments, and measure; a mistake in them ends with one line and exit code 2."""
-    parser = parser_of(__doc__, ("train", "test", "encoder", "out"))
+    parser = parser_of(__doc__, ("train", "val", "test", "encoder", "out"))
     parser.add_argument("--size", type=int, nargs=2, default=[176, 240], help="height and width, multiples of a patch")
     parser.add_argument("--masks", type=int, help="train on the first so many images only")
     for name, default in {"classes": 11, "ignore": 11, "batch": 8, "epochs": 40, "head_epochs": 40}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--rate", type=float, default=1e-3, help="of the tuned encoders")
-    parser.add_argument("--head_rate", type=float, default=1e-2, help="of the head on frozen features")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], help="of the tuned encoders")
+    parser.add_argument("--head_rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2], help="of a head alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args(arguments)
     with one_line_errors():
@@ -129,7 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
 def measure_all(args: argparse.Namespace) -> None:
     """Measure each row with each seed; the file is written after each, and the same command goes on after a stop."""
     found, vit = resumed(record(args), args.out), exported(args.encoder, args.size)
-    known, test = [each[: args.masks] for each in read(args.train, args)], read(args.test, args)
+    known = [each[: args.masks] for each in read(args.train, args)]
+    sets = {"val": read(args.val, args), "test": read(args.test, args)}
     rows = {
         "frozen, pretrained": (vit, True, True),
         "frozen, untrained": (vit, False, True),
@@ -137,11 +132,15 @@ def measure_all(args: argparse.Namespace) -> None:
         "tuned, from scratch": (vit, False, False),
         "resnet18, from scratch": ("resnet18", False, False),
     }
-    for row, start in rows.items():
-        trials = found["rows"].setdefault(row, [])
-        for seed in args.seeds[len(trials) :]:
-            trials.append(measure(start, seed, known, test, args))
-            print(f"{row}, seed {seed}: mIoU {100 * trials[-1]['miou']:.1f} %", flush=True)
+    for row, way in rows.items():
+        trials, rates = found["rows"].setdefault(row, []), args.head_rates if way[2] else args.rates
+        while len(trials) < len(rates) + len(args.seeds):
+            if (done := len(trials) - len(rates)) < 0:
+                images, seed, rate = "val", args.seeds[0], rates[len(trials)]
+            else:
+                images, seed, rate = "test", args.seeds[done], max(trials[: len(rates)], key=itemgetter("miou"))["rate"]
+            trials.append({"images": images, **measure(way, seed, rate, known, sets[images], args)})
+            print(f"{row}, {images}, seed {seed}, rate {rate:g}: mIoU {100 * trials[-1]['miou']:.1f} %", flush=True)
             store(found, args.out)
 
 

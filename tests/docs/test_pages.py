@@ -23,7 +23,7 @@ from mae.training.settings import spelled_out
 # Programs that guides show and that are nobody's dependency here.
 OTHER_PROGRAMS = {"pandas", "renumics", "datasets"}
 # Flags in guides that are of torchrun, of timm, or of a script in examples/.
-OTHER_FLAGS = {"max-restarts", "train-img-sizes", "ignore"}
+OTHER_FLAGS = {"max-restarts", "train-img-sizes", "ignore", "rates", "head_rates", "val"}
 # Settings that some commands cannot do without.
 NEEDED = {"run_dir": "runs/some", "data.shards": "a.tar", "eval_shards": "b.tar", "init": "none", "out": "out.yaml"}
 # Words that stand for a number of the reader's.

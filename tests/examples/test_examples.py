@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score, roc_auc_score
 
-from examples import anomaly, segmentation
+from examples import anomaly, iou, segmentation
 from mae.cli import main as mae_command
 
 SMALL_MODEL = {
@@ -60,23 +60,27 @@ def test_segmentation_runs_and_writes_counts_of_all_pixels(tmp_path: Path) -> No
         "32",
     )
     out = tmp_path / "out.json"
-    words = f"--train {shard} --test {shard} --encoder {encoder} --out {out} --size 32 32 --classes 3 --ignore 3"
-    segmentation.main([*words.split(), "--epochs", "1", "--head_epochs", "30"])
+    words = (
+        f"--train {shard} --val {shard} --test {shard} --encoder {encoder} --out {out} --size 32 32 --classes 3 "
+        "--ignore 3 --epochs 1 --head_epochs 30 --rates 1e-3 --head_rates 1e-4 1e-2 1e-3 --seeds 5 6"
+    ).split()
+    segmentation.main(words)
     complete = json.loads(out.read_text())
     rows = complete["rows"]
     assert len(rows) == 5
     labelled = sum(int((mask != 3).sum()) for mask in masks)
-    for (row,) in rows.values():
-        assert np.sum(row["pixels"]) == labelled
-    assert rows["frozen, pretrained"][0]["miou"] > 0.5  # gray levels alone tell the classes apart
+    assert all(np.sum(trial["pixels"]) == labelled for trials in rows.values() for trial in trials)
+    plan = [(trial["images"], trial["seed"], trial["rate"]) for trial in rows["frozen, pretrained"]]
+    assert plan == [("val", 5, 1e-4), ("val", 5, 1e-2), ("val", 5, 1e-3), ("test", 5, 1e-2), ("test", 6, 1e-2)]
+    assert rows["frozen, pretrained"][3]["miou"] > 0.5  # gray levels alone tell the classes apart
 
-    stopped = {**complete, "rows": {**rows, "frozen, pretrained": ["kept"], "resnet18, from scratch": []}}
+    stopped = {**complete, "rows": {**rows, "resnet18, from scratch": rows["resnet18, from scratch"][:2]}}
+    stopped["rows"]["frozen, pretrained"][0]["miou"] = "kept"
     out.write_text(json.dumps(stopped))
-    segmentation.main([*words.split(), "--epochs", "1", "--head_epochs", "30"])
-    resumed = json.loads(out.read_text())["rows"]
-    assert resumed == {**rows, "frozen, pretrained": ["kept"]}
-    segmentation.main([*words.split(), "--epochs", "1", "--head_epochs", "1"])
-    assert json.loads(out.read_text())["rows"]["frozen, pretrained"] != ["kept"]
+    segmentation.main(words)
+    assert json.loads(out.read_text()) == complete
+    segmentation.main([*words, "--epochs", "2", "--head_epochs", "1", "--seeds", "5"])
+    assert json.loads(out.read_text())["rows"]["frozen, pretrained"][0]["miou"] != "kept"
 
 
 def tars_of(folder: Path) -> dict[str, Path]:
@@ -126,11 +130,11 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     segments = [
         ({"size": "30 32"}, "which patches of 4x4 do not divide"),
         ({"out": tars["text"]}, "holds no results (Expecting value"),
-        ({"test": tars["other class"]}, "has class 7; allowed: below --classes 3"),
+        *(({name: tars["other class"]}, "has class 7; allowed: below --classes 3") for name in ("val", "test")),
     ]
     usual = {
         anomaly: ({**good, "run": run, "side": 32, "tile": 32, "patch": 4}, both + defects),
-        segmentation: ({**good, "size": "32 32", "classes": 3, "ignore": 3}, both + segments),
+        segmentation: ({**good, "val": tars["good"], "size": "32 32", "classes": 3, "ignore": 3}, both + segments),
     }
     for script, (arguments, cases) in usual.items():
         for changes, message in cases:
@@ -149,7 +153,7 @@ def words_of(name: str, value: object) -> list[str]:
 
 
 def test_a_script_that_is_started_ends_without_a_traceback(tmp_path: Path) -> None:
-    words = [word for name in ("train", "test", "encoder") for word in (f"--{name}", str(tmp_path / name))]
+    words = [word for name in ("train", "val", "test", "encoder") for word in (f"--{name}", str(tmp_path / name))]
     script = [sys.executable, segmentation.__file__, *words, "--out", str(tmp_path / "out.json")]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -160,10 +164,10 @@ def test_a_script_that_is_started_ends_without_a_traceback(tmp_path: Path) -> No
 def test_miou_is_that_of_scikit_learn() -> None:
     random = np.random.default_rng(1)
     true, predicted = random.integers(0, 6, 2000), random.integers(0, 5, 2000)
-    counts = segmentation.confusion(torch.tensor(true), torch.tensor(predicted), classes=5, ignore=5)
+    counts = iou.confusion(torch.tensor(true), torch.tensor(predicted), classes=5, ignore=5)
     kept = true != 5
     expected = jaccard_score(true[kept], predicted[kept], average=None, labels=range(5))
-    np.testing.assert_allclose(segmentation.intersection_over_union(counts).numpy(), expected)
+    np.testing.assert_allclose(iou.intersection_over_union(counts).numpy(), expected)
 
 
 def test_anomaly_runs_and_finds_a_plain_defect(tmp_path: Path) -> None:
