@@ -40,14 +40,14 @@ def read(path: Path, args: argparse.Namespace) -> list[Tensor]:
 
 
 class Encoder(nn.Module):
-    """A ViT that gives a map of its patch tokens, each with the cls token beside it; or the stride-16 map of a CNN."""
+    """A ViT that gives a map of its patch tokens, or a CNN that gives its stride-16 map."""
 
     def __init__(self, name: str, pretrained: bool, size: list[int]) -> None:
         super().__init__()
         self.is_vit = "resnet" not in name
         options = {"img_size": size, "num_classes": 0} if self.is_vit else {"features_only": True, "out_indices": [3]}
         self.net = timm.create_model(name, pretrained=pretrained, **options)
-        self.width = 2 * self.net.embed_dim if self.is_vit else self.net.feature_info.channels()[-1]
+        self.width = self.net.embed_dim if self.is_vit else self.net.feature_info.channels()[-1]
         for figure in ("mean", "std"):
             self.register_buffer(figure, torch.tensor(self.net.pretrained_cfg[figure]).view(1, -1, 1, 1))
 
@@ -56,10 +56,8 @@ class Encoder(nn.Module):
         images = (images - self.mean) / self.std
         if not self.is_vit:
             return self.net(images)[0]
-        tokens = self.net.forward_features(images)
-        cls, patches = tokens[:, :1], tokens[:, self.net.num_prefix_tokens :]
-        both = torch.cat([patches, cls.expand_as(patches)], dim=2).transpose(1, 2)
-        return both.unflatten(2, self.net.patch_embed.grid_size)
+        patches = self.net.forward_features(images)[:, self.net.num_prefix_tokens :]
+        return patches.transpose(1, 2).unflatten(2, self.net.patch_embed.grid_size)
 
 
 @torch.no_grad()
