@@ -110,7 +110,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--masks", type=int, help="train on the first so many images only")
     for name, default in {"classes": 11, "ignore": 11, "batch": 8, "epochs": 40, "head_epochs": 40}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], help="of the tuned encoders")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3], help="of the tuned encoders"
+    )
     parser.add_argument("--head_rates", type=float, nargs="+", default=[1e-2, 3e-2, 1e-1], help="of a head alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args(arguments)
