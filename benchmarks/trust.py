@@ -55,7 +55,7 @@ from mae.training.checkpoints.tensor_files import HostCopy
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.guard import nan_gradients_if_nonfinite, step_unless
 from mae.training.job import Job
-from mae.training.loop import _Loop, seed_step
+from mae.training.loop import Loop, seed_step
 from mae.training.meter import Meter, Steps
 from mae.training.optimizer import set_learning_rate
 from mae.training.processes.accelerator import start_accelerator
@@ -125,7 +125,7 @@ def measure(folder: Path, blocks: int) -> None:
 def checkpoints(world: World, blocks: int, table: "Table") -> None:
     """Compare blocks of steps with a checkpoint in each, and without."""
     jobs = {"with": start(world, checkpoint_every=BLOCK), "without": start(world, NEVER)}
-    loops = {name: _Loop(job, world.stop, world.watchdog).steps() for name, job in jobs.items()}
+    loops = {name: Loop(job, world.stop, world.watchdog).steps() for name, job in jobs.items()}
     for loop in loops.values():
         for _ in range(WARM_UP):
             next(loop)
@@ -152,7 +152,7 @@ def checkpoints(world: World, blocks: int, table: "Table") -> None:
 def step_by_step(world: World, blocks: int, table: "Table") -> None:
     """Compare steps of the loop with steps of a bare one."""
     jobs = {name: start(world, NEVER) for name in ("loop", *BARE)}
-    loops = {name: bare_steps(job) if name in BARE else _Loop(job, world.stop, world.watchdog).steps()
+    loops = {name: bare_steps(job) if name in BARE else Loop(job, world.stop, world.watchdog).steps()
              for name, job in jobs.items()}  # fmt: skip
     times: dict[str, list[Times]] = {name: [] for name in jobs}
     for step in range(WARM_UP + blocks * BLOCK):

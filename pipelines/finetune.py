@@ -13,9 +13,9 @@ from mae.report.refreshing import report_refresher, write_report
 from mae.settings import parse
 from mae.tasks.finetune_settings import FinetuneSettings
 from mae.tasks.finetuning import Finetuning
+from mae.training.context import training
 from mae.training.export_at_end import export_at_end, require_exports
 from mae.training.finish import finish_job
-from mae.training.loop import training
 from mae.training.optimizer import describe_groups
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.first_error import errors_said_once

@@ -13,9 +13,9 @@ from mae.report.refreshing import report_refresher, write_report
 from mae.settings import parse
 from mae.tasks.baselines import log_baselines
 from mae.tasks.pretraining import Pretraining, PretrainSettings
+from mae.training.context import training
 from mae.training.export_at_end import export_at_end, require_exports
 from mae.training.finish import finish_job
-from mae.training.loop import training
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.first_error import errors_said_once
 from mae.training.progress import TrainingProgress

@@ -18,7 +18,7 @@ from mae.models.description import MODEL_FILE
 from mae.models.weights import file_tensors
 from mae.training.job import Job
 from mae.training.processes.signals import StoppedError, signals_end_a_start
-from mae.training.run_folder.ending import FAILED, FINISHED, PREEMPTED
+from mae.training.run_folder.ending import FAILED, FINISHED, NOT_EXPORTED, PREEMPTED
 from mae.training.settings import SCRATCH
 from mae.training.task import Task
 
@@ -57,7 +57,7 @@ def export_at_end(job: Job) -> None:
     folder = job.folder
     folder.lock()
     try:
-        folder.record_exit(FAILED, "the run ended while its model was exported; the same command exports it again")
+        folder.record_exit(FAILED, NOT_EXPORTED)
         with signals_end_a_start():
             _export(job)
         folder.record_exit(FINISHED, job.ending)

@@ -1,10 +1,10 @@
-"""Training loop of all tasks."""
+"""Training loop of all tasks: steps, and what may come between them."""
 
 import math
 import random
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,59 +24,13 @@ from mae.training.meter import Meter, Steps
 from mae.training.optimizer import learning_rates, set_learning_rate
 from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.fsdp2 import local_value
-from mae.training.processes.signals import StopRequest, stop_on_signal
+from mae.training.processes.signals import StopRequest
 from mae.training.processes.watchdog import StackWatchdog
-from mae.training.run_folder.ending import FINISHED, PREEMPTED, record_failure
 from mae.training.run_folder.folder import Rollback
-from mae.training.trackers.handing_on import END_TIMEOUT, STOP_TIMEOUT, open_trackers
 
 _FAILED_WRITES_AT_MOST = 3
 # Keys of notes in checkpoints, also in old ones.
 _STEP_HOOK_PENDING, _UNLOGGED_STEPS = "owes_a_yield", "unlogged"
-
-
-@contextmanager
-def training(job: Job) -> Iterator[Iterator[int]]:
-    """Take the remaining steps: yield an iterator that yields the number of steps done, before each checkpoint.
-
-    What the caller does in between (a picture, an evaluation) thus becomes part of the next checkpoint, and is repeated
-    if the run dies before it. Until the context ends, signals request a checkpoint and an exit. The run folder records
-    how the run ended.
-    """
-    watchdog, trackers = StackWatchdog(job.settings.timeout), open_trackers(job)
-    wait = STOP_TIMEOUT
-    try:
-        with stop_on_signal() as stop, _shown(job):
-            yield _Loop(job, stop, watchdog).steps()
-    except PreemptedError as end:
-        if job.accelerator.is_main_process:
-            job.folder.record_exit(PREEMPTED, str(end))
-        raise
-    except BaseException as error:
-        record_failure(job.folder, error)
-        raise
-    else:
-        if job.accelerator.is_main_process:
-            job.log_lost_output(job.last_step)
-            job.folder.record_exit(FINISHED, job.ending)
-        wait = END_TIMEOUT
-    finally:
-        watchdog.stop()
-        if job.writer is not None:
-            job.writer.close()
-        if trackers is not None:
-            trackers.finish(wait)
-        job.folder.unlock()
-
-
-@contextmanager
-def _shown(job: Job) -> Iterator[None]:
-    """Show the progress of the run, and the checkpoints that are written, while the context lasts."""
-    if job.writer is not None:
-        job.writer.on_commit.append(job.progress.checkpoint)
-    records = job.folder.metrics() if job.accelerator.is_main_process else ()
-    with job.progress.running(job.start.step, job.total, records):
-        yield
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -87,7 +41,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(word)
 
 
-class _Loop:
+class Loop:
     """Steps of a job, with what may come between them: a stop, a roll-back, a failed checkpoint."""
 
     def __init__(self, job: Job, stop: StopRequest, watchdog: StackWatchdog) -> None:

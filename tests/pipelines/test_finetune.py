@@ -210,15 +210,15 @@ def test_a_run_that_is_stopped_at_the_step_of_its_early_end_ends_there(
 ) -> None:
     flags = ["--optim.base_lr", "1e-30", "--epochs", "6", "--patience", "1"]
     asked = settings(shards, held_out, tmp_path / "run", *flags)
-    step = loop._Loop.step
+    step = loop.Loop.step
 
-    def signalled(self: loop._Loop) -> None:
+    def signalled(self: loop.Loop) -> None:
         step(self)
         if self.done == 5:  # told to all ranks with the next step, the seventh
             self.stop.number = signal.SIGTERM
 
     with monkeypatch.context() as patch, pytest.raises(PreemptedError):
-        patch.setattr(loop._Loop, "step", signalled)
+        patch.setattr(loop.Loop, "step", signalled)
         run(asked)
     assert "saved at step" in (tmp_path / "run" / "exit.json").read_text()
     for _ in range(2):

@@ -15,8 +15,9 @@ import torch
 from mae.data.indexing import open_index
 from mae.errors import UserError
 from mae.progress import duration
+from mae.training.context import training
 from mae.training.job import Job, total_steps
-from mae.training.loop import seed_step, training
+from mae.training.loop import seed_step
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder.folder import BAD_SAMPLES_FILE
 from training.jobs import STEPS_PER_EPOCH, job_of

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from mae.errors import CheckpointError, PreemptedError, UserError
 from mae.training.checkpoints.manifest import step_folder
 from mae.training.checkpoints.reader import newest_checkpoint, verify_checkpoint
 from mae.training.checkpoints.writer import CheckpointWriter
+from mae.training.context import training
 from mae.training.job import Job
-from mae.training.loop import training
 from mae.training.run_folder.folder import RunFolder
 from training.jobs import job_of
 
@@ -244,19 +245,49 @@ def test_a_signal_after_the_last_step_changes_nothing_p06(shard: Path, tmp_path:
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["reason"] == "finished"
 
 
+@pytest.mark.parametrize(("at", "reason"), [(6, "preempted"), (TOTAL, "finished")])
+def test_a_signal_that_is_repeated_while_the_end_is_recorded_does_not_lose_the_record_p03_p08(
+    at: int, reason: str, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RunFolder.record_exit
+
+    def signalled(self: RunFolder, reason: str, message: str) -> None:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, "it would end the tests"
+        os.kill(os.getpid(), signal.SIGTERM)
+        record(self, reason, message)
+
+    monkeypatch.setattr(RunFolder, "record_exit", signalled)
+    with suppress(PreemptedError):
+        interrupted(job(shard, tmp_path / "run"), at)
+    assert json.loads((tmp_path / "run" / "exit.json").read_text())["reason"] == reason
+
+
 def test_a_signal_within_skipped_steps_saves_none_of_them_p06(shard: Path, tmp_path: Path) -> None:
     with pytest.raises(PreemptedError, match="within skipped steps, which are not saved"):
         interrupted(job(shard, tmp_path / "run", bad_steps=[4, 5]), 5)
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))[-1] == "step-000000004"
 
 
-def test_a_signal_to_one_rank_is_one_to_all_p02(shard: Path, tmp_path: Path, on_two_ranks: OnTwoRanks) -> None:
+def test_a_signal_to_one_rank_is_one_to_all_p02(
+    shard: Path, tmp_path: Path, on_two_ranks: OnTwoRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rank that is told leaves when the end is recorded: the launcher then ends the other."""
+    record = RunFolder.record_exit
+
+    def slowly(self: RunFolder, reason: str, message: str) -> None:
+        time.sleep(1)
+        record(self, reason, message)
+
+    monkeypatch.setattr(RunFolder, "record_exit", slowly)
+
     def cut() -> None:
         one = job(shard, tmp_path / "cut", log_every=5)
-        if one.accelerator.process_index == 1:
-            interrupted(one, 6)
-        else:
+        if one.accelerator.process_index == 0:
             run(one)
+        try:
+            interrupted(one, 6)
+        finally:
+            assert (tmp_path / "cut" / "exit.json").exists()
 
     first, second = on_two_ranks(cut)
     assert first == second == f"error: SIGTERM: saved at step 7 of {TOTAL}; the same command resumes from there"

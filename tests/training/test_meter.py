@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mae.training import meter as meter_module
-from mae.training.loop import training
+from mae.training.context import training
 from mae.training.meter import Meter, Steps
 from training.jobs import job_of
 

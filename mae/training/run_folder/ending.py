@@ -12,6 +12,7 @@ from mae.training.run_folder.folder import RunFolder
 from mae.training.settings import TrainSettings
 
 FINISHED, PREEMPTED, FAILED = "finished", "preempted", "error"
+NOT_EXPORTED = "the run ended before its model was exported; the same command exports it"
 
 
 def record_failure(folder: RunFolder, error: BaseException) -> None:
