@@ -14,7 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.tables import demo, fashion_mnist, labels, optimizers, presets, recipes, temperature, transfers
+from benchmarks.tables import (
+    demo,
+    fashion_mnist,
+    labels,
+    optimizers,
+    presets,
+    protocols,
+    recipes,
+    temperature,
+    transfers,
+)
 from benchmarks.tables.table import ROOT
 
 TABLES = {
@@ -27,6 +37,7 @@ TABLES = {
         presets.TABLE,
         fashion_mnist.TABLE,
         *labels.TABLES,
+        protocols.TABLE,
         *transfers.TABLES,
     )
 }

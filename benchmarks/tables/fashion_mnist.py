@@ -3,14 +3,22 @@
 from collections.abc import Mapping
 
 from benchmarks.tables.labels import SEEDS, WAYS
-from benchmarks.tables.table import Figures, Row, Table, accuracy, evaluated, markdown_table, percent, run_folder
+from benchmarks.tables.table import (
+    FROZEN,
+    Figures,
+    Row,
+    Table,
+    accuracy,
+    evaluated,
+    frozen_table,
+    markdown_table,
+    percent,
+    run_folder,
+)
 
 _TRAIN, _TEST = "DATA/fashion-mnist/fashion-mnist-train-*.tar.gz", "DATA/fashion-mnist/fashion-mnist-test-*.tar.gz"
 _EVALUATE = f"mae evaluate OUT/pretrained --data.shards {_TRAIN} --eval_shards {_TEST} --data.workers 0"
-PROTOCOLS = {"knn": "k-NN", "linear": "linear probe", "few_shot": "10 labels per class", "svm": "RBF SVM"}
-"""Protocols for frozen encoders and their columns."""
-_JUDGED = {"": "pretrained encoder", "untrained ": "untrained encoder", "pixels ": "pixels"}
-_READ = {f"{whose}{each}": f"{whose}{PROTOCOLS[each]}" for whose in ("", "untrained ") for each in ("knn", "linear")}
+_READ = {f"{whose}{each}": f"{whose}{FROZEN[each]}" for whose in ("", "untrained ") for each in ("knn", "linear")}
 
 
 def _frozen() -> Row:
@@ -45,21 +53,18 @@ TOKENS = tuple((tokens, norm) for tokens in ("cls", "avg", "cls+avg") for norm i
 def markdown(found: Mapping[str, Figures]) -> str:
     """Return three tables: frozen, fine-tuned, and which tokens are read."""
 
-    def top1(row: str, protocol: str) -> str:
-        figures = found[row]["figures"] if row in found else {}
-        return percent(figures[protocol]["top1"]) if protocol in figures else ""
-
-    frozen = [[shown, *(top1("frozen", whose + each) for each in PROTOCOLS)] for whose, shown in _JUDGED.items()]
     tuned = []
     for way in WAYS:
         runs = [found[name]["figures"]["top1"] for seed in SEEDS if (name := f"{way}, seed {seed}") in found]
         if runs:
             tuned.append([way, ", ".join(f"{100 * run:.1f}" for run in runs), percent(runs)])
     measured = [kind for kind in TOKENS if ", ".join(kind) in found]
-    kinds = [[*kind, *(top1(", ".join(kind), each) for each in _READ)] for kind in measured]
+    kinds = [
+        [*kind, *(percent(found[", ".join(kind)]["figures"][each]["top1"]) for each in _READ)] for kind in measured
+    ]
     return "\n".join(
         (
-            markdown_table(("frozen, all labels", *PROTOCOLS.values()), frozen),
+            frozen_table("frozen, all labels", found["frozen"]["figures"]),
             markdown_table(("60 labels per class", "seeds", "mean"), tuned),
             markdown_table(("tokens", "norm", *_READ.values()), kinds),
         )

@@ -123,6 +123,20 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return first + "|" + "---|" * len(header) + "\n" + "".join(others)
 
 
+FROZEN = {"knn": "k-NN", "linear": "linear probe", "few_shot": "10 labels per class", "svm": "RBF SVM"}
+"""Protocols of `mae evaluate` for frozen encoders, and their columns."""
+_JUDGED = {"": "pretrained encoder", "untrained ": "untrained encoder", "pixels ": "pixels"}
+
+
+def frozen_table(title: str, figures: Figures) -> str:
+    """Return the table of a frozen encoder, an untrained one and the pixels, with a column per protocol."""
+    rows = [
+        [shown, *(percent(figures[whose + each]["top1"]) if whose + each in figures else "" for each in FROZEN)]
+        for whose, shown in _JUDGED.items()
+    ]
+    return markdown_table((title, *FROZEN.values()), rows)
+
+
 def percent(values: Sequence[float]) -> str:
     """Return the mean in percent, and the sample deviation if there are several."""
     shown = f"{100 * statistics.mean(values):.1f}"
