@@ -17,6 +17,7 @@ SEEDS = (0, 1, 2)
 WAYS = {"fine-tuned": "OUT/pretrained", "from scratch": "none"}
 """Ways to train on labels, and what each starts from."""
 _TENTH, _ALL = "10 %", "all"
+_RESNET = f"resnet, {_TENTH}"
 # The shards with these labels, and how long is trained on them.
 _LENGTHS = {
     _TENTH: ("0", "--epochs 30 --batch_size 50 --optim.warmup_epochs 3"),
@@ -53,6 +54,7 @@ def table(of: LabelledSet) -> Table:
     rows += [_frozen(of, _TENTH, "0", "knn linear"), _frozen(of, _ALL, "[0-9]", "knn linear")]
     rows += [_tuned(of, way, _TENTH, seed) for seed in SEEDS for way in WAYS]
     rows += [_tuned(of, way, _ALL, 0) for way in WAYS]
+    rows += [_resnet(of)]
     return Table(f"labels_{of.name}", tuple(rows), markdown, prepare=(pretraining,))
 
 
@@ -78,6 +80,15 @@ def _tuned(of: LabelledSet, way: str, labels: str, seed: int) -> Row:
     return Row(f"{way}, {labels}, seed {seed}", (command,), lambda out: {"top1": accuracy(out / folder)})
 
 
+def _resnet(of: LabelledSet) -> Row:
+    """Return the row of a ResNet-18 that is trained from scratch on a tenth of the labels."""
+    command = (
+        f"mae evaluate OUT/pretrained --data.shards {of.train.format('0')} --eval_shards {of.test} --data.workers 0 "
+        "--out OUT/resnet --protocols resnet --epochs 15 --batch_size 64"
+    )
+    return Row(_RESNET, (command,), evaluated("resnet"))
+
+
 def _along(out: Path) -> Figures:
     """Return what was measured on the last training shard along the pretraining."""
     seen = ("epoch", "loss", "knn", "few_shot", "rank")
@@ -98,6 +109,8 @@ def markdown(found: Mapping[str, Figures]) -> str:
             runs = [_figures(found, f"{way}, {labels}, seed {seed}") for seed in SEEDS]
             if accuracies := [run["top1"] for run in runs if run]:
                 cells.setdefault(way, {})[labels] = percent(accuracies)
+    if resnet := _figures(found, _RESNET):
+        cells["ResNet-18 from scratch"] = {_TENTH: percent(resnet["resnet18 resnet"]["top1"])}
     by_labels = markdown_table(
         ("top-1", *columns), [[name, *(row.get(labels, "") for labels in columns)] for name, row in cells.items()]
     )
