@@ -84,7 +84,7 @@ def _resnet(of: LabelledSet) -> Row:
     """Return the row of a ResNet-18 that is trained from scratch on a tenth of the labels."""
     command = (
         f"mae evaluate OUT/pretrained --data.shards {of.train.format('0')} --eval_shards {of.test} --data.workers 0 "
-        "--out OUT/resnet --protocols resnet --epochs 15 --batch_size 64"
+        "--out OUT/resnet --protocols resnet --augment.crop_scale 0.6 1 --epochs 15 --batch_size 64"
     )
     return Row(_RESNET, (command,), evaluated("resnet"))
 
