@@ -15,9 +15,7 @@ from benchmarks.tables.table import Row, Table, markdown_table, percent
 BY_HAND = {
     "Temperature of the positions",
     "Scanned digits, all protocols",
-    "Fashion-MNIST, 1 % of the labels",
     "Fashion-MNIST, protocols that train, with a small budget",
-    "Fashion-MNIST, frozen features",
     "Muon and AdamW on scanned digits",
 }
 MADE = [table for table in TABLES.values() if table.path.exists()]
