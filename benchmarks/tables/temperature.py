@@ -26,10 +26,11 @@ def row(temperature: int) -> Row:
         for run in runs
     ]
     commands += [
-        f"mae finetune --config configs/finetune/digits.yaml --epochs 100 --labels_per_class 10 --init {init} "
-        f"--seed {seed} --data.shards '{_TRAIN}' --eval_shards '{_VAL}' --run_dir {run}-{name}"
+        f"mae finetune --config configs/finetune/digits.yaml --model.position_temperature {temperature} --epochs 100 "
+        f"--labels_per_class 10 --init {init} --seed {seed} --data.shards '{_TRAIN}' --eval_shards '{_VAL}' "
+        f"--run_dir {run}-{name}"
         for seed, run in zip(SEEDS, runs, strict=True)
-        for name, init in (("tuned", run), ("scratch", f"none --model.position_temperature {temperature}"))
+        for name, init in (("tuned", run), ("scratch", "none"))
     ]
     names = [run.removeprefix("OUT/") for run in runs]
     return Row(f"{temperature:,}", tuple(commands), lambda out: read(out, names))
