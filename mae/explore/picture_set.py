@@ -49,7 +49,7 @@ class PictureSet:
             say(f"warning: left out of the neighbours: {count} that cannot be used; the first: {bad[0]}")
         self._numbers = [part.numbers.start for part in found if not part.reasons]
         self._views = torch.cat([part.results for part in found if not part.reasons] or [torch.zeros(0)])
-        self._features = dict[int, Tensor]()
+        self._features = dict[str, Tensor]()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -82,8 +82,8 @@ class PictureSet:
         if not self._numbers:
             raise UserError("no image of the set can be used")
         with models.use(stop) as model:
-            own = select(model.features_of(model.view(picture.data)[None]), "cls+avg", "raw")
-        similar = torch.nn.functional.cosine_similarity(own, self._features_at(models, stop))
+            own, sha256 = select(model.features_of(model.view(picture.data)[None]), "cls+avg", "raw"), model.sha256
+        similar = torch.nn.functional.cosine_similarity(own, self._features_at(models, stop, sha256))
         found = list[Neighbour]()
         for at in similar.argsort(descending=True, stable=True).tolist():
             number = self._numbers[at]
@@ -96,12 +96,17 @@ class PictureSet:
         label = self._images.label(number)
         return "" if label is None else self._images.class_name(label) or str(label)
 
-    def _features_at(self, models: RunModels, stop: int) -> Float32[Tensor, "images feature"]:
-        """Return the features of all images that are searched; other threads may use models between the batches."""
-        if stop not in self._features:
+    def _features_at(self, models: RunModels, stop: int, sha256: str) -> Float32[Tensor, "images feature"]:
+        """Return the features of all images that are searched; other threads may use models between the batches.
+
+        `sha256` is the hash of the model: a run that goes on may write another one into the same file.
+        """
+        if sha256 not in self._features:
             batches = []
             for views in torch.split(self._views, BATCH):
                 with models.use(stop) as model:
+                    if model.sha256 != sha256:
+                        raise UserError(f"{model.path} was written anew meanwhile; try again")
                     batches.append(select(model.features_of(views), "cls+avg", "raw"))
-            self._features[stop] = torch.cat(batches)
-        return self._features[stop]
+            self._features[sha256] = torch.cat(batches)
+        return self._features[sha256]

@@ -14,6 +14,7 @@ from torch import Tensor
 from mae.data.images.augment import eval_view
 from mae.data.images.decode import CHANNELS, decode
 from mae.errors import UserError
+from mae.files import open_regular
 from mae.models.description import ModelDescription
 
 Picture = str | PathLike[str] | bytes | Image.Image | NDArray[np.generic] | Tensor
@@ -54,14 +55,16 @@ def encoded(image: Picture, has_range: bool = False) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"image {path} cannot be read: {error.strerror}; give the path of an image file") from None
 
 
 def _encoded_array(image: NDArray[np.generic] | Tensor, has_range: bool) -> bytes:
     if isinstance(image, Tensor):
-        array = image.detach().cpu().numpy()
+        # NumPy has no bfloat16.
+        array = (image.detach().float() if image.is_floating_point() else image.detach()).cpu().numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
     else:
         array = np.asarray(image)
@@ -70,6 +73,8 @@ def _encoded_array(image: NDArray[np.generic] | Tensor, has_range: bool) -> byte
             f"an image has the shape {list(image.shape)}; allowed: arrays [height width channels], tensors "
             "[channels height width], and both [height width]"
         )
+    if array.dtype.kind not in "buif":
+        raise UserError(f"an image has pixels of type {array.dtype}; allowed: whole or floating-point numbers")
     if array.dtype.kind == "f" and not has_range:
         array = _to_bytes(array)
     channels = array.shape[2] if array.ndim == 3 else 1

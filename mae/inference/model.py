@@ -193,6 +193,8 @@ class Model:
             mask = chosen_mask(network, torch.from_numpy(noise).to(self.device), mask_ratio, own)
             parts.append(reconstructed(network, self._normalized(views), mask, self._statistics))
             done += len(views)
+        if hidden is not None and len(hidden) != done:
+            raise UserError(f"there are {len(hidden)} masks for {done} images; give one mask for each image")
         return Reconstructed(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     def attention(self, images: Pictures, block: int = -1) -> Float32[Tensor, "images heads rows columns"]:

@@ -2,19 +2,21 @@
 
 import glob
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 
+from mae.classes import require_same_classes
 from mae.data.classes import class_names
 from mae.data.indexing import open_index
 from mae.data.left_out import LeftOut, count_into, described
 from mae.data.packing.trees import entries, image_extension, walk
 from mae.data.settings import DataSettings
 from mae.data.store.shards import SUFFIXES
-from mae.data.store.urls import scheme_of
+from mae.data.store.urls import redacted, scheme_of
 from mae.errors import UserError
+from mae.files import open_regular
 from mae.inference.image_set import ImageSet, ShardImages
 from mae.output import one_line
 from mae.processes import default_workers
@@ -31,8 +33,7 @@ class FileImages(ImageSet):
         """Hash of names, sizes and times of change."""
         digest = sha256()
         for path in self._paths:
-            found = Path(path).stat()
-            digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+            digest.update(f"{path}\0{_state(path)}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -49,9 +50,19 @@ class FileImages(ImageSet):
     def read(self, number: int) -> bytes:
         """Return the bytes of an image file."""
         try:
-            return Path(self._paths[number]).read_bytes()
+            with open_regular(Path(self._paths[number])) as file:
+                return file.read()
         except OSError as error:
             raise UserError(f"it cannot be read: {error.strerror}") from None
+
+
+def _state(path: str) -> str:
+    """Return size and time of change of a file; of one that is not there, as behind a broken link, that it is not."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        return str(error.strerror)
+    return f"{found.st_size}\0{found.st_mtime_ns}"
 
 
 class JoinedImages(ImageSet):
@@ -81,7 +92,7 @@ class JoinedImages(ImageSet):
         return images.label(number)
 
     def class_name(self, label: int) -> str | None:
-        """Return the name of a label in the first set that has names."""
+        """Return the name of a label; all sets that have names have the same."""
         return next((name for each in self._sets if (name := each.class_name(label)) is not None), None)
 
     def read(self, number: int) -> bytes:
@@ -108,40 +119,54 @@ def open_images(sources: Sequence[str], data: DataSettings, say: Callable[[str],
     shards: a tar, a folder, a glob, braces or a URL.
 
     Raises:
-        UserError: if a source does not exist or has no images, or a shard is damaged.
+        UserError: if a source does not exist or has no images, a shard is damaged, or the class lists of two sources
+            differ.
     """
     left_out: LeftOut = {}
     sets: list[ImageSet] = []
+    named: dict[str, Sequence[str]] = {}
     for source in sources:
         files = _files(source, left_out)
         if files is None:
             index = open_index([source], data.cache, None, default_workers(), say, data.rules)
             names = class_names([entry.shard for entry in index.entries], say)
             sets.append(ShardImages(index, data, names))
+            if names:
+                named[redacted(source)] = names
         elif files:
             sets.append(FileImages(files))
         else:
             raise UserError(f"{source} holds no image of a known format{_beside(left_out)}; give another source")
+    _require_same(named)
     if left_out:
         say(f"left out: {described(left_out)}")
     return JoinedImages(sets)
+
+
+def _require_same(named: Mapping[str, Sequence[str]]) -> None:
+    """Refuse class lists, by the sources that have them, that differ: a label would have two names."""
+    (first, expected), *others = named.items() or [("", ())]
+    for source, names in others:
+        require_same_classes(expected, first, names, source)
 
 
 def _files(source: str, left_out: LeftOut) -> list[str] | None:
     """Return the image files of a source; None if it is made of shards."""
     if scheme_of(source) or source.endswith(SUFFIXES):
         return None
+    count = count_into(left_out)
     if Path(source).is_dir():
-        if any(name.endswith(SUFFIXES) for name in entries(source)[0]):
-            return None
         found = [f"{source.rstrip('/')}/{name}" for name in walk(source, "", frozenset())]
+        if any(name.endswith(SUFFIXES) for name in entries(source)[0]):
+            for path in filter(image_extension, found):
+                count("images beside shards", one_line(path))
+            return None
     elif Path(source).exists():
         return [source]  # an image whatever its name, or else a row that says why not
     else:
         found = sorted(glob.glob(source))  # noqa: PTH207 - the pattern may be absolute
         if not found:
             raise UserError(f"{source} does not exist; give image files, folders or shards")
-    count = count_into(left_out)
     for path in found:
         if not image_extension(path):
             count("files that are no images", one_line(path))

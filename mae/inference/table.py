@@ -5,9 +5,11 @@ settings. A start with the same plan keeps the parts that are there. So a run th
 flat, and each image has one row, in the order given.
 """
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
 
+from mae.data.store.lock import LOCKS_UNSUPPORTED
 from mae.data.store.regular import read_json
 from mae.errors import UserError
 from mae.files import write_atomically, written_atomically
@@ -23,7 +26,7 @@ from mae.inference.image_set import ImageSet
 from mae.inference.parts import Part, compute_share, lacking_parts, part_ranges
 from mae.inference.table_formats import JOINERS
 
-_PLAN = "plan.json"
+_PLAN, _LOCK = "plan.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,35 @@ class Table:
         if self.out.exists():
             raise UserError(f"{self.out} exists; remove it, or give another --out")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder of the parts, and keep every other process out of it until the context ends.
+
+        Raises:
+            UserError: if another process writes this table.
+        """
+        self.parts.mkdir(parents=True, exist_ok=True)
+        with (self.parts / _LOCK).open("wb") as file:
+            try:
+                # A record lock is not inherited by workers, which may outlive a killed process for a moment.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in LOCKS_UNSUPPORTED:
+                    raise UserError(
+                        f"another process is writing {self.out}; wait for it or end it, or give another --out"
+                    ) from None
+            yield
+
     def lacking(self, parts: int, say: Callable[[str], None]) -> list[int]:
         """Return the numbers of the parts that are still to be computed; remove parts of another plan."""
         try:
             same = read_json(self.parts / _PLAN) == json.loads(json.dumps(self.plan))
         except (OSError, ValueError):
             same = False
-        if not same and self.parts.exists():
+        if not same and (others := list(self.parts.glob("part-*"))):
             say(f"{self.parts} has parts for another model, other images or other settings; they are removed")
-            shutil.rmtree(self.parts)
-        self.parts.mkdir(parents=True, exist_ok=True)
+            for part in others:
+                part.unlink()
         write_atomically(self.parts / _PLAN, json.dumps(self.plan, indent=1).encode())
         lacking = [number for number in range(parts) if not self.part(number).exists()]
         if len(lacking) < parts:
@@ -102,8 +124,9 @@ def write_table(
     not be used, with reasons, on the first process.
     """
     ranges = part_ranges(len(images))
-    lacking = lacking_parts(accelerator, lambda: table.lacking(len(ranges), say))
-    for number, part in compute_share(lacking, ranges, compute, accelerator, "images"):
-        table.write_part(number, columns(part))
-    accelerator.wait_for_everyone()
-    return table.join(len(ranges), len(images)) if accelerator.is_main_process else []
+    with table.locked() if accelerator.is_main_process else nullcontext():
+        lacking = lacking_parts(accelerator, lambda: table.lacking(len(ranges), say))
+        for number, part in compute_share(lacking, ranges, compute, accelerator, "images"):
+            table.write_part(number, columns(part))
+        accelerator.wait_for_everyone()
+        return table.join(len(ranges), len(images)) if accelerator.is_main_process else []

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import zip_longest
 from typing import NamedTuple
 
 from mae.progress import duration
@@ -35,13 +36,13 @@ def timeline(run: RunFiles) -> str:
 
 def _history(run: RunFiles) -> Iterator[Event]:
     last = ""
-    for record in run.history:
+    for record, following in zip_longest(run.history, run.history[1:]):
         if record["kind"] == START:
             if last == START:
                 yield Event("warning", "no end is recorded: it was killed")
             how = f"resumed at step {record['step']:,}" if record["step"] else "started"
             yield Event("note", f"{how} on {record['host']}, {record['where']}", record["time"])
-        elif last == START:
+        elif following is None or following["kind"] == START:  # a start may record an end before its export
             yield _end(record["reason"], record["message"], record["time"])
         last = record["kind"]
     if last == START and run.ending:  # a run that is at its end, which it has not recorded yet

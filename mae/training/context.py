@@ -20,12 +20,13 @@ def training(job: Job) -> Iterator[Iterator[int]]:
     if the run dies before it. Until the context ends, signals request a checkpoint and an exit. The run folder records
     how the run ended.
     """
-    watchdog, trackers = StackWatchdog(job.settings.timeout), open_trackers(job)
-    wait = STOP_TIMEOUT
+    watchdog, trackers, wait = StackWatchdog(job.settings.timeout), None, STOP_TIMEOUT
     try:
         # A launcher repeats signals: they must not end this process before the record of the end is written.
-        with stop_on_signal() as stop, _end_recorded(job), _shown(job):
-            yield Loop(job, stop, watchdog).steps()
+        with stop_on_signal() as stop, _end_recorded(job):
+            trackers = open_trackers(job)
+            with _shown(job):
+                yield Loop(job, stop, watchdog).steps()
         wait = END_TIMEOUT
     except BaseException as error:
         if not isinstance(error, PreemptedError):

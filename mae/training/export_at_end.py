@@ -18,7 +18,7 @@ from mae.models.description import MODEL_FILE
 from mae.models.weights import file_tensors
 from mae.training.job import Job
 from mae.training.processes.signals import StoppedError, signals_end_a_start
-from mae.training.run_folder.ending import FAILED, FINISHED, NOT_EXPORTED, PREEMPTED
+from mae.training.run_folder.ending import FAILED, FINISHED, PREEMPTED
 from mae.training.settings import SCRATCH
 from mae.training.task import Task
 
@@ -46,7 +46,7 @@ def export_at_end(job: Job) -> None:
     """Export the published model of a finished run, on rank 0, to folders `export-TARGET` in the run folder.
 
     An export of this very model that is there stays as it is. Of a fine-tuning that measured its accuracy, the best
-    model is exported. `exit.json` says `finished` only when all is exported.
+    model is exported. `exit.json` says `finished` only when all is exported; until then, it has what `training` left.
 
     Raises:
         UserError: if an export fails; the others are made, and the model stays.
@@ -57,8 +57,7 @@ def export_at_end(job: Job) -> None:
     folder = job.folder
     folder.lock()
     try:
-        folder.record_exit(FAILED, NOT_EXPORTED)
-        with signals_end_a_start():
+        with signals_end_a_start(is_last=True):
             _export(job)
         folder.record_exit(FINISHED, job.ending)
     except StoppedError as stop:

@@ -19,7 +19,16 @@ from mae.explore.picture_set import Picture, PictureSet
 from mae.inference.sources import open_images
 from mae.settings import parse
 from tests.conftest import write_shards
-from tests.explore.runs import image_file, models_of, noise, pictures_in, write_classifier, write_run
+from tests.explore.runs import (
+    autoencoder,
+    image_file,
+    models_of,
+    noise,
+    pictures_in,
+    write_autoencoder,
+    write_classifier,
+    write_run,
+)
 
 NOISE = Picture("noise.png", image_file(noise(0)))
 
@@ -64,6 +73,21 @@ def test_the_nearest_neighbour_of_a_picture_is_its_copy_and_not_itself(
     with pytest.raises(UserError, match="there is no image 7; allowed: 1 to 6"):
         pictures.picture(6)
     assert set_of(folder, models, most=2).searched == 1  # the first and the last, which is none
+
+
+def test_a_model_that_is_written_anew_is_searched_by_its_own_features(
+    folder: Path, models: RunModels, tmp_path: Path
+) -> None:
+    """As the best model of a fine-tuning that goes on, once it has left the memory."""
+    pictures, last = set_of(folder, models), len(models.stops) - 1
+
+    def similarities(pictures: PictureSet, models: RunModels) -> list[float]:
+        return [each.similarity for each in pictures.nearest(models, last, pictures.picture(0), 3)]
+
+    before = similarities(pictures, models)
+    write_autoencoder(tmp_path / "run", autoencoder(7))
+    again = models_of(tmp_path / "run")
+    assert similarities(pictures, again) == similarities(set_of(folder, again), again) != before
 
 
 def test_labels_frame_the_neighbours(tmp_path: Path, models: RunModels) -> None:

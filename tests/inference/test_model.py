@@ -101,6 +101,9 @@ def test_every_kind_of_image_gives_the_same_feature(pretrained: Path, tmp_path: 
     for batch in (several, several.permute(0, 2, 3, 1).numpy(), [file, array]):
         assert torch.equal(model.embed(batch)[1:], expected)
 
+    coarse = torch.full((3, 4, 4), 0.5, dtype=torch.bfloat16)
+    assert torch.equal(model.embed(coarse), model.embed(coarse.float()))
+
     gray = array[:, :, 0]
     for image in (gray, gray[:, :, None], torch.from_numpy(gray), torch.from_numpy(gray)[None]):
         assert torch.equal(model.embed(image), model.embed(Image.fromarray(gray)))
@@ -204,6 +207,10 @@ def test_what_a_model_cannot_do_is_refused(pretrained: Path, tuned: Path, tmp_pa
             encoder.reconstruct(pixels(0), ratio)
     with pytest.raises(UserError, match=r"masks are \[1, 3, 2\]; allowed: .* \[1, 2, 3\]"):
         encoder.reconstruct(pixels(0), hidden=torch.ones(1, 3, 2, dtype=torch.bool))
+    with pytest.raises(UserError, match="there are 2 masks for 1 images; give one mask for each"):
+        encoder.reconstruct(pixels(0), hidden=torch.eye(2, 3, dtype=torch.bool).repeat(2, 1, 1))
+    with pytest.raises(UserError, match="pixels of type object; allowed: whole or floating-point numbers"):
+        encoder.embed(np.full((4, 4, 3), None))
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"bad\.png is not usable: it is not a valid image"):
         encoder.embed([tmp_path / "bad.png"])

@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import multiprocessing
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,6 +29,7 @@ from mae.errors import BadDataError, UserError
 from mae.inference import applying, parts
 from mae.inference.model import BATCH
 from mae.inference.sources import open_images
+from mae.inference.table import Table
 from mae.pipelines import embed, predict
 from mae.pipelines.embed import EmbedSettings
 from mae.pipelines.predict import PredictSettings
@@ -230,6 +235,57 @@ def test_sources_are_taken_in_the_order_given(tuned: Path, photos: Path, tmp_pat
     assert names[4:] == [*(f"{photos}/b/{n}.png" for n in range(1, 10, 2)),
                          *(f"{photos}/a/deep/{n}.png" for n in range(0, 10, 2))]  # fmt: skip
     assert [images.label(number) for number in range(5)] == [None, 0, 1, 2, None]
+
+
+def test_sources_whose_labels_mean_other_classes_are_refused(tmp_path: Path) -> None:
+    for name, classes in (("a", "cat\ndog\n"), ("b", "car\nbus\n"), ("none", "")):
+        write_shards(tmp_path / name, [4], classes=2, size=(9, 13), mode="RGB")
+        (tmp_path / name / "classes.txt").write_text(classes)
+    data = DataSettings(cache_dir=tmp_path / "cache")
+    with pytest.raises(UserError, match="different class lists, of 2 and 2 classes: label 0 is 'cat' in the first"):
+        open_images([str(tmp_path / "a"), str(tmp_path / "b")], data, print)
+    assert open_images([str(tmp_path / "none"), str(tmp_path / "a")], data, print).class_name(1) == "dog"
+
+
+def test_what_lies_beside_shards_is_counted(photos: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", [4], classes=2, size=(9, 13), mode="RGB").rename(photos / "shards")
+    next((photos / "shards").glob("*.tar")).rename(photos / "train.tar")
+    said: list[str] = []
+    assert len(open_images([str(photos)], DataSettings(cache_dir=tmp_path / "cache"), said.append)) == 4
+    assert said[-1].startswith("left out: images beside shards: 10 (the first: ")
+
+
+def test_a_link_that_leads_nowhere_and_a_pipe_are_rows_that_say_so(tuned: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "link.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(photos / "pipe.png")
+    (photos / "a" / "deep" / "4.png").unlink()
+    with pytest.raises(BadDataError, match="2 of them could not be used"):
+        predict.run(predicting(str(tuned), str(photos), "--out", str(tmp_path / "out.jsonl")))
+    errors = {Path(row["key"]).name: row["error"] for row in rows_of(tmp_path / "out.jsonl") if row["error"]}
+    assert errors.keys() == {"link.png", "pipe.png"}
+    assert "No such file" in errors["link.png"]
+    assert "not a regular file" in errors["pipe.png"]
+
+
+def test_a_table_that_another_process_is_writing_is_left_to_it(tuned: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+
+    def hold() -> None:
+        with Table(out, pa.schema([]), {}).locked():
+            held.set()
+            time.sleep(60)
+
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=hold)
+    holder.start()
+    assert held.wait(10)
+    with pytest.raises(UserError, match=r"another process is writing .*out\.csv; wait for it"):
+        predict.run(predicting(str(tuned), str(photos), "--out", str(out)))
+    holder.kill()
+    holder.join()
+    with pytest.raises(BadDataError, match="10 images"):
+        predict.run(predicting(str(tuned), str(photos), "--out", str(out)))
 
 
 def test_names_that_are_not_utf8_are_written(tuned: Path, tmp_path: Path) -> None:

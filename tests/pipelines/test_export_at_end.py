@@ -1,6 +1,8 @@
 """Export at the end of a run: refused at the start, made after the model is published, never at its cost."""
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ from mae.export.target import Difference
 from mae.export.timm import Timm
 from mae.pipelines import finetune, pretrain
 from mae.settings import parse
-from mae.training.processes.signals import StoppedError
 
 FLAGS = [
     "--model.width", "16", "--model.depth", "1", "--model.heads", "2", "--model.patch_size", "4", "--epochs", "1",
@@ -133,7 +134,9 @@ def test_an_export_that_fails_costs_neither_the_model_nor_the_other_exports(
 
 def test_a_signal_in_an_export_is_a_preemption(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stops(self: Timm, model: Any, folder: Path) -> Iterable[Difference]:
-        raise StoppedError("SIGTERM")
+        assert ending(tmp_path / "run")["reason"] == "error", "it is not finished yet"
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it was not stopped")
 
     monkeypatch.setattr(Timm, "compare", stops)
     with pytest.raises(PreemptedError, match="SIGTERM: stopped while the model was exported; the same command exports"):

@@ -82,6 +82,7 @@ def test_the_timeline_tells_every_start_and_end(tmp_path: Path) -> None:
     folder.record_exit("preempted", "SIGTERM: saved at step 10 of 500")
     record_start(folder.path, 10, "device: CPU", PretrainSettings(folder.path))
     record_start(folder.path, 20, "device: CPU", PretrainSettings(folder.path))
+    folder.record_exit("error", "not exported")
     folder.record_exit("error", "the disk <b>is full")
     folder.record_skipped({3: [1], 4: [2]})
     text = timeline(read_run(folder.path))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mae.data.batch import Batch
 from mae.errors import CheckpointError, PreemptedError, UserError
+from mae.training import context
 from mae.training.checkpoints.manifest import step_folder
 from mae.training.checkpoints.reader import newest_checkpoint, verify_checkpoint
 from mae.training.checkpoints.writer import CheckpointWriter
@@ -260,6 +261,27 @@ def test_a_signal_that_is_repeated_while_the_end_is_recorded_does_not_lose_the_r
     with suppress(PreemptedError):
         interrupted(job(shard, tmp_path / "run"), at)
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["reason"] == reason
+
+
+def test_an_error_or_a_signal_while_trackers_are_opened_is_recorded(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(job: Job) -> None:
+        raise UserError("trackers.json cannot be used")
+
+    def is_stopped(job: Job) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # until the thread that listens has read it
+
+    endings = []
+    for opening in (fails, is_stopped):
+        monkeypatch.setattr(context, "open_trackers", opening)
+        one = job(shard, tmp_path / opening.__name__)
+        with pytest.raises(UserError):
+            run(one)
+        endings.append(json.loads((one.folder.path / "exit.json").read_text()))
+    assert [each["reason"] for each in endings] == ["error", "preempted"]
+    assert f"saved at step 1 of {TOTAL}" in endings[1]["message"]
 
 
 def test_a_signal_within_skipped_steps_saves_none_of_them_p06(shard: Path, tmp_path: Path) -> None:

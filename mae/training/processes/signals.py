@@ -43,13 +43,14 @@ class StoppedError(BaseException):
 
 
 @contextmanager
-def signals_end_a_start() -> Iterator[None]:
+def signals_end_a_start(is_last: bool = False) -> Iterator[None]:
     """Let SIGTERM and SIGUSR1 raise a `StoppedError` with the signal's name, until the context ends.
 
     With several processes they end the process at once, as they do by default: the launcher sends SIGTERM to all when
-    one has died, which is no preemption. Outside the main thread nothing is changed.
+    one has died, which is no preemption. But if this process `is_last`, the others are done. Outside the main thread
+    nothing is changed.
     """
-    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    is_alone = is_last or int(os.environ.get("WORLD_SIZE", "1")) == 1
     if not is_alone or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mae.training.processes import signals
-from mae.training.processes.signals import STOP_SIGNALS, stop_on_signal
+from mae.training.processes.signals import STOP_SIGNALS, StoppedError, signals_end_a_start, stop_on_signal
 
 
 def soon(condition: Callable[[], object]) -> bool:
@@ -112,6 +112,16 @@ def test_p04_a_main_thread_that_is_stuck_in_c_is_ended_all_the_same(
     trainer.join(10)
     assert trainer.exitcode == 128 + signal.SIGINT
     assert (tmp_path / "stderr").read_text().startswith("SIGTERM: the run saves")
+
+
+def test_the_last_process_of_a_job_is_stopped_as_one_that_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = signal.getsignal(signal.SIGTERM)
+    with signals_end_a_start():
+        assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(StoppedError, match="SIGTERM"), signals_end_a_start(is_last=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_signals_of_others_are_let_through(exit_codes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
