@@ -73,6 +73,11 @@ def user_error_of(error: BaseException) -> UserError | None:
     if isinstance(error, OSError) and error.errno in MACHINE_REMEDIES:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return UserError(f"{where}{error.strerror}; {MACHINE_REMEDIES[error.errno]}")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+        return UserError(
+            f"{str(error).partition('. ')[0]}; --micro_batch_size auto trains with as many images at a time as fit; "
+            "a run that has begun keeps its own, so give another run_dir"
+        )
     if isinstance(error, UnicodeEncodeError):
         name = error.object[max(0, error.start - 20) : error.end + 20]
         return UserError(

@@ -162,12 +162,23 @@ class RunFolder:
         return tuple(map(float, values))
 
     def with_its_micro_batch(self, settings: Settings) -> Settings:
-        """Return `settings` with the run's first micro-batch in place of auto: another would change the last bits."""
+        """Return `settings` with the run's first micro-batch in place of auto: another would change the last bits.
+
+        Raises:
+            UserError: if the run began without a limit, with which auto would change nothing.
+        """
         before = self.begun_with() if settings.micro_batch_size == AUTO else {}
         found = before.get("micro_batch_size")
         is_saved = found is None or type(found) is int
         check(is_saved, f"{self.path / SETTINGS_FILE}: micro_batch_size", found, "what the run has saved; restore it")
-        return replace(settings, micro_batch_size=found) if before else settings
+        if not before:
+            return settings
+        if found is None:
+            raise UserError(
+                f"run_dir {self.path} holds a run that began without micro_batch_size, which {AUTO} cannot change; "
+                f"give another run_dir{self._branch()}"
+            )
+        return replace(settings, micro_batch_size=found)
 
     def begun_with(self) -> dict[str, Any]:
         """Return the saved settings by full name; empty for a new run."""

@@ -37,14 +37,16 @@ def test_settings_that_change_no_weight_are_free(tmp_path: Path) -> None:
 
 
 def test_a_micro_batch_that_is_to_be_found_is_that_of_the_run(tmp_path: Path) -> None:
-    """Whether it was found or set, or there was none."""
+    """Whether it was found or set. If there was none, auto would change nothing, after the memory was too small."""
     folder = RunFolder(tmp_path / "run")
     asked = TrainSettings(folder.path, micro_batch_size="auto")
     assert folder.with_its_micro_batch(asked) == asked
-    for begun_with in (4, None):
-        folder.create(TrainSettings(folder.path, micro_batch_size=begun_with))
-        assert folder.with_its_micro_batch(asked).micro_batch_size == begun_with
+    folder.create(TrainSettings(folder.path, micro_batch_size=4))
+    assert folder.with_its_micro_batch(asked).micro_batch_size == 4
     assert folder.with_its_micro_batch(TrainSettings(folder.path, micro_batch_size=2)).micro_batch_size == 2
+    folder.create(TrainSettings(folder.path))
+    with pytest.raises(UserError, match="began without micro_batch_size, which auto cannot change; give another run"):
+        folder.with_its_micro_batch(asked)
 
 
 def test_a_file_or_a_foreign_folder_is_refused(tmp_path: Path) -> None:
