@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -142,7 +143,9 @@ def test_many_gpus_settings_curves_and_questions(workplace: Path) -> None:
 
 def test_photos(workplace: Path) -> None:
     photos(workplace / "all", 20)
+    photos(workplace / "unsorted", 20)
     follow("photos.md")
+    assert pq.read_metadata(workplace / "features.parquet").num_rows == 100
     assert len(list((workplace / "photos" / "val").rglob("*.png"))) == 10
     assert len((workplace / "predictions.csv").read_text().splitlines()) == 11
 
