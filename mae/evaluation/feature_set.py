@@ -63,3 +63,19 @@ def split_off(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], 
         held_out.append(members[:count])
     chosen = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def limited(order: NDArray[np.int64], labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return the first `most` ids of an order, sorted.
+
+    If a class is not among them, its first id takes the place of the last of another class, so that samples of very
+    unequal classes are still of more than one.
+
+    Args:
+        order: Ids of samples, as they are to be preferred.
+        labels: Labels of all samples, by id.
+        most: Number of ids to return, if there are as many; with more classes than that, some are left out.
+    """
+    firsts = np.sort(np.unique(labels[order], return_index=True)[1])
+    preferred = np.concatenate([order[firsts], np.delete(order, firsts)])
+    return np.sort(preferred[:most])
