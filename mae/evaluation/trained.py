@@ -88,7 +88,7 @@ def require_trainable(
 
     Raises:
         UserError: if the batch is too large or cannot be divided, there are too few steps, images cannot be augmented
-            as asked, a class has no training sample, no sample can be held out, or FSDP2 is on.
+            as asked, a class has no training sample, or FSDP2 is on.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         raise UserError("protocols that train do not shard their models; start the processes without FSDP2")
@@ -100,10 +100,7 @@ def require_trainable(
             f"{len(empty)} of {sets.classes} classes have no sample in data.shards, which protocols that train cannot "
             f"learn: {first_of(empty)}; add samples, or leave these protocols out"
         )
-    parts = [split_off(sets.train.label, seed) for seed in range(rules.seeds)]
-    if not all(len(held_out) for _, held_out in parts):
-        raise UserError("data.shards have one sample of each class, so none can be held out; give two or more of each")
-    smallest = min(len(fitted) for fitted, _ in parts)
+    smallest = min(len(split_off(sets.train.label, seed)[0]) for seed in range(rules.seeds))
     if smallest < rules.training.batch_size:
         raise UserError(
             f"batch_size is {rules.training.batch_size}, but data.shards have only {smallest} samples that are not "

@@ -242,9 +242,9 @@ def test_unlabelled_and_bad_images_are_named(places: Path, capfd: pytest.Capture
     words = ["run", "--data.workers", "0", "--eval_shards", "test.tar", "--data.shards"]
     assert "1 of 1 samples have no .cls label" in message(capfd, *words, "plain.tar")
     with TarWriter(str(places / "bad.tar"), encoder=False) as tar:
-        for number in range(4):
-            tar.write({"__key__": f"{number}", "png": png(number)[:50], "cls": f"{number}".encode()})
-    assert "4 images are bad: " in message(capfd, *words, "bad.tar")
+        for number in range(8):
+            tar.write({"__key__": f"{number}", "png": png(number)[:50], "cls": f"{number % 4}".encode()})
+    assert "8 images are bad: " in message(capfd, *words, "bad.tar")
 
 
 TRAINED = ["attentive", "linear_paper", "partial 0", "partial 1/2", "partial 1", "finetune", "scratch", "resnet"]
@@ -320,8 +320,19 @@ def test_a_class_without_samples_cannot_be_trained(places: Path) -> None:
         evaluate.run(settings("--protocols", "scratch", "--batch_size", "36"))
 
 
-def test_without_a_sample_to_hold_out_nothing_is_trained(places: Path) -> None:
+@pytest.mark.parametrize("protocol", ["knn", "linear", "few_shot", "pixels", "scratch"])
+def test_without_a_sample_to_hold_out_nothing_is_chosen(places: Path, protocol: str) -> None:
     write_shards(places / "four", [4])
-    words = ["run", "--data.shards", "four", "--eval_shards", "test.tar", "--protocols", "scratch", "--batch_size", "4"]
+    few = settings("--protocols", protocol, "--batch_size", "4", "--eval_overlap", "1")
     with pytest.raises(UserError, match=r"data\.shards have one sample of each class, so none can be held out"):
-        evaluate.run(parse(EvaluateSettings, [*words, "--eval_overlap", "1", "--data.workers", "0"], "mae evaluate"))
+        evaluate.run(replace(few, data=replace(few.data, shards=("four",))))
+
+
+def test_two_samples_of_each_class_are_enough_for_one_shot(places: Path) -> None:
+    write_shards(places / "eight", [8])
+    words = ("--shots", "1", "--splits", "1", "--tokens", "cls", "--norm", "raw", "--eval_overlap", "1")
+    few = settings("--protocols", "few_shot", "pixels", "untrained", *words)
+    rows = evaluate.run(replace(few, data=replace(few.data, shards=("eight",))))
+    assert [row.protocol for row in rows] == ["few_shot", "few_shot", "few_shot", "svm"]
+    for row in rows:
+        assert 0 <= row.trials[0].chosen["held_out_top1"] <= 1
