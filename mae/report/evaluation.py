@@ -45,12 +45,13 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("command", about["command"]),
         ("training samples", _samples(about["train"])),
         ("test samples", _samples(about["test"])),
-        (
-            "images per second",
-            ", ".join(f"{name}: {found['images_per_second']:,.0f}" for name, found in about["speed"].items()),
-        ),
+        ("images per second", ", ".join(f"{name}: {_speed(found)}" for name, found in about["speed"].items())),
         ("versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
     ]
+
+
+def _speed(found: dict[str, Any] | None) -> str:
+    return "not known" if found is None else f"{found['images_per_second']:,.0f}"
 
 
 def _samples(of: dict[str, Any]) -> str:

@@ -163,6 +163,27 @@ def test_damaged_features_are_computed_again(places: Path, computed: list[int]) 
     assert sorted(computed) == [24, 64]  # the train set has two parts, of 64 and 16 images
 
 
+def test_features_whose_speed_is_lost_can_be_used(places: Path, computed: list[int]) -> None:
+    words = settings("--protocols", "knn", "--tokens", "cls", "--norm", "raw")
+    evaluate.run(words)
+    model, index = mae.load("run", "cpu"), open_index(["test.tar"], places / "cache")
+    cache = settings().data.as_seen_by(model.description).cache
+    extraction = features.encoder_features(model)
+    speed = features.speed(extraction, index, cache)
+    assert speed is not None
+    assert speed["images_per_second"] > 0
+    about = extraction.folder(index, cache) / "about.json"
+    for damage in (b"", b"[]", b"[" * 60_000, b'{"images_per_second": "many"}'):
+        about.write_bytes(damage)
+        assert features.speed(extraction, index, cache) is None
+    about.unlink()
+    computed.clear()
+    evaluate.run(words)
+    assert not computed
+    assert results(places / "run" / "evaluation")["speed"] == {"run": None}
+    assert "- images per second: run: not known" in (places / "run" / "evaluation" / "results.md").read_text()
+
+
 def test_a_tuned_model_is_judged_with_its_head(places: Path) -> None:
     index = open_index(["test.tar"], places / "cache")
     (places / "tuned").mkdir()
