@@ -17,6 +17,7 @@ from mae.report.charts import percent
 from mae.report.finding import NearestNeighbours
 from mae.report.images import Tile, displayable, embedded, grid
 from mae.report.model_pictures import Seen
+from mae.training.checkpoints.manifest import MALFORMED
 
 RESULTS = Path("evaluation") / "results.json"
 """Where `mae evaluate` writes its results, in the folder of the run."""
@@ -47,15 +48,15 @@ def read_evaluation(run_dir: Path) -> Evaluated:
     try:
         found = json.loads(read_bounded(run_dir / RESULTS, _MOST_BYTES))
         names, rows = list(map(str, found["classes"])), list(found["rows"])
-        samples = int(found["test"]["samples"])
+        samples = int(float(found["test"]["samples"]))
         head = next((row for row in rows if row["protocol"] == HEAD and row["confusion"]), None)
         confusion = None
         if head is not None:
             counts = np.array(head["confusion"], dtype=np.int64)
-            if counts.shape == (len(names), len(names)):
+            if counts.shape == (len(names), len(names)) and counts.min() >= 0:
                 confusion = Confusion(names, counts, f"{counts.sum():,} test images (mae evaluate)")
         return Evaluated(confusion, _nearest(rows, samples))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, *MALFORMED):
         return Evaluated(None, None)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -206,7 +207,9 @@ def _classes(model: Path) -> int | None:
 def _ending(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    found = json.loads(read_bounded(path, _MOST_BYTES))
+    found = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(read_bounded(path, _MOST_BYTES))
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no record of an end")
     return {name: str(found.get(name, "")) for name in ("reason", "message", "time")}

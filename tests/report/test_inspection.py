@@ -141,7 +141,8 @@ def test_results_of_mae_evaluate(tmp_path: Path) -> None:
     text = class_tables(found.confusion)
     assert "50 % of 8 test images (mae evaluate) are classified correctly." in text
     assert "ant (3)" in text
-    for damaged in (results(rows=3), results(classes=None), [], "{"):
+    counts = (results(test={"samples": samples}) for samples in (float("inf"), 10**400))
+    for damaged in (results(rows=3), results(classes=None), [], "{", "[" * 60_000, *counts):
         path.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
         assert read_evaluation(tmp_path) == (None, None)
 
