@@ -27,6 +27,7 @@ from mae.models.selection import Selection
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.models.weights import encoder_part, file_tensors, write_weights
 from mae.pipelines import evaluate
+from mae.report.class_results import read_evaluation
 from mae.settings import parse
 
 SETTINGS = MaskedAutoencoderSettings(
@@ -202,6 +203,9 @@ def test_a_tuned_model_is_judged_with_its_head(places: Path) -> None:
     logits = mae.load("tuned", "cpu").logits([images.read(number) for number in range(24)])
     expected = (logits.argmax(1).numpy() == index.label).mean()
     assert head["top1"] == {"mean": pytest.approx(expected), "deviation": None}
+    read = read_evaluation(places / "tuned", places / "tuned" / "best.safetensors")
+    assert read.confusion is not None
+    assert read.confusion.counts.tolist() == head["confusion"]
     # Of another set, nothing is remarked.
     turned = settings("tuned", "--protocols", "knn")
     evaluate.run(replace(turned, data=replace(turned.data, shards=("test.tar",)), eval_shards=("train",)))
