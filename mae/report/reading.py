@@ -135,8 +135,8 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
         kind=_kind(settings, records),
         settings=settings,
         train=train,
-        online=[_with_floats(_only_numbers(record)) for record in figures(records, KIND, *_ONLINE)],
-        accuracies=list(map(_with_floats, figures(records, "eval", *_EVAL))),
+        online=_evaluations(records, KIND, *_ONLINE),
+        accuracies=_evaluations(records, "eval", *_EVAL),
         baselines=logged_baselines(records),
         ending=ending,
         is_running=_seems_running(path / METRICS_FILE, ending, train) if is_running is None else is_running,
@@ -155,6 +155,10 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
 def training_lines(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lines of training in which nothing is missing, of the records of a log."""
     return list(map(_with_floats, figures(records, "train", *_TRAIN)))
+
+
+def _evaluations(records: list[dict[str, Any]], kind: str, *names: str) -> list[dict[str, Any]]:
+    return [_with_floats(_only_numbers(record)) for record in figures(records, kind, *names)]
 
 
 def _with_floats(record: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mae import cli
 from mae.report.reading import read_run, training_lines
 from mae.report.run import report
 from mae.training.run_folder.folder import RunFolder
-from tests.report.runs import TRAIN, log, make_run
+from tests.report.runs import TRAIN, log, make_finetuning, make_run
 
 CPU = torch.device("cpu")
 
@@ -182,6 +182,15 @@ def test_an_evaluation_of_no_samples(tmp_path: Path, samples: int) -> None:
         shown = {"step": 10 * number, "epoch": number, "loss": 0.5, "knn": accuracy, "share_of_time": 0.1}
         log(folder, kind="evaluation", samples=samples, **shown)
     assert "Evaluation while pretraining" in text_of(folder.path)
+
+
+@pytest.mark.parametrize("figure", [float("inf"), float("nan"), 10**400, "x"])
+@pytest.mark.parametrize("kind", ["evaluation", "eval"])
+def test_figures_that_no_evaluation_has(tmp_path: Path, kind: str, figure: object) -> None:
+    folder = make_run(tmp_path / "run", [0.6]) if kind == "evaluation" else make_finetuning(tmp_path / "run", [0.6])
+    shown = {"step": 20, "epoch": 2.0, "loss": 0.5, "samples": 9, "accuracy": 0.5, "share_of_time": 0.1}
+    log(folder, kind=kind, **shown, knn=figure, few_shot=figure, rank=figure)
+    assert "<svg" in text_of(folder.path)
 
 
 def test_a_run_of_an_older_version(tmp_path: Path) -> None:
