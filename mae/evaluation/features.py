@@ -53,18 +53,22 @@ class Extraction:
     build: Callable[[], Callable[[Tensor], Tensor]]
     """Return a function of a batch of views, uint8 [batch channels height width], which gives one row per image."""
 
-    def about(self, index: ShardIndex) -> dict[str, Any]:
-        """Return all that decides the values, as a JSON mapping."""
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides the values, except for the images: what is computed, and how they are prepared."""
         description = self.description
         return {
             "version": FEATURES_VERSION,
             **self.identity,
-            "images": index.fingerprint,
             "image_size": description.image_size,
             "channels": description.channels,
             "crop_pct": description.crop_pct,
             "value_range": description.value_range,
         }
+
+    def about(self, index: ShardIndex) -> dict[str, Any]:
+        """Return all that decides the values, as a JSON mapping."""
+        return self.facts | {"images": index.fingerprint}
 
     def folder(self, index: ShardIndex, cache: Path) -> Path:
         """Return the folder of the cache for these values."""

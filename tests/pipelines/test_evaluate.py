@@ -198,6 +198,7 @@ def test_a_tuned_model_is_judged_with_its_head(places: Path) -> None:
     evaluate.run(settings("tuned", "--protocols", "knn", "--seeds", "2"))
     knn, head = results(places / "tuned" / "evaluation")["rows"]
     assert (knn["protocol"], head["protocol"]) == ("knn", "head")
+    assert list(results(places / "tuned" / "evaluation")["speed"]) == ["tuned", "tuned, head"]
     assert knn["remarks"] == head["remarks"] == ["selected on this set"]
     images = ShardImages(index, settings().data.as_seen_by(description))
     logits = mae.load("tuned", "cpu").logits([images.read(number) for number in range(24)])
