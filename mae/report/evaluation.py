@@ -11,8 +11,8 @@ from mae.report import page
 
 NOTES = (
     "Figures in percent; ± is the sample deviation over seeds, and for few_shot over the choices of samples.",
-    "Tokens, norm, k, C and learning rates were chosen on a tenth of the training samples (at most 2,000), held out "
-    "for that; the test samples were used once.",
+    "Tokens, norm, k, C and learning rates were chosen on a tenth of the training samples (about 2,000 at most, but "
+    "one of each class at least), held out for that; the test samples were used once.",
     "pixels and untrained show what the protocols give without pretraining.",
 )
 

@@ -8,6 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from mae.errors import UserError
+from mae.evaluation import feature_set
 from mae.evaluation.feature_set import KINDS, PIXELS, FeatureSet, limited, split_off
 from mae.evaluation.metrics import measures
 from mae.evaluation.protocols import few_shot, knn, linear, logistic, svm
@@ -116,6 +117,12 @@ def test_a_tenth_of_each_class_is_held_out(samples: int, held_out: int) -> None:
     assert not np.array_equal(chosen, split_off(train.labels, 1)[1])
     alone = FeatureSet(train.values, np.where(np.arange(samples) == 5, CLASSES, labels))
     assert 5 in split_off(alone.labels, 0)[0]  # the only sample of its class is not held out
+
+
+def test_of_many_classes_one_sample_each_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_set, "_MOST_HELD_OUT", 10)
+    labels = np.arange(120) % 30
+    assert np.bincount(labels[split_off(labels, 0)[1]]).tolist() == [1] * 30
 
 
 def test_a_class_without_training_samples_has_measures_by_the_support_vector_machine() -> None:
