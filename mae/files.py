@@ -5,6 +5,7 @@ A written file appears complete or not at all, and then survives a power cut.
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,17 +21,19 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: if it cannot be written; it names `path`, and nothing is left behind.
     """
-    part = path.with_name(f".{path.name}.part")
+    # Another process may write the same file at the same time, so each has a name of its own.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             yield file
             flush(file)
         part.rename(path)
         sync(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink()
-        error.filename, error.filename2 = str(path), None  # a failed write names no file
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # a failed write names no file
         raise
 
 

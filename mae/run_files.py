@@ -14,6 +14,7 @@ CHECKPOINTS, PICTURES = "checkpoints", "pictures"
 """Folders in a run folder."""
 _MOST_BYTES_OF_A_LINE = 1 << 20
 _LARGEST = 1e300
+_MOST_STEPS = 1 << 53  # beyond it, a float does not hold each number
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    is_record = isinstance(found, dict) and type(found.get("step")) is int and found["step"] >= 0
+    is_record = isinstance(found, dict) and type(found.get("step")) is int and 0 <= found["step"] < _MOST_STEPS
     return found if is_record and isinstance(found.get("kind", ""), str) else None
 
 

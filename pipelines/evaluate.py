@@ -12,7 +12,7 @@ from typing import Any
 
 from mae.data.index import ShardIndex
 from mae.evaluation.features import compute, read, speed
-from mae.evaluation.judging import LabelledSets, Subject, judge, load_models, subjects
+from mae.evaluation.judging import HEAD, LabelledSets, Subject, judge, load_models, subjects
 from mae.evaluation.results import Row, chosen, plain
 from mae.evaluation.settings import EvaluateSettings, open_sets
 from mae.evaluation.trained import judge_trained, require_trainable, trainees
@@ -88,9 +88,14 @@ def _about(
         "versions": library_versions(),
         "train": _described(sets.train, settings.data.shards),
         "test": _described(sets.test, settings.eval_shards),
-        "speed": {subject.name: speed(subject.extractions[-1], sets.test, cache) for subject in judged},
+        "speed": {_computed(subject): speed(subject.extractions[-1], sets.test, cache) for subject in judged},
         "classes": sets.names or list(map(str, range(sets.classes))),
     }
+
+
+def _computed(subject: Subject) -> str:
+    """Name what is computed of the images: an encoder and its head have one name."""
+    return f"{subject.name}, {HEAD}" if HEAD in subject.protocols else subject.name
 
 
 def _described(index: ShardIndex, shards: Sequence[str]) -> dict[str, Any]:

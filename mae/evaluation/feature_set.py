@@ -14,7 +14,7 @@ PIXELS = "pixels"
 KINDS = tuple(f"{tokens} {norm}" for norm in NORMS for tokens in TOKENS)
 """Kinds of features of an encoder: which tokens, and whether before or after the last norm."""
 _HELD_OUT_SHARE = 0.1
-_MOST_HELD_OUT = 2000
+_MOST_HELD_OUT = 2000  # but for classes of which one sample is more than their share
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class FeatureSet:
 def split_off(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the ids of training samples to fit on, and of those that are held out to choose by.
 
-    A tenth of each class is held out, chosen by the seed, but at most 2,000 samples in all. A class of one sample is
-    not divided.
+    A tenth of each class is held out, chosen by the seed, and less where that is more than about 2,000 samples in all,
+    but one of each class at least. A class of one sample is not divided.
     """
     order = keyed.shuffled(keyed.key(Purpose.HELD_OUT, seed), np.arange(len(labels)))
     share = min(_HELD_OUT_SHARE, _MOST_HELD_OUT / len(labels))
@@ -63,3 +63,19 @@ def split_off(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], 
         held_out.append(members[:count])
     chosen = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def limited(order: NDArray[np.int64], labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return the first `most` ids of an order, sorted.
+
+    If a class is not among them, its first id takes the place of the last of another class, so that samples of very
+    unequal classes are still of more than one.
+
+    Args:
+        order: Ids of samples, as they are to be preferred.
+        labels: Labels of all samples, by id.
+        most: Number of ids to return, if there are as many; with more classes than that, some are left out.
+    """
+    firsts = np.sort(np.unique(labels[order], return_index=True)[1])
+    preferred = np.concatenate([order[firsts], np.delete(order, firsts)])
+    return np.sort(preferred[:most])

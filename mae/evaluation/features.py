@@ -10,6 +10,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch.nn import functional
 from mae.data.index import ShardIndex
 from mae.data.settings import DataSettings
 from mae.errors import UserError, first_of
-from mae.files import write_atomically
+from mae.files import read_bounded, write_atomically
 from mae.inference.image_set import ShardImages
 from mae.inference.model import Model
 from mae.inference.parts import Part, compute_parts, compute_share, lacking_parts, part_ranges
@@ -38,6 +39,7 @@ FEATURES_VERSION = 1
 LARGEST_PIXELS = 32
 """Largest side [pixels] of the images of which the pixels themselves are judged."""
 _ABOUT = "about.json"
+_MOST_BYTES_OF_ABOUT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,22 @@ class Extraction:
     build: Callable[[], Callable[[Tensor], Tensor]]
     """Return a function of a batch of views, uint8 [batch channels height width], which gives one row per image."""
 
-    def about(self, index: ShardIndex) -> dict[str, Any]:
-        """Return all that decides the values, as a JSON mapping."""
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides the values, except for the images: what is computed, and how they are prepared."""
         description = self.description
         return {
             "version": FEATURES_VERSION,
             **self.identity,
-            "images": index.fingerprint,
             "image_size": description.image_size,
             "channels": description.channels,
             "crop_pct": description.crop_pct,
             "value_range": description.value_range,
         }
+
+    def about(self, index: ShardIndex) -> dict[str, Any]:
+        """Return all that decides the values, as a JSON mapping."""
+        return self.facts | {"images": index.fingerprint}
 
     def folder(self, index: ShardIndex, cache: Path) -> Path:
         """Return the folder of the cache for these values."""
@@ -157,20 +163,28 @@ def read(extraction: Extraction, index: ShardIndex, cache: Path) -> NDArray[Any]
     return np.concatenate(intact)
 
 
-def speed(extraction: Extraction, index: ShardIndex, cache: Path) -> dict[str, Any]:
-    """Return images per second, processes and device of the last `compute` that computed something."""
-    about = json.loads((extraction.folder(index, cache) / _ABOUT).read_bytes())
-    return {name: about[name] for name in ("images_per_second", "processes", "device")}
+def speed(extraction: Extraction, index: ShardIndex, cache: Path) -> dict[str, Any] | None:
+    """Return images per second, processes and device of the last `compute` that computed something.
+
+    None if that is not known: an evaluation was ended before it wrote this down, or the file is damaged.
+    """
+    try:
+        about = json.loads(read_bounded(extraction.folder(index, cache) / _ABOUT, _MOST_BYTES_OF_ABOUT))
+        each = float(about["images_per_second"])
+        return {"images_per_second": each, "processes": about["processes"], "device": about["device"]}
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None
 
 
 def _read_part(folder: Path, number: int) -> NDArray[Any] | None:
     """Return a part, or None if it is missing or damaged. Its name has the crc32 of its bytes."""
     for path in sorted(folder.glob(f"part-{number:06d}-*.npy")):
-        data = path.read_bytes()
-        if path.stem.endswith(f"-{zlib.crc32(data):08x}"):
-            array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-            return array
-        path.unlink()
+        with suppress(FileNotFoundError):  # another evaluation may have removed it, because it is damaged
+            data = path.read_bytes()
+            if path.stem.endswith(f"-{zlib.crc32(data):08x}"):
+                array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+                return array
+            path.unlink()
     return None
 
 

@@ -11,6 +11,7 @@ from mae.data.index import ShardIndex
 from mae.errors import UserError
 from mae.evaluation.feature_set import PIXELS, FeatureSet
 from mae.evaluation.features import Extraction, encoder_features, head_logits, pixels, untrained_features
+from mae.evaluation.naming import distinct_names
 from mae.evaluation.protocols import few_shot, knn, linear, svm
 from mae.evaluation.protocols.outcome import Outcome
 from mae.evaluation.protocols.training import TrainingRules
@@ -82,15 +83,24 @@ def subjects(models: Mapping[str, Model], sets: LabelledSets, rules: JudgingRule
     """Return all that is to be judged without training: each encoder and its head, and what shows no pretraining."""
     asked = tuple(name for name in ("knn", "linear", "few_shot") if name in rules.protocols)
     found = [subject for name, model in models.items() for subject in _of_model(name, model, sets, asked)]
+    plain = list[Subject]()
     for description in prepared_alike(model.description for model in models.values()):
         if "untrained" in rules.protocols:
             random = tuple(untrained_features(description, seed, rules.device) for seed in range(rules.seeds))
-            found.append(Subject(f"untrained {shape_of(description)}", random, asked, {}))
+            plain.append(Subject(f"untrained {shape_of(description)}", random, asked, {}))
         if "pixels" in rules.protocols:
-            plain = pixels(description)
-            rows, columns = plain.identity["pixels"]
-            found.append(Subject(f"pixels {rows}x{columns}", (plain,), (*asked, SVM), {}))
-    return [subject for subject in found if subject.protocols]
+            reduced = pixels(description)
+            rows, columns = reduced.identity["pixels"]
+            plain.append(Subject(f"pixels {rows}x{columns}", (reduced,), (*asked, SVM), {}))
+    return [subject for subject in (*found, *_told_apart(plain)) if subject.protocols]
+
+
+def _told_apart(plain: Sequence[Subject]) -> list[Subject]:
+    """Return each subject once, those of one name with what differs between them."""
+    facts = [subject.extractions[0].facts for subject in plain]
+    once = [number for number, each in enumerate(facts) if each not in facts[:number]]
+    names = distinct_names([plain[number].name for number in once], [facts[number] for number in once])
+    return [replace(plain[number], name=name) for number, name in zip(once, names, strict=True)]
 
 
 def judge(

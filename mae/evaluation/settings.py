@@ -13,7 +13,7 @@ from mae.data.labelled_sets import OverlapLimit, agreed_names, count_classes, li
 from mae.data.prepare import open_shards
 from mae.evaluation.feature_set import KINDS
 from mae.evaluation.judging import JudgingRules, LabelledSets, Protocol
-from mae.evaluation.protocols.outcome import require_two_classes
+from mae.evaluation.protocols.outcome import require_held_out, require_two_classes
 from mae.evaluation.protocols.training import TrainingRules
 from mae.inference.settings import ReadSettings
 from mae.models.description import ModelDescription
@@ -103,12 +103,15 @@ def open_sets(settings: EvaluateSettings, model: ModelDescription, say: Callable
     """Open the training and the test samples, and compare them with each other.
 
     Raises:
-        UserError: if shards are missing or damaged, labels do not fit, or too many samples are in both sets.
+        UserError: if shards are missing or damaged, labels do not fit, no sample can be held out to choose by, or
+            too many samples are in both sets.
     """
     data = settings.data.as_seen_by(model)
     train, test = open_shards(settings.data.shards, data, say), open_shards(settings.eval_shards, data, say)
     names = agreed_names(train, test, say)
     classes = count_classes(train, test, names)
     require_two_classes(train.label, "data.shards")
+    if set(settings.protocols) != {"untrained"}:  # which alone judges heads only, and chooses nothing
+        require_held_out(train.label, "data.shards")
     limit_overlap(train, test, OverlapLimit(settings.eval_overlap), data, say)
     return LabelledSets(train, test, classes, names)

@@ -15,6 +15,7 @@ from mae.data.settings import DataSettings
 from mae.errors import UserError, first_of
 from mae.evaluation.feature_set import split_off
 from mae.evaluation.judging import JudgingRules, LabelledSets, prepared_alike, selection_remarks, shape_of
+from mae.evaluation.naming import distinct_names
 from mae.evaluation.protocols import attentive, linear_paper, partial, resnet, tuned
 from mae.evaluation.protocols.learning_rate import choose_rate
 from mae.evaluation.protocols.outcome import Outcome, accuracy
@@ -54,12 +55,15 @@ def trainees(models: Mapping[str, Model], sets: LabelledSets, rules: JudgingRule
             anew = (_NEW_NORM,) if model.description.pool == "avg" and protocol != "attentive" else ()
             found.append(Trainee(name, protocol, recipe, model.description, about, (*remarks, *anew)))
     untrained = prepared_alike(model.description for model in models.values())
-    for description in untrained if "scratch" in rules.protocols else ():
+    shapes = distinct_names([f"untrained {shape_of(each)}" for each in untrained], list(map(vars, untrained)))
+    for name, description in zip(shapes, untrained, strict=True) if "scratch" in rules.protocols else ():
         recipe = tuned.recipe(Start(description), sets.classes, rules.training)
-        found.append(Trainee(f"untrained {shape_of(description)}", "scratch", recipe, description, {}))
-    for description in dict.fromkeys(map(_without_shape, untrained)) if "resnet" in rules.protocols else ():
+        found.append(Trainee(name, "scratch", recipe, description, {}))
+    prepared = list(dict.fromkeys(map(_without_shape, untrained)))
+    networks = distinct_names([resnet.NAME] * len(prepared), list(map(vars, prepared)))
+    for name, description in zip(networks, prepared, strict=True) if "resnet" in rules.protocols else ():
         recipe = resnet.recipe(description, sets.classes, rules.training)
-        found.append(Trainee(resnet.NAME, "resnet", recipe, description, {}))
+        found.append(Trainee(name, "resnet", recipe, description, {}))
     return found
 
 
@@ -88,7 +92,7 @@ def require_trainable(
 
     Raises:
         UserError: if the batch is too large or cannot be divided, there are too few steps, images cannot be augmented
-            as asked, a class has no training sample, no sample can be held out, or FSDP2 is on.
+            as asked, a class has no training sample, or FSDP2 is on.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         raise UserError("protocols that train do not shard their models; start the processes without FSDP2")
@@ -100,10 +104,7 @@ def require_trainable(
             f"{len(empty)} of {sets.classes} classes have no sample in data.shards, which protocols that train cannot "
             f"learn: {first_of(empty)}; add samples, or leave these protocols out"
         )
-    parts = [split_off(sets.train.label, seed) for seed in range(rules.seeds)]
-    if not all(len(held_out) for _, held_out in parts):
-        raise UserError("data.shards have one sample of each class, so none can be held out; give two or more of each")
-    smallest = min(len(fitted) for fitted, _ in parts)
+    smallest = min(len(split_off(sets.train.label, seed)[0]) for seed in range(rules.seeds))
     if smallest < rules.training.batch_size:
         raise UserError(
             f"batch_size is {rules.training.batch_size}, but data.shards have only {smallest} samples that are not "

@@ -78,7 +78,7 @@ def chart(
         return ""
     axis = _axis(drawn, levels, from_zero, is_share=form is percent)
     low, high = axis.low, axis.high
-    right = _ROOM_AT_THE_RIGHT * max(max(line.xs) for line in drawn) or 1.0
+    right = _ROOM_AT_THE_RIGHT * max(0.0, *(max(line.xs) for line in drawn)) or 1.0
     curves = [_thinned(line) for line in drawn]
     marks = "".join(_mark(number, curve, right, low, high) for number, curve in enumerate(curves))
     marks += "".join(f'<path class="level" d="M0 {_at(level.y, low, high):.1f}H1000"/>' for level in levels)
@@ -136,7 +136,9 @@ def _axis(lines: Sequence[Line], levels: Sequence[Level], from_zero: bool, is_sh
     # A run of a few lines has no beginning apart from the rest.
     calm = [value for line in lines for value in line.ys[math.ceil(len(line.ys) / 50) if len(line.ys) >= 20 else 0 :]]
     calm += [level.y for level in levels]
-    low, high = (0.0 if from_zero else min(*known, *calm)), max(calm)
+    low, high = min(*known, *calm), max(calm)
+    if from_zero:
+        low, high = min(low, 0.0), max(high, 0.0)
     is_cut = max(known) > high + (_SPIKE - 1) * (high - low)
     high = high if is_cut else max(high, *known)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0

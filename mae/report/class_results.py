@@ -17,6 +17,7 @@ from mae.report.charts import percent
 from mae.report.finding import NearestNeighbours
 from mae.report.images import Tile, displayable, embedded, grid
 from mae.report.model_pictures import Seen
+from mae.training.checkpoints.manifest import MALFORMED, FileIdentity
 
 RESULTS = Path("evaluation") / "results.json"
 """Where `mae evaluate` writes its results, in the folder of the run."""
@@ -42,27 +43,36 @@ class Evaluated(NamedTuple):
     neighbours: NearestNeighbours | None
 
 
-def read_evaluation(run_dir: Path) -> Evaluated:
-    """Return what `mae evaluate` has found about the model of the run; nothing if there is no file, or another one."""
+def read_evaluation(run_dir: Path, model: Path | None) -> Evaluated:
+    """Return what `mae evaluate` has found about the model file of the run; nothing if there are no such results.
+
+    A folder may hold the results of an earlier model, and those of other runs that were judged with it.
+    """
+    if model is None or not (run_dir / RESULTS).is_file():
+        return Evaluated(None, None)
     try:
         found = json.loads(read_bounded(run_dir / RESULTS, _MOST_BYTES))
         names, rows = list(map(str, found["classes"])), list(found["rows"])
-        samples = int(found["test"]["samples"])
-        head = next((row for row in rows if row["protocol"] == HEAD and row["confusion"]), None)
+        samples = int(float(found["test"]["samples"]))
+        sha256 = FileIdentity.of(model).sha256
+        own = [row for row in rows if row["about"].get("sha256") == sha256]
+        head = next((row for row in own if row["protocol"] == HEAD and row["confusion"]), None)
         confusion = None
         if head is not None:
             counts = np.array(head["confusion"], dtype=np.int64)
-            if counts.shape == (len(names), len(names)):
+            if counts.shape == (len(names), len(names)) and counts.min() >= 0:
                 confusion = Confusion(names, counts, f"{counts.sum():,} test images (mae evaluate)")
-        return Evaluated(confusion, _nearest(rows, samples))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pixels = [row for row in rows if row["encoder"].startswith("pixels ")]
+        return Evaluated(confusion, _nearest(_knn(own), _knn(pixels), samples))
+    except (OSError, ValueError, *MALFORMED):
         return Evaluated(None, None)
 
 
-def _nearest(rows: Sequence[dict[str, Any]], samples: int) -> NearestNeighbours | None:
-    knn = {str(row["encoder"]): float(row["top1"]["mean"]) for row in rows if row["protocol"] == "knn"}
-    pixels = next((value for name, value in knn.items() if name.startswith("pixels ")), None)
-    own = next((value for name, value in knn.items() if not name.startswith(("pixels ", "untrained "))), None)
+def _knn(rows: Sequence[dict[str, Any]]) -> float | None:
+    return next((float(row["top1"]["mean"]) for row in rows if row["protocol"] == "knn"), None)
+
+
+def _nearest(own: float | None, pixels: float | None, samples: int) -> NearestNeighbours | None:
     if own is None or pixels is None or samples < 1:
         return None
     return NearestNeighbours(own, pixels, samples, "mae evaluate")

@@ -11,8 +11,8 @@ from mae.report import page
 
 NOTES = (
     "Figures in percent; ± is the sample deviation over seeds, and for few_shot over the choices of samples.",
-    "Tokens, norm, k, C and learning rates were chosen on a tenth of the training samples (at most 2,000), held out "
-    "for that; the test samples were used once.",
+    "Tokens, norm, k, C and learning rates were chosen on a tenth of the training samples (about 2,000 at most, but "
+    "one of each class at least), held out for that; the test samples were used once.",
     "pixels and untrained show what the protocols give without pretraining.",
 )
 
@@ -45,12 +45,13 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("command", about["command"]),
         ("training samples", _samples(about["train"])),
         ("test samples", _samples(about["test"])),
-        (
-            "images per second",
-            ", ".join(f"{name}: {found['images_per_second']:,.0f}" for name, found in about["speed"].items()),
-        ),
+        ("images per second", ", ".join(f"{name}: {_speed(found)}" for name, found in about["speed"].items())),
         ("versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
     ]
+
+
+def _speed(found: dict[str, Any] | None) -> str:
+    return "not known" if found is None else f"{found['images_per_second']:,.0f}"
 
 
 def _samples(of: dict[str, Any]) -> str:

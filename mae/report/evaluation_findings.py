@@ -56,7 +56,7 @@ def _rising_loss(run: RunFiles) -> Iterator[Finding]:
 
 def _falling_neighbours(online: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     known = [record for record in online if isinstance(record.get("knn"), float)]
-    if len(known) < 3:
+    if len(known) < 3 or known[-1]["samples"] < 1:
         return
     best, last = max(known, key=lambda record: float(record["knn"])), known[-1]
     if best["step"] < known[-2]["step"] and best["knn"] - last["knn"] > FALLING / math.sqrt(last["samples"]):

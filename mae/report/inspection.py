@@ -37,7 +37,7 @@ class Inspection(NamedTuple):
 
 def inspect(run: RunFiles, device: torch.device, at_most: int = IMAGES) -> Inspection:
     """Look at the data of a run, and let its model see some images; what is not there is left out with a sentence."""
-    evaluated = read_evaluation(run.path)
+    evaluated = read_evaluation(run.path, run.model)
     sections, nearest = list[Section](), evaluated.neighbours
     confusion = evaluated.confusion
     try:

@@ -81,12 +81,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def picture(png: bytes, caption: str) -> str:
-    """Return an embedded PNG with its caption."""
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="{data_url(png, "png")}"><figcaption>{text}</figcaption></figure>'
-
-
 def data_url(data: bytes, kind: str) -> str:
     """Return the URL of an embedded picture of a kind, such as `png`."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,8 +135,8 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
         kind=_kind(settings, records),
         settings=settings,
         train=train,
-        online=[_with_floats(_only_numbers(record)) for record in figures(records, KIND, *_ONLINE)],
-        accuracies=list(map(_with_floats, figures(records, "eval", *_EVAL))),
+        online=_evaluations(records, KIND, *_ONLINE),
+        accuracies=_evaluations(records, "eval", *_EVAL),
         baselines=logged_baselines(records),
         ending=ending,
         is_running=_seems_running(path / METRICS_FILE, ending, train) if is_running is None else is_running,
@@ -154,6 +155,10 @@ def read_run(path: Path, is_running: bool | None = None) -> RunFiles:
 def training_lines(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lines of training in which nothing is missing, of the records of a log."""
     return list(map(_with_floats, figures(records, "train", *_TRAIN)))
+
+
+def _evaluations(records: list[dict[str, Any]], kind: str, *names: str) -> list[dict[str, Any]]:
+    return [_with_floats(_only_numbers(record)) for record in figures(records, kind, *names)]
 
 
 def _with_floats(record: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +211,9 @@ def _classes(model: Path) -> int | None:
 def _ending(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    found = json.loads(read_bounded(path, _MOST_BYTES))
+    found = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(read_bounded(path, _MOST_BYTES))
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no record of an end")
     return {name: str(found.get(name, "")) for name in ("reason", "message", "time")}

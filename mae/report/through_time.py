@@ -44,12 +44,6 @@ def through_time(pictures: Sequence[Path], most_bytes: int = MOST_BYTES) -> str:
     return f'{note}<div class="through-time">{control}<div class="frames">{images}</div></div>'
 
 
-def last_picture(pictures: Sequence[Path], most_bytes: int) -> str | None:
-    """Return the URL of the last saved picture that can be read."""
-    frames = _frames(pictures[-1:], most_bytes)
-    return frames[-1][1] if frames else None
-
-
 def _frames(pictures: Sequence[Path], most_bytes: int) -> list[tuple[str, str]]:
     """Return name and URL of some pictures, spread evenly, that together fit into `most_bytes`."""
     wanted = min(len(pictures), _MOST_FRAMES)

@@ -27,6 +27,7 @@ from mae.models.selection import Selection
 from mae.models.settings import MaskedAutoencoderSettings
 from mae.models.weights import encoder_part, file_tensors, write_weights
 from mae.pipelines import evaluate
+from mae.report.class_results import read_evaluation
 from mae.settings import parse
 
 SETTINGS = MaskedAutoencoderSettings(
@@ -163,6 +164,27 @@ def test_damaged_features_are_computed_again(places: Path, computed: list[int]) 
     assert sorted(computed) == [24, 64]  # the train set has two parts, of 64 and 16 images
 
 
+def test_features_whose_speed_is_lost_can_be_used(places: Path, computed: list[int]) -> None:
+    words = settings("--protocols", "knn", "--tokens", "cls", "--norm", "raw")
+    evaluate.run(words)
+    model, index = mae.load("run", "cpu"), open_index(["test.tar"], places / "cache")
+    cache = settings().data.as_seen_by(model.description).cache
+    extraction = features.encoder_features(model)
+    speed = features.speed(extraction, index, cache)
+    assert speed is not None
+    assert speed["images_per_second"] > 0
+    about = extraction.folder(index, cache) / "about.json"
+    for damage in (b"", b"[]", b"[" * 60_000, b'{"images_per_second": "many"}'):
+        about.write_bytes(damage)
+        assert features.speed(extraction, index, cache) is None
+    about.unlink()
+    computed.clear()
+    evaluate.run(words)
+    assert not computed
+    assert results(places / "run" / "evaluation")["speed"] == {"run": None}
+    assert "- images per second: run: not known" in (places / "run" / "evaluation" / "results.md").read_text()
+
+
 def test_a_tuned_model_is_judged_with_its_head(places: Path) -> None:
     index = open_index(["test.tar"], places / "cache")
     (places / "tuned").mkdir()
@@ -176,11 +198,15 @@ def test_a_tuned_model_is_judged_with_its_head(places: Path) -> None:
     evaluate.run(settings("tuned", "--protocols", "knn", "--seeds", "2"))
     knn, head = results(places / "tuned" / "evaluation")["rows"]
     assert (knn["protocol"], head["protocol"]) == ("knn", "head")
+    assert list(results(places / "tuned" / "evaluation")["speed"]) == ["tuned", "tuned, head"]
     assert knn["remarks"] == head["remarks"] == ["selected on this set"]
     images = ShardImages(index, settings().data.as_seen_by(description))
     logits = mae.load("tuned", "cpu").logits([images.read(number) for number in range(24)])
     expected = (logits.argmax(1).numpy() == index.label).mean()
     assert head["top1"] == {"mean": pytest.approx(expected), "deviation": None}
+    read = read_evaluation(places / "tuned", places / "tuned" / "best.safetensors")
+    assert read.confusion is not None
+    assert read.confusion.counts.tolist() == head["confusion"]
     # Of another set, nothing is remarked.
     turned = settings("tuned", "--protocols", "knn")
     evaluate.run(replace(turned, data=replace(turned.data, shards=("test.tar",)), eval_shards=("train",)))
@@ -242,9 +268,9 @@ def test_unlabelled_and_bad_images_are_named(places: Path, capfd: pytest.Capture
     words = ["run", "--data.workers", "0", "--eval_shards", "test.tar", "--data.shards"]
     assert "1 of 1 samples have no .cls label" in message(capfd, *words, "plain.tar")
     with TarWriter(str(places / "bad.tar"), encoder=False) as tar:
-        for number in range(4):
-            tar.write({"__key__": f"{number}", "png": png(number)[:50], "cls": f"{number}".encode()})
-    assert "4 images are bad: " in message(capfd, *words, "bad.tar")
+        for number in range(8):
+            tar.write({"__key__": f"{number}", "png": png(number)[:50], "cls": f"{number % 4}".encode()})
+    assert "8 images are bad: " in message(capfd, *words, "bad.tar")
 
 
 TRAINED = ["attentive", "linear_paper", "partial 0", "partial 1/2", "partial 1", "finetune", "scratch", "resnet"]
@@ -320,8 +346,19 @@ def test_a_class_without_samples_cannot_be_trained(places: Path) -> None:
         evaluate.run(settings("--protocols", "scratch", "--batch_size", "36"))
 
 
-def test_without_a_sample_to_hold_out_nothing_is_trained(places: Path) -> None:
+@pytest.mark.parametrize("protocol", ["knn", "linear", "few_shot", "pixels", "scratch"])
+def test_without_a_sample_to_hold_out_nothing_is_chosen(places: Path, protocol: str) -> None:
     write_shards(places / "four", [4])
-    words = ["run", "--data.shards", "four", "--eval_shards", "test.tar", "--protocols", "scratch", "--batch_size", "4"]
+    few = settings("--protocols", protocol, "--batch_size", "4", "--eval_overlap", "1")
     with pytest.raises(UserError, match=r"data\.shards have one sample of each class, so none can be held out"):
-        evaluate.run(parse(EvaluateSettings, [*words, "--eval_overlap", "1", "--data.workers", "0"], "mae evaluate"))
+        evaluate.run(replace(few, data=replace(few.data, shards=("four",))))
+
+
+def test_two_samples_of_each_class_are_enough_for_one_shot(places: Path) -> None:
+    write_shards(places / "eight", [8])
+    words = ("--shots", "1", "--splits", "1", "--tokens", "cls", "--norm", "raw", "--eval_overlap", "1")
+    few = settings("--protocols", "few_shot", "pixels", "untrained", *words)
+    rows = evaluate.run(replace(few, data=replace(few.data, shards=("eight",))))
+    assert [row.protocol for row in rows] == ["few_shot", "few_shot", "few_shot", "svm"]
+    for row in rows:
+        assert 0 <= row.trials[0].chosen["held_out_top1"] <= 1

@@ -16,7 +16,7 @@ from mae import cli
 from mae.report.reading import read_run, training_lines
 from mae.report.run import report
 from mae.training.run_folder.folder import RunFolder
-from tests.report.runs import TRAIN, make_run
+from tests.report.runs import TRAIN, log, make_finetuning, make_run
 
 CPU = torch.device("cpu")
 
@@ -153,6 +153,44 @@ def test_figures_of_any_size(tmp_path: Path) -> None:
             text = report([replace(run, train=[*run.train, *training_lines([last | {name: extreme}])])], CPU, 0)
             assert "<svg" in text
             assert not re.search(r'(d="[^"]*|%">)(nan|inf)', text), (name, extreme)
+
+
+@pytest.mark.parametrize("ending", ["[]", "", "{", "[" * 60_000])
+def test_an_end_that_is_none(tmp_path: Path, ending: str) -> None:
+    folder = make_run(tmp_path / "run", [0.6, 0.5])
+    (folder.path / "exit.json").write_text(ending)
+    assert "exit.json is no record of an end" in text_of(folder.path)
+
+
+def test_a_step_that_is_too_large_is_no_record(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [0.6, 0.5], "")
+    log(folder, **TRAIN | {"step": 10**400, "epoch": 3.0, "seconds": 10.0})
+    text = text_of(folder.path)
+    assert "1 lines of metrics.jsonl are no records" in text
+    assert "after step 20 of 500" in text
+
+
+@pytest.mark.parametrize("name", ["epoch", "lr", "images_per_second", "data_wait"])
+def test_figures_that_are_all_below_zero(tmp_path: Path, name: str) -> None:
+    assert text_of(make_run(tmp_path / "run", [0.6, 0.5], **{name: -1.0}).path).count("<svg") == 4
+
+
+@pytest.mark.parametrize("samples", [0, -4])
+def test_an_evaluation_of_no_samples(tmp_path: Path, samples: int) -> None:
+    folder = make_run(tmp_path / "run", [0.6, 0.5, 0.4])
+    for number, accuracy in enumerate((0.5, 0.4, 0.1), 1):
+        shown = {"step": 10 * number, "epoch": number, "loss": 0.5, "knn": accuracy, "share_of_time": 0.1}
+        log(folder, kind="evaluation", samples=samples, **shown)
+    assert "Evaluation while pretraining" in text_of(folder.path)
+
+
+@pytest.mark.parametrize("figure", [float("inf"), float("nan"), 10**400, "x"])
+@pytest.mark.parametrize("kind", ["evaluation", "eval"])
+def test_figures_that_no_evaluation_has(tmp_path: Path, kind: str, figure: object) -> None:
+    folder = make_run(tmp_path / "run", [0.6]) if kind == "evaluation" else make_finetuning(tmp_path / "run", [0.6])
+    shown = {"step": 20, "epoch": 2.0, "loss": 0.5, "samples": 9, "accuracy": 0.5, "share_of_time": 0.1}
+    log(folder, kind=kind, **shown, knn=figure, few_shot=figure, rank=figure)
+    assert "<svg" in text_of(folder.path)
 
 
 def test_a_run_of_an_older_version(tmp_path: Path) -> None:

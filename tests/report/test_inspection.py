@@ -1,5 +1,6 @@
 """A run with a model and shards, without any training: every part of its page."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -121,11 +122,17 @@ def test_damaged_models_leave_a_sentence(pretrained: RunFolder, tmp_path: Path) 
     assert "neither a model nor a checkpoint is in the folder of the run" in text
 
 
+MODEL = b"weights"
+
+
 def results(**changed: Any) -> dict[str, Any]:
+    other, own = ({"model": "a", "sha256": hashlib.sha256(data).hexdigest()} for data in (b"other", MODEL))
     rows = [
-        {"encoder": "runs/a", "protocol": "knn", "top1": {"mean": 0.8}, "confusion": None},
-        {"encoder": "pixels 8x8", "protocol": "knn", "top1": {"mean": 0.85}, "confusion": None},
-        {"encoder": "runs/a", "protocol": "head", "top1": {"mean": 0.5}, "confusion": [[3, 1], [3, 1]]},
+        {"encoder": "runs/b", "protocol": "knn", "top1": {"mean": 0.9}, "confusion": None, "about": other},
+        {"encoder": "runs/b", "protocol": "head", "top1": {"mean": 1}, "confusion": [[4, 0], [0, 4]], "about": other},
+        {"encoder": "runs/a", "protocol": "knn", "top1": {"mean": 0.8}, "confusion": None, "about": own},
+        {"encoder": "pixels 8x8", "protocol": "knn", "top1": {"mean": 0.85}, "confusion": None, "about": {}},
+        {"encoder": "runs/a", "protocol": "head", "top1": {"mean": 0.5}, "confusion": [[3, 1], [3, 1]], "about": own},
     ]
     return {"classes": ["ant", "bee"], "rows": rows, "test": {"samples": 8}} | changed
 
@@ -134,16 +141,28 @@ def test_results_of_mae_evaluate(tmp_path: Path) -> None:
     (tmp_path / "evaluation").mkdir()
     path = tmp_path / "evaluation" / "results.json"
     path.write_text(json.dumps(results()))
-    found = read_evaluation(tmp_path)
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(MODEL)
+    found = read_evaluation(tmp_path, model)
     assert found.neighbours is not None
     assert found.neighbours[:3] == (0.8, 0.85, 8)
     assert found.confusion is not None
     text = class_tables(found.confusion)
     assert "50 % of 8 test images (mae evaluate) are classified correctly." in text
     assert "ant (3)" in text
-    for damaged in (results(rows=3), results(classes=None), [], "{"):
+    counts = (results(test={"samples": samples}) for samples in (float("inf"), 10**400))
+    for damaged in (results(rows=3), results(classes=None), [], "{", "[" * 60_000, *counts):
         path.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
-        assert read_evaluation(tmp_path) == (None, None)
+        assert read_evaluation(tmp_path, model) == (None, None)
+
+
+def test_results_of_another_model_are_not_those_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    path, model = tmp_path / "evaluation" / "results.json", tmp_path / "model.safetensors"
+    path.write_text(json.dumps(results()))
+    model.write_bytes(b"trained anew")
+    assert read_evaluation(tmp_path, model) == (None, None)
+    assert read_evaluation(tmp_path, None) == (None, None)
 
 
 def test_many_classes_have_no_matrix() -> None:

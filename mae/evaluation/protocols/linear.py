@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from mae import keyed
-from mae.evaluation.feature_set import FeatureSet, split_off
+from mae.evaluation.feature_set import FeatureSet, limited, split_off
 from mae.evaluation.protocols.logistic import probabilities
 from mae.evaluation.protocols.outcome import Outcome, accuracy
 from mae.keyed import Purpose
@@ -21,10 +20,11 @@ def judge(
 ) -> Outcome:
     """Choose the kind of feature and C on held-out training samples, and fit all training samples.
 
-    To choose, at most 10,000 samples are fitted.
+    To choose, at most 10,000 samples are fitted; each class is among them, however rare it is.
     """
     fit_ids, held_out_ids = split_off(train.labels, seed)
-    fit = train.take(np.sort(keyed.shuffled(keyed.key(Purpose.HELD_OUT, seed, 1), fit_ids)[:_MOST_TO_CHOOSE_BY]))
+    order = keyed.shuffled(keyed.key(Purpose.HELD_OUT, seed, 1), fit_ids)
+    fit = train.take(limited(order, train.labels, _MOST_TO_CHOOSE_BY))
     held_out = train.take(held_out_ids)
     measured = [
         (accuracy(scores, held_out.labels), kind, strength)

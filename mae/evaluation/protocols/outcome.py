@@ -32,3 +32,9 @@ def require_two_classes(labels: NDArray[np.int64], where: str) -> None:
     """Raise a `UserError` if samples have fewer than two classes, between which nothing can be decided."""
     if len(np.unique(labels)) < 2:
         raise UserError(f"{where} have samples of one class only, the label {labels[0]}; give samples of two or more")
+
+
+def require_held_out(labels: NDArray[np.int64], where: str) -> None:
+    """Raise a `UserError` if no class has two samples, so that none can be held out to choose by."""
+    if np.bincount(labels).max() < 2:
+        raise UserError(f"{where} have one sample of each class, so none can be held out; give two or more of each")

@@ -8,7 +8,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from mae.errors import UserError
-from mae.evaluation.feature_set import KINDS, PIXELS, FeatureSet, split_off
+from mae.evaluation import feature_set
+from mae.evaluation.feature_set import KINDS, PIXELS, FeatureSet, limited, split_off
+from mae.evaluation.metrics import measures
 from mae.evaluation.protocols import few_shot, knn, linear, logistic, svm
 from mae.evaluation.protocols.outcome import Outcome, accuracy
 
@@ -96,7 +98,7 @@ def test_pixels_by_a_support_vector_machine() -> None:
     outcome = svm.judge(train, test, CLASSES + 1, 0)
     assert accuracy(outcome.scores, test.labels) > 0.97
     assert not outcome.are_probabilities
-    assert (outcome.scores[:, CLASSES] == -np.inf).all()  # a class without samples
+    assert (outcome.scores[:, CLASSES] < outcome.scores[:, :CLASSES].min(axis=1)).all()  # a class without samples
     two = train.take(np.flatnonzero(train.labels < 2))
     scores = svm.scores_of(two, test.of(PIXELS), 1.0, CLASSES)
     of_two = test.labels < 2
@@ -115,6 +117,54 @@ def test_a_tenth_of_each_class_is_held_out(samples: int, held_out: int) -> None:
     assert not np.array_equal(chosen, split_off(train.labels, 1)[1])
     alone = FeatureSet(train.values, np.where(np.arange(samples) == 5, CLASSES, labels))
     assert 5 in split_off(alone.labels, 0)[0]  # the only sample of its class is not held out
+
+
+def test_of_many_classes_one_sample_each_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_set, "_MOST_HELD_OUT", 10)
+    labels = np.arange(120) % 30
+    assert np.bincount(labels[split_off(labels, 0)[1]]).tolist() == [1] * 30
+
+
+def test_a_class_without_training_samples_has_measures_by_the_support_vector_machine() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(36) % 6  # of 7 classes: the best five are measured as well
+    train = FeatureSet(generator.integers(0, 256, (36, 4), dtype=np.uint8), labels)
+    found = measures(svm.judge(train, train, 7, 0).scores, labels, are_probabilities=False)
+    assert found["top1"] <= found["top5"] <= 1
+    assert found["top5"] > 5 / 7
+
+
+def test_a_limited_number_of_samples_has_each_class() -> None:
+    order = np.random.default_rng(0).permutation(1000)
+    labels = np.zeros(1000, np.int64)
+    rare = order[[3, 400, 600, 999]]
+    labels[rare] = [1, 2, 2, 3]
+    chosen = limited(order, labels, 50)
+    assert set(chosen) == {*order[:48], order[400], order[999]}
+    assert np.array_equal(chosen, np.sort(chosen))
+    assert set(limited(order, labels, 3)) == {order[0], order[3], order[400]}  # there are four classes
+    for most in (1000, 2000):
+        assert np.array_equal(limited(order, labels, most), np.arange(1000))
+
+
+@pytest.mark.parametrize("most", [50, 200])
+def test_with_each_class_among_them_the_first_samples_are_taken(most: int) -> None:
+    generator = np.random.default_rng(1)
+    labels, order = generator.integers(0, CLASSES, 300), generator.permutation(300)[:250]
+    assert np.array_equal(limited(order, labels, most), np.sort(order[:most]))
+
+
+def test_a_very_rare_class_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svm, "_MOST_FITTED", 40)
+    monkeypatch.setattr(linear, "_MOST_TO_CHOOSE_BY", 10)
+    labels = np.repeat([0, 1], (500, 3))
+    pixels = np.full((503, 4), 20, np.uint8) + 200 * labels[:, None].astype(np.uint8)
+    train, test = FeatureSet(pixels, labels), FeatureSet(pixels[[0, 502]], np.array([0, 1]))
+    for seed in range(3):
+        machine = svm.judge(train, test, 2, seed)
+        assert machine.fitted_on == 40
+        for outcome in (machine, linear.judge(train, test, 2, seed, (PIXELS,), CPU)):
+            assert accuracy(outcome.scores, test.labels) == 1
 
 
 def test_few_shots_are_of_each_class_and_not_held_out() -> None:
