@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from inputs import decoded, exported, image_of, parser_of, record, store
+from inputs import count, decoded, exported, image_of, parser_of, record, store
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -30,10 +30,10 @@ def read(path: Path, side: int, patch: int, limit: int | None) -> tuple[Tensor, 
 
     def decode(sample: dict[str, bytes]) -> tuple[np.ndarray, np.ndarray]:
         image = Image.open(io.BytesIO(image_of(sample))).convert("L")
-        mark, scale = np.zeros((side // patch, side // patch), bool), side / image.width / patch
+        mark, (x, y) = np.zeros((side // patch, side // patch), bool), (side / patch / each for each in image.size)
         for x1, y1, x2, y2, *_ in json.loads(sample["json"])["boxes"]:
-            rows = slice(int(y1 * scale), int(np.ceil(y2 * scale)))
-            mark[rows, int(x1 * scale) : int(np.ceil(x2 * scale))] = True
+            rows = slice(int(y1 * y), int(np.ceil(y2 * y)))
+            mark[rows, int(x1 * x) : int(np.ceil(x2 * x))] = True
         return np.asarray(image.resize((side, side), Image.Resampling.BOX)), mark.ravel()
 
     images, marks = zip(*decoded(path, limit, "KEY.jpg or KEY.png, and KEY.json with `boxes`", decode), strict=True)
@@ -106,8 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the arguments, and measure; a mistake in them ends with one line and exit code 2."""
     parser = parser_of(__doc__, ("train", "test", "encoder", "run", "out"))
     for name, default in {"side": 320, "tile": 160, "patch": 8, "bank": 10000, "masks": 32}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--limit", type=int, help="use the first so many test images only")
+        parser.add_argument(f"--{name}", type=count, default=default)
+    parser.add_argument("--limit", type=count, help="use the first so many test images only")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args(arguments)
     with one_line_errors():
@@ -116,14 +116,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure_all(args: argparse.Namespace) -> None:
     """Measure each way of scoring patches; the file is written after each."""
-    found, encoder, model = record(args), exported(args.encoder, (args.tile, args.tile)), mae.load(args.run)
+    found, encoder, model = record(args), exported(args.encoder, (args.tile,) * 2, args.patch), mae.load(args.run)
     if model.description.decoder is None:
         raise UserError(f"{args.run} has no decoder; give the run of a pretraining")
     if args.side % args.tile or args.tile % args.patch:
         raise UserError(f"--tile {args.tile} must divide --side {args.side}, and --patch {args.patch} the tile")
     good, _ = read(args.train, args.side, args.patch, None)
     images, marks = read(args.test, args.side, args.patch, args.limit)
-    if len(images) % 2 or not marks.any() or marks.any(1).all():
+    if len(images) % 2 or marks[::2].any() or not marks[1::2].any(1).all():
         raise UserError(f"{args.test} must hold pairs: an image without a box, then one with boxes")
 
     def note(row: str, seed: int, scores: Tensor) -> None:

@@ -16,6 +16,7 @@ import torch
 import mae
 from mae.errors import UserError
 from mae.files import write_atomically
+from mae.formats.config_values import read_json
 
 Decoded = TypeVar("Decoded")
 
@@ -59,17 +60,26 @@ def parser_of(description: str, paths: Sequence[str]) -> argparse.ArgumentParser
     return parser
 
 
-def exported(folder: Path, size: Sequence[int]) -> str:
+def count(text: str) -> int:
+    """Return a number of things in an argument, at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def exported(folder: Path, size: Sequence[int], patch: int | None = None) -> str:
     """Return timm's name of a folder that `mae export --to timm` has written, for images of `size`.
 
     Raises:
-        UserError: if it is none, or its patches do not divide the size.
+        UserError: if it is none, or its patches are not squares of `patch` pixels or do not divide the size.
     """
-    if not (folder / "config.json").is_file():
+    if "architecture" not in (read_json(folder / "config.json") or {}):
         raise UserError(f"{folder} is no export for timm; write one: mae export RUN --to timm --out {folder}")
-    patch = mae.load(folder, "cpu").description.patch_size
-    if any(side < 1 or side % each for side, each in zip(size, patch, strict=True)):
-        raise UserError(f"images are {size[0]}x{size[1]}, which patches of {patch[0]}x{patch[1]} do not divide")
+    own = mae.load(folder, "cpu").description.patch_size
+    if any(side < 1 or side % each for side, each in zip(size, own, strict=True)):
+        raise UserError(f"images are {size[0]}x{size[1]}, which patches of {own[0]}x{own[1]} do not divide")
+    if patch is not None and own != (patch, patch):
+        raise UserError(f"--patch is {patch}, but {folder} has patches of {own[0]}x{own[1]}; give those")
     return f"local-dir:{folder}"
 
 
@@ -88,10 +98,10 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resumed(found: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return what `path` holds of a measurement that was stopped, if that began as `found` does; or else `found`.
+    """Return what `path` holds of a measurement that was stopped and began as `found` does; `found` if there is none.
 
     Raises:
-        UserError: if the file holds no measurement.
+        UserError: if the file holds no measurement, or one that began otherwise.
     """
     if not path.exists():
         return found
@@ -100,7 +110,9 @@ def resumed(found: dict[str, Any], path: Path) -> dict[str, Any]:
         is_same = {**earlier, "rows": {}} == found
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is there, but holds no results ({error}); give another --out") from error
-    return earlier if is_same else found
+    if not is_same:
+        raise UserError(f"{path} holds results of other arguments, code or versions; remove it, or give another --out")
+    return earlier
 
 
 def store(found: dict[str, Any], path: Path) -> None:

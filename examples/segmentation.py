@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from inputs import decoded, exported, image_of, parser_of, record, resumed, store
+from inputs import count, decoded, exported, image_of, parser_of, record, resumed, store
 from iou import confusion, intersection_over_union
 from PIL import Image
 from torch import Tensor, nn
@@ -107,9 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the arguments, and measure; a mistake in them ends with one line and exit code 2."""
     parser = parser_of(__doc__, ("train", "val", "test", "encoder", "out"))
     parser.add_argument("--size", type=int, nargs=2, default=[176, 240], help="height and width, multiples of a patch")
-    parser.add_argument("--masks", type=int, help="train on the first so many images only")
+    parser.add_argument("--masks", type=count, help="train on the first so many images only")
     for name, default in {"classes": 11, "ignore": 11, "batch": 8, "epochs": 40, "head_epochs": 40}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=count if name != "ignore" else int, default=default)
     parser.add_argument(
         "--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3], help="of the tuned encoders"
     )

@@ -15,16 +15,18 @@ from typing import BinaryIO
 
 
 @contextmanager
-def written_atomically(path: Path) -> Iterator[BinaryIO]:
+def written_atomically(path: Path, shared: bool = False) -> Iterator[BinaryIO]:
     """Yield an open file beside `path`, which at the end is flushed to disk and renamed to `path`.
+
+    With `shared`, other processes may write the same file at the same time. What a process leaves behind that is killed
+    meanwhile is then not replaced by the next one.
 
     Raises:
         OSError: if it cannot be written; it names `path`, and nothing is left behind.
     """
-    # Another process may write the same file at the same time, so each has a name of its own.
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{path.name}{f'.{secrets.token_hex(4)}' if shared else ''}.part")
     try:
-        with part.open("xb") as file:
+        with part.open("wb") as file:
             yield file
             flush(file)
         part.rename(path)
@@ -37,9 +39,9 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file beside `path`, flush it to disk and rename it to `path`."""
-    with written_atomically(path) as file:
+def write_atomically(path: Path, data: bytes, shared: bool = False) -> None:
+    """Write a file beside `path`, flush it to disk and rename it to `path`; see `written_atomically`."""
+    with written_atomically(path, shared) as file:
         file.write(data)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mae.files import open_regular, unused_name, written_atomically
 
@@ -82,9 +82,10 @@ def figures(records: list[dict[str, Any]], kind: str, *names: str) -> list[dict[
     return [
         record
         for record in found
-        if all(_is_number(record.get(name)) or (name == "loss" and record[name] is None) for name in names)
+        if all(is_number(record.get(name)) or (name == "loss" and record[name] is None) for name in names)
     ]
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value from a file is a finite number, and no absurd one."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST

@@ -28,9 +28,7 @@ def test_a_mistake_is_one_line_and_an_exit_code_of_its_kind(
 
 def test_a_full_memory_of_the_device_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end, one_line_errors():
-        raise torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."
-        )
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith("error: CUDA out of memory; --micro_batch_size auto trains with as many")
 

@@ -9,9 +9,9 @@ from mae.files import write_atomically, written_atomically
 
 def test_two_may_write_the_same_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with written_atomically(path) as slow:
+    with written_atomically(path, shared=True) as slow:
         slow.write(b"slow")
-        with written_atomically(path) as fast:
+        with written_atomically(path, shared=True) as fast:
             fast.write(b"fast")
         assert path.read_bytes() == b"fast"
     assert path.read_bytes() == b"slow"

@@ -146,7 +146,7 @@ def compute(
         count = sum(len(parts[n]) for n in lacking)
         speed = {"images_per_second": count / (time.monotonic() - began), "processes": accelerator.num_processes}
         about = extraction.about(index) | speed | {"device": str(accelerator.device)}
-        write_atomically(folder / _ABOUT, json.dumps(about, indent=1).encode())
+        write_atomically(folder / _ABOUT, json.dumps(about, indent=1).encode(), shared=True)
 
 
 def read(extraction: Extraction, index: ShardIndex, cache: Path) -> NDArray[Any]:
@@ -192,4 +192,5 @@ def _write_part(folder: Path, number: int, values: NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"part-{number:06d}-{zlib.crc32(buffer.getvalue()):08x}.npy", buffer.getvalue())
+    data = buffer.getvalue()
+    write_atomically(folder / f"part-{number:06d}-{zlib.crc32(data):08x}.npy", data, shared=True)

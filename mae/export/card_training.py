@@ -8,6 +8,7 @@ from mae.export.facts import Facts
 from mae.export.table import safe
 from mae.models.description import ModelDescription
 from mae.output import counted
+from mae.run_files import is_number
 
 _STAGES = {"masked autoencoder": "pretraining as a masked autoencoder", "classifier": "training as a classifier"}
 _SCRATCH, _OFF = "none", (None, "none", "auto", False, 0, 0.0)
@@ -61,7 +62,7 @@ def training_rows(described: ModelDescription, facts: Facts) -> Iterator[tuple[s
 
 def _length(facts: Facts) -> Iterator[tuple[str, str]]:
     planned = facts.settings.get("epochs")
-    of_planned = f" of {planned:g}" if isinstance(planned, int | float) else ""
+    of_planned = f" of {planned:g}" if is_number(planned) else ""
     if facts.epoch is not None:
         yield "epochs", f"{facts.epoch:.4g}{of_planned}"
     if facts.step is not None:

@@ -22,6 +22,7 @@ from mae.yaml_files import load_yaml
 
 _RESULTS = "results.json"
 _MOST_BYTES = 1 << 26
+_LARGEST = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def facts_of(exported: TrainedModel) -> Facts:
     batch = _whole(settings.get("batch_size"))
     position = manifest.get("position")
     fingerprint = position.get("fingerprint") if isinstance(position, dict) else None
-    samples = round(trained[-1]["step"] * batch / trained[-1]["epoch"]) if trained and batch else None
+    samples = _samples(trained[-1], batch) if trained and batch else None
     return Facts(
         settings,
         step,
@@ -68,6 +69,12 @@ def facts_of(exported: TrainedModel) -> Facts:
         _results(exported, run, records, selection, manifest),
         _picture(run, step),
     )
+
+
+def _samples(record: Mapping[str, Any], batch: int) -> int | None:
+    """Return the number of samples in an epoch, by a line of the log."""
+    samples = record["step"] * batch / record["epoch"]
+    return round(samples) if samples < _LARGEST else None
 
 
 def _run_of(model: Path) -> Path | None:
@@ -144,5 +151,5 @@ def _picture(run: Path, step: int | None) -> Path | None:
 
 
 def _whole(value: object) -> int | None:
-    """Return a value that is a whole number above 0; None for any other."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    """Return a value that is a whole number above 0, and no absurd one; None for any other."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST else None

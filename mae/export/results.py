@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mae.models.selection import Selection
-from mae.run_files import figures
+from mae.run_files import figures, is_number
 
 THIS_MODEL = "this model"
 OWN_HEAD = ("accuracy with its own head", "head")
@@ -89,8 +89,8 @@ def _figures(row: Mapping[str, Any]) -> str:
     for name, title in _MEASURES.items():
         measure = _dict(row.get(name))
         mean, deviation = measure.get("mean"), measure.get("deviation")
-        if isinstance(mean, int | float):
-            spread = f" ± {100 * deviation:.1f}" if isinstance(deviation, int | float) else ""
+        if is_number(mean):
+            spread = f" ± {100 * deviation:.1f}" if is_number(deviation) else ""
             found.append(f"{title} {100 * mean:.1f} %{spread}")
     return ", ".join(found)
 

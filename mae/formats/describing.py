@@ -40,12 +40,14 @@ def describe(found: Recognised, facts: Facts, heads: int | None, source: str) ->
     """Describe a model, and leave out a head or a decoder that does not fit.
 
     Raises:
-        UserError: if tensors of the encoder are missing or have other shapes than those of a plain ViT, or the number
-            of heads or the size of the images is not known.
+        UserError: if tensors of the encoder are missing or have other shapes than those of a plain ViT or than the
+            config says, or the number of heads or the size of the images is not known.
     """
     weights, remarks = found.weights, list(facts.remarks)
     _, channels, *patch = _shape(weights, "patch_embed.proj.weight", 4, source)
     tokens, width = _shape(weights, "pos_embed", 3, source)[1:]
+    depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    _require_stated(facts, source, width=width, depth=depth, channels=channels, patch_size=(patch[0], patch[1]))
     crop_pct = facts.crop_pct if facts.crop_pct is not None and 0 < facts.crop_pct <= 1 else None
     if crop_pct is None:
         crop_pct = _CROP_PCT
@@ -55,7 +57,7 @@ def describe(found: Recognised, facts: Facts, heads: int | None, source: str) ->
     description = ModelDescription(
         kind="masked autoencoder",
         width=width,
-        depth=len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
+        depth=depth,
         heads=_heads(width, facts, found, heads, source),
         patch_size=(patch[0], patch[1]),
         image_size=_image_size(tokens, (patch[0], patch[1]), facts, source),
@@ -69,6 +71,17 @@ def describe(found: Recognised, facts: Facts, heads: int | None, source: str) ->
     found, decoder = _with_decoder(found, facts, description, remarks)
     found, description = _with_head(found, facts, replace(description, decoder=decoder))
     return Described(found, description, tuple(remarks))
+
+
+def _require_stated(facts: Facts, source: str, **shape: object) -> None:
+    """Refuse a config of another model, whose heads and classes would be taken in silence."""
+    for name, found in shape.items():
+        stated = getattr(facts, name)
+        if stated is not None and stated != found:
+            raise UserError(
+                f"the config of {source} says {name} {stated}, but its tensors have {found}: they are of two models; "
+                "put the config that belongs to the weights beside them"
+            )
 
 
 def _shape(weights: Mapping[str, Tensor], name: str, axes: int, source: str) -> list[int]:

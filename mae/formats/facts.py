@@ -11,9 +11,13 @@ LAYER_NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts beside the tensors; None: nothing says so."""
+    """Facts beside the tensors, some of which the tensors show, too; None: nothing says so."""
 
     heads: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    patch_size: tuple[int, int] | None = None
+    channels: int | None = None
     image_size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -36,6 +40,10 @@ def facts_of(description: ModelDescription) -> Facts:
     decoder = description.decoder
     return Facts(
         heads=description.heads,
+        width=description.width,
+        depth=description.depth,
+        patch_size=description.patch_size,
+        channels=description.channels,
         image_size=description.image_size,
         mean=description.mean,
         std=description.std,

@@ -1,6 +1,7 @@
 """Models of this program and of other libraries, opened in one way."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -151,7 +152,8 @@ def open_model(
             f"{given} has {stored.description.channels} channels, but {len(normalization.mean)} means and "
             f"{len(normalization.std)} deviations are given; give one of each for each channel"
         )
-    check(min(normalization.std) > 0, "std", normalization.std, "numbers above 0")
+    check(all(0 < each < math.inf for each in normalization.std), "std", normalization.std, "numbers above 0")
+    check(all(map(math.isfinite, normalization.mean)), "mean", normalization.mean, "finite numbers")
     return replace(stored, description=replace(stored.description, mean=normalization.mean, std=normalization.std))
 
 

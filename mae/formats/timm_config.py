@@ -22,6 +22,7 @@ _BUILDING = {
     "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm",
     "init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "global_pool",
 }  # fmt: skip
+_DEEPEST = 1000
 _HARMLESS = {
     "num_classes", "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "drop_rate",
     "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
@@ -40,9 +41,13 @@ def timm_facts(config: Mapping[str, Any], path: Path) -> Facts:
     classes = config.get("label_names", given.get("label_names", given.get("labels")))
     sizes = given.get("input_size")
     listed = size_pair(sizes[1:]) if isinstance(sizes, list) and len(sizes) == 3 else None
-    built: tuple[int, int] = tuple(model.patch_embed.img_size)
+    built, patch = (tuple(size) for size in (model.patch_embed.img_size, model.patch_embed.patch_size))
     return Facts(
         heads=model.blocks[0].attn.num_heads,
+        width=model.embed_dim,
+        depth=len(model.blocks),
+        patch_size=patch,
+        channels=model.patch_embed.proj.in_channels,
         image_size=built if "img_size" in mapping(config.get("model_args")) else listed or built,
         mean=numbers(given.get("mean")),
         std=numbers(given.get("std")),
@@ -62,6 +67,9 @@ def _built(config: Mapping[str, Any], path: Path) -> Any:
     unknown = [f"{key} {value}" for key, value in arguments.items() if key not in _BUILDING | _HARMLESS]
     if unknown:
         raise UserError(f"{path} has model_args that a plain ViT has not: {first_of(unknown)}")
+    depth = arguments.get("depth", 1)
+    if not (type(depth) is int and 1 <= depth <= _DEEPEST):
+        raise UserError(f"{path} has depth {depth}; allowed: 1 to {_DEEPEST}")
     try:
         with torch.device("meta"):
             model = timm.create_model(
@@ -69,7 +77,7 @@ def _built(config: Mapping[str, Any], path: Path) -> Any:
             )
             size = Size(model.embed_dim, len(model.blocks), getattr(model.blocks[0].attn, "num_heads", 1))
             found = differences(model, size, pool="avg" if isinstance(model.fc_norm, nn.LayerNorm) else "cls")
-    except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
         raise UserError(f"{path} describes no ViT that timm can build: {error}") from None
     found = [each for each in found if not each.startswith("its pooling")]
     if found:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mae.errors import UserError
 from mae.formats.config_values import mapping, names_by_label, number, numbers, size_pair, whole
-from mae.formats.facts import LAYER_NORM_EPS, Facts
+from mae.formats.facts import Facts
 
 MODEL_TYPES = ("vit", "vit_mae")
 _EPS_OF_TRANSFORMERS = 1e-12
@@ -28,12 +28,18 @@ def transformers_facts(config: Mapping[str, Any], processor: Mapping[str, Any], 
         if config.get(name, allowed) != allowed:
             raise UserError(f"{path} has {name} {config[name]}; a model that can be read has {allowed}")
     eps = number(config.get("layer_norm_eps", _EPS_OF_TRANSFORMERS))
+    if eps is None or eps < 0:
+        raise UserError(f"{path} has layer_norm_eps {config['layer_norm_eps']}; allowed: 0 or a small number above it")
     size = size_pair(config.get("image_size"))
     normalises = processor.get("do_normalize", True) is True and processor.get("do_rescale", True) is True
     is_known = "image_mean" in processor and abs((number(processor.get("rescale_factor", _BYTE)) or 0) - _BYTE) < 1e-9
     is_published = kind == "vit_mae"
     return Facts(
         heads=whole(config.get("num_attention_heads")),
+        width=whole(config.get("hidden_size")),
+        depth=whole(config.get("num_hidden_layers")),
+        patch_size=size_pair(config.get("patch_size")),
+        channels=whole(config.get("num_channels")),
         image_size=size,
         mean=numbers(processor.get("image_mean")) if normalises and is_known else None,
         std=numbers(processor.get("image_std")) if normalises and is_known else None,
@@ -42,7 +48,7 @@ def transformers_facts(config: Mapping[str, Any], processor: Mapping[str, Any], 
         decoder_heads=whole(config.get("decoder_num_attention_heads", 16 if is_published else None)),
         mask_ratio=number(config.get("mask_ratio", 0.75 if is_published else None)),
         norm_pix_loss=config.get("norm_pix_loss") is True if is_published else None,
-        eps=LAYER_NORM_EPS if eps is None else eps,
+        eps=eps,
         remarks=tuple(_remarks(processor)),
     )
 

@@ -99,7 +99,7 @@ def _read_safetensors(path: Path) -> StoredTensors:
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
-        return StoredTensors((path,), _named(load_file(path)), header)
+        return StoredTensors((path,), _named(load_file(path), path), header)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{path} is not an intact safetensors file: {error}") from None
 
@@ -112,28 +112,43 @@ def _of_checkpoint(path: Path, content: Any) -> StoredTensors:
     tensors = {name: each for name, each in named if isinstance(each, Tensor)}
     header = {name: text for name, text in content.items() if isinstance(name, str) and isinstance(text, str)}
     given = content.get("args")
-    return StoredTensors((path,), _named(tensors), header, vars(given) if isinstance(given, Namespace) else {})
+    return StoredTensors((path,), _named(tensors, path), header, vars(given) if isinstance(given, Namespace) else {})
 
 
 def _read_shards(path: Path) -> StoredTensors:
     """Read the files that an index of transformers names, all beside it."""
     try:
-        names = sorted(set(json.loads(read_bounded(path, _INDEX_BYTES))["weight_map"].values()))
+        places = {str(name): file for name, file in json.loads(read_bounded(path, _INDEX_BYTES))["weight_map"].items()}
+        names = sorted(set(places.values()))
         if any(Path(name).name != name or name in ("", "..") or "\0" in name for name in names):
             raise ValueError("a file is elsewhere")
         if not names:
             raise ValueError("it names no file")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not an index of weights: {error}") from None
-    shards = [_read_file(path.with_name(name)) for name in names]
-    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-    return StoredTensors((path, *(file for shard in shards for file in shard.files)), tensors)
+    shards = {name: _read_file(path.with_name(name)) for name in names}
+    tensors: dict[str, Tensor] = {}
+    for name, file in places.items():
+        if (tensor := shards[file].tensors.get(_unwrapped(name))) is None:
+            raise UserError(f"{path} says that {name} is in {file}, which holds no such tensor; copy both again")
+        tensors[_unwrapped(name)] = tensor
+    return StoredTensors((path, *(file for shard in shards.values() for file in shard.files)), tensors)
 
 
-def _named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = {}
-    for name, tensor in tensors.items():
-        for wrapper in _WRAPPERS:
-            name = name.removeprefix(wrapper)  # noqa: PLW2901
-        found[name] = tensor
+def _named(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return tensors by their names without wrappers.
+
+    Raises:
+        UserError: if two have one name then.
+    """
+    found = {_unwrapped(name): tensor for name, tensor in tensors.items()}
+    if len(found) < len(tensors):
+        twice = next(name for name in found if sum(_unwrapped(each) == name for each in tensors) > 1)
+        raise UserError(f"{path} holds {twice} twice, with and without {' or '.join(_WRAPPERS)}; keep one of them")
     return found
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name

@@ -16,7 +16,7 @@ from mae.data.packing.sources import SPLITS, find_splits, is_tree
 from mae.data.packing.trees import Labels, image_extension
 from mae.data.prepare import not_used
 from mae.data.sample_images import NamedImage, spread_images
-from mae.data.scan import LABEL_EXTENSION, NO_LABEL
+from mae.data.scan import LABEL_EXTENSION, NO_LABEL, parse_label
 from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics
 from mae.data.store.shards import Shard, expand
@@ -77,7 +77,7 @@ def _look_into_folders(found: Mapping[str, Source], place: str, say: Say) -> Loo
             if (label := _label_of(item)) != NO_LABEL:
                 counts[label] += 1
         splits.append(SplitFacts(name, some.seen, dict(sorted(counts.items())), folder=_as_given(source, place)))
-        drawn = drawn or some.items
+        drawn = drawn or some.shuffled()
         names |= dict.fromkeys(source.classes)
     notices = [notice for source in found.values() for notice in source.notices()]
     return Look(tuple(splits), map(_named, drawn), tuple(names), tuple(notices))
@@ -94,6 +94,10 @@ class _Draw:
     def __init__(self, most: int) -> None:
         self.seen, self.items = 0, list[Item]()
         self._most, self._random = most, random.Random(_SEED)  # noqa: S311 - not for secrets
+
+    def shuffled(self) -> list[Item]:
+        """Return the images in random order: of large ones, only the first are looked at."""
+        return self._random.sample(self.items, len(self.items))
 
     def add(self, item: Item) -> None:
         """Count an image, and keep it or not."""
@@ -119,8 +123,8 @@ def _label_of(item: Item) -> int:
     """Return the label of an image; that of an image in a tar is in a side file."""
     for extension, extent in item.side_files:
         if extension == LABEL_EXTENSION:
-            text = extent.read().strip()
-            return int(text) if text.isdigit() else NO_LABEL
+            label = parse_label(extent.read())
+            return NO_LABEL if label is None else label
     return item.label
 
 

@@ -48,7 +48,7 @@ def pretrained(folder: Path, shard: Path, *more: str) -> tuple[Path, Path]:
     return run, encoder
 
 
-def test_segmentation_runs_and_writes_counts_of_all_pixels(tmp_path: Path) -> None:
+def test_segmentation_runs_and_writes_counts_of_all_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random = np.random.default_rng(0)
     masks = [np.repeat(np.repeat(random.integers(0, 4, (4, 4), np.uint8), 8, 0), 8, 1) for _ in range(8)]
     samples = [{"png": png(np.stack([mask * 60] * 3, 2)), "seg.png": png(mask)} for mask in masks]
@@ -79,8 +79,11 @@ def test_segmentation_runs_and_writes_counts_of_all_pixels(tmp_path: Path) -> No
     out.write_text(json.dumps(stopped))
     segmentation.main(words)
     assert json.loads(out.read_text()) == complete
-    segmentation.main([*words, "--epochs", "2", "--head_epochs", "1", "--seeds", "5"])
-    assert json.loads(out.read_text())["rows"]["frozen, pretrained"][0]["miou"] != "kept"
+    with pytest.raises(SystemExit) as end:
+        segmentation.main([*words, "--epochs", "2"])
+    assert end.value.code == 2
+    assert "holds results of other arguments, code or versions" in capsys.readouterr().err
+    assert json.loads(out.read_text()) == complete
 
 
 def tars_of(folder: Path) -> dict[str, Path]:
@@ -89,6 +92,7 @@ def tars_of(folder: Path) -> dict[str, Path]:
     good = {"png": gray, "seg.png": gray, "json": b'{"boxes": []}'}
     sets = {
         "good": [good, {**good, "json": b'{"boxes": [[0, 0, 9, 9, 1]]}'}],
+        "wrong order": [{**good, "json": b'{"boxes": [[0, 0, 9, 9, 1]]}'}, good],
         "empty": [],
         "no image": [{"seg.png": gray, "json": b"{}"}],
         "no mask, no boxes": [{"png": gray, "json": b"{}"}],
@@ -126,6 +130,8 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
         ({"run": folder / "none"}, "does not exist"),
         ({"tile": 24}, "must divide --side 32"),
         ({"limit": 1}, "must hold pairs"),
+        ({"test": tars["wrong order"]}, "must hold pairs"),
+        ({"patch": 8}, "has patches of 4x4; give those"),
     ]
     segments = [
         ({"size": "30 32"}, "which patches of 4x4 do not divide"),
@@ -146,6 +152,20 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
             assert message in said
             assert len(said.splitlines()) == 1
     assert not (folder / "out.json").exists()
+
+
+def test_boxes_are_marked_where_they_are_in_images_that_are_not_square(tmp_path: Path) -> None:
+    tall = {"png": png(np.zeros((64, 32), np.uint8)), "json": b'{"boxes": [[16, 48, 32, 64, 1]]}'}
+    _, marks = anomaly.read(write_tar(tmp_path / "shards" / "a.tar", [tall]), 32, 8, None)
+    assert marks.reshape(4, 4).nonzero().tolist() == [[3, 2], [3, 3]]
+
+
+def test_numbers_of_things_are_at_least_1(capsys: pytest.CaptureFixture[str]) -> None:
+    for script, name in ((anomaly, "--bank"), (segmentation, "--masks")):
+        with pytest.raises(SystemExit) as end:
+            script.main([name, "0"])
+        assert end.value.code == 2
+        assert "0 is below 1" in capsys.readouterr().err
 
 
 def words_of(name: str, value: object) -> list[str]:

@@ -207,6 +207,21 @@ def test_a_damaged_run_costs_facts_but_no_export(tmp_path: Path) -> None:
     assert "steps" not in card
 
 
+def test_absurd_numbers_cost_facts_but_no_export(tmp_path: Path) -> None:
+    model = in_run(autoencoder(SQUARE, (8, 8), 3), tmp_path / "run")
+    run, digest = tmp_path / "run", hashlib.sha256((tmp_path / "run" / "model.safetensors").read_bytes()).hexdigest()
+    (run / "settings.yaml").write_text(yaml.safe_dump(SETTINGS | {"epochs": 10**400}))
+    (run / "metrics.jsonl").write_text('{"kind": "train", "step": 40, "epoch": 1e-308}\n')
+    (run / "evaluation").mkdir()
+    measures = {"mean": 10**400, "deviation": 0.1}
+    rows = [{"encoder": "run", "protocol": "knn", "top1": measures, "about": {"sha256": digest}}]
+    (run / "evaluation" / "results.json").write_text(json.dumps({"rows": rows, "test": {}}))
+    card = card_of(model, tmp_path / "out")
+    assert "| steps | 40 |" in card
+    assert "training samples" not in card
+    assert "top-1" not in card
+
+
 def test_a_card_that_the_user_has_changed_stays_and_a_missing_one_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

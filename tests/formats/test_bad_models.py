@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from formats.foreign import NORMALIZATION, published, timm_folder, timm_vit, transformers_folder, vit_classifier
@@ -158,6 +158,8 @@ def test_what_no_tensor_shows_is_asked_for(tmp_path: Path) -> None:
         load(tmp_path / "narrow.safetensors", heads=2)
     with pytest.raises(UserError, match="mean and std are given together"):
         load(tmp_path / "narrow.safetensors", mean=(0.5,), heads=2)
+    for mean, std in (((float("nan"), 0.5, 0.5), (0.5,) * 3), ((0.5,) * 3, (0.5, float("nan"), 0.5))):
+        assert "allowed: " in refusal(tmp_path / "narrow.safetensors", heads=2, normalization=Normalization(mean, std))
     one = Normalization((0.5,), (0.5,))
     assert "has 3 channels, but 1 means and 1 deviations" in refusal(
         tmp_path / "narrow.safetensors", heads=2, normalization=one
@@ -175,7 +177,14 @@ def test_what_no_tensor_shows_is_asked_for(tmp_path: Path) -> None:
         ({"architecture": "vit_base_patch32_clip_quickgelu_224"}, "which is not a plain ViT"),
         ({"model_args": {"act_layer": "silu"}}, "has model_args that a plain ViT has not: act_layer silu"),
         ({"model_args": {"checkpoint_path": "x"}}, "has model_args that a plain ViT has not: checkpoint_path x"),
-        ({"model_args": {"depth": "many"}}, "describes no ViT that timm can build"),
+        *(
+            ({"model_args": {"depth": depth}}, f"has depth {depth}; allowed: 1 to 1000")
+            for depth in ("many", 0, 200_000)
+        ),
+        ({"model_args": {"mlp_ratio": "many"}}, "describes no ViT that timm can build"),
+        ({"model_args": {"mlp_ratio": float("inf")}}, "describes no ViT that timm can build"),
+        ({"model_args": {"img_size": []}}, "describes no ViT that timm can build"),
+        ({"architecture": "vit_base_patch16_224", "model_args": {"img_size": 64}}, "of two models; put the config"),
     ],
 )
 def test_a_folder_of_timm_of_another_kind(change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -193,6 +202,10 @@ def test_a_folder_of_timm_of_another_kind(change: dict[str, Any], words: str, tm
         ({"qkv_bias": False}, "has qkv_bias False"),
         ({"num_attention_heads": 3}, "which 3 heads do not divide"),
         ({"image_size": 64}, "its config says 64x64"),
+        ({"hidden_size": 768}, "says width 768, but its tensors have 16: they are of two models"),
+        ({"num_hidden_layers": 12}, "says depth 12, but its tensors have"),
+        ({"patch_size": 32}, "says patch_size (32, 32), but its tensors have"),
+        ({"layer_norm_eps": -1}, "has layer_norm_eps -1; allowed: 0 or a small number above it"),
     ],
 )
 def test_a_folder_of_transformers_of_another_kind(change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -218,6 +231,21 @@ def test_damaged_texts_beside_weights(text: str, tmp_path: Path) -> None:
     else:
         (folder / "config.json").write_text(text)
         assert "config.json" in refusal(folder)
+
+
+def test_a_tensor_is_taken_from_the_file_that_the_index_names(tmp_path: Path) -> None:
+    folder = transformers_folder(tmp_path / "vit", vit_classifier())
+    weights = load_file(folder / "model.safetensors")
+    name = next(iter(weights))
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "a.safetensors")
+    save_file({name: torch.full_like(weights[name], 7.0)}, folder / "b.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, "a.safetensors") | {"other": "b.safetensors"}}))
+    assert "says that other is in b.safetensors, which holds no such tensor" in refusal(folder)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, "a.safetensors")}))
+    save_file(weights | {"module.cls": torch.zeros(1), "cls": torch.zeros(1)}, folder / "a.safetensors")
+    assert "holds cls twice, with and without module. or _orig_mod." in refusal(folder)
 
 
 def test_addresses_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

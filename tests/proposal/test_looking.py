@@ -53,6 +53,8 @@ def test_of_many_images_some_are_drawn_by_a_fixed_seed_from_all_places(tmp_path:
     assert len(set(drawn[0])) == IMAGES
     late = sum(name >= f"{IMAGES:04d}" for name in drawn[0])
     assert 0.35 * IMAGES < late < 0.65 * IMAGES
+    # Of large images only the first are looked at, so these come from all places, too.
+    assert 0.2 * 48 < sum(name >= f"{IMAGES:04d}" for name in drawn[0][:48]) < 0.8 * 48
 
 
 def test_gray_colour_alpha_wide_and_bad_images_are_told_apart(tmp_path: Path) -> None:
