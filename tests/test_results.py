@@ -13,7 +13,6 @@ from benchmarks.tables.table import Row, Table, markdown_table, percent
 
 # Measured before tables were made from stored figures; each section names its command.
 BY_HAND = {
-    "Temperature of the positions",
     "Scanned digits, all protocols",
     "Fashion-MNIST, protocols that train, with a small budget",
     "Muon and AdamW on scanned digits",
