@@ -15,7 +15,6 @@ from benchmarks.tables.table import Row, Table, markdown_table, percent
 BY_HAND = {
     "Scanned digits, all protocols",
     "Fashion-MNIST, protocols that train, with a small budget",
-    "Muon and AdamW on scanned digits",
 }
 MADE = [table for table in TABLES.values() if table.path.exists()]
 
