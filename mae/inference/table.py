@@ -5,7 +5,6 @@ settings. A start with the same plan keeps the parts that are there. So a run th
 flat, and each image has one row, in the order given.
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
 
-from mae.data.store.lock import LOCKS_UNSUPPORTED
+from mae.data.store.lock import lock_for_process
 from mae.data.store.regular import read_json
 from mae.errors import UserError
 from mae.files import write_atomically, written_atomically
@@ -63,14 +62,8 @@ class Table:
         """
         self.parts.mkdir(parents=True, exist_ok=True)
         with (self.parts / _LOCK).open("wb") as file:
-            try:
-                # A record lock is not inherited by workers, which may outlive a killed process for a moment.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in LOCKS_UNSUPPORTED:
-                    raise UserError(
-                        f"another process is writing {self.out}; wait for it or end it, or give another --out"
-                    ) from None
+            if not lock_for_process(file):
+                raise UserError(f"another process is writing {self.out}; wait for it or end it, or give another --out")
             yield
 
     def lacking(self, parts: int, say: Callable[[str], None]) -> list[int]:

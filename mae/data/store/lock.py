@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of a file system that has no locks."""
@@ -40,6 +41,19 @@ def lock_folder(folder: Path) -> Iterator[bool]:
         yield is_locked and is_there
     finally:
         os.close(descriptor)
+
+
+def lock_for_process(file: BinaryIO) -> bool:
+    """Lock an open file until it is closed, and return whether this process got the lock.
+
+    Unlike that of `lock`, this lock is not inherited by workers, which may outlive a killed process for a moment. A
+    file system without locks gives it to every process.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in LOCKS_UNSUPPORTED
+    return True
 
 
 def _is_locked(descriptor: int, wait: bool) -> bool:

@@ -1,12 +1,11 @@
 """Lock of a run folder, so that no two runs ever write into one."""
 
-import fcntl
 import os
 import socket
 from pathlib import Path
 from typing import BinaryIO
 
-from mae.data.store.lock import LOCKS_UNSUPPORTED
+from mae.data.store.lock import lock_for_process
 from mae.errors import MACHINE_REMEDIES, UserError
 
 LOCK_FILE = ".lock"
@@ -28,17 +27,11 @@ def lock_folder(path: Path) -> BinaryIO:
         file = (path / LOCK_FILE).open("a+b")
     except OSError as error:
         raise cannot_be_written(path, error) from None
-    try:
-        # A record lock is not inherited by workers, which may outlive a killed trainer for a moment.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in LOCKS_UNSUPPORTED:
-            file.seek(0)
-            holder = file.read(_MOST_BYTES).decode(errors="replace").strip() or "another process"
-            file.close()
-            raise FolderInUseError(
-                f"run_dir {path} is in use by {holder}; wait for it or end it, or give another run_dir"
-            ) from None
+    if not lock_for_process(file):
+        file.seek(0)
+        holder = file.read(_MOST_BYTES).decode(errors="replace").strip() or "another process"
+        file.close()
+        raise FolderInUseError(f"run_dir {path} is in use by {holder}; wait for it or end it, or give another run_dir")
     try:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
