@@ -2,19 +2,19 @@
 
 import glob
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 
-from mae.classes import require_same_classes
 from mae.data.classes import class_names
+from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
 from mae.data.left_out import LeftOut, count_into, described
 from mae.data.packing.trees import entries, image_extension, walk
 from mae.data.settings import DataSettings
 from mae.data.store.shards import SUFFIXES
-from mae.data.store.urls import redacted, scheme_of
+from mae.data.store.urls import scheme_of
 from mae.errors import UserError
 from mae.files import open_regular
 from mae.inference.image_set import ImageSet, ShardImages
@@ -123,31 +123,22 @@ def open_images(sources: Sequence[str], data: DataSettings, say: Callable[[str],
             differ.
     """
     left_out: LeftOut = {}
-    sets: list[ImageSet] = []
-    named: dict[str, Sequence[str]] = {}
+    found: list[ShardIndex | list[str]] = []
     for source in sources:
         files = _files(source, left_out)
         if files is None:
-            index = open_index([source], data.cache, None, default_workers(), say, data.rules)
-            names = class_names([entry.shard for entry in index.entries], say)
-            sets.append(ShardImages(index, data, names))
-            if names:
-                named[redacted(source)] = names
+            found.append(open_index([source], data.cache, None, default_workers(), say, data.rules))
         elif files:
-            sets.append(FileImages(files))
+            found.append(files)
         else:
             raise UserError(f"{source} holds no image of a known format{_beside(left_out)}; give another source")
-    _require_same(named)
+    # One list for all sources: with different ones, a label would have two names.
+    names = class_names([entry.shard for each in found if isinstance(each, ShardIndex) for entry in each.entries], say)
     if left_out:
         say(f"left out: {described(left_out)}")
-    return JoinedImages(sets)
-
-
-def _require_same(named: Mapping[str, Sequence[str]]) -> None:
-    """Refuse class lists, by the sources that have them, that differ: a label would have two names."""
-    (first, expected), *others = named.items() or [("", ())]
-    for source, names in others:
-        require_same_classes(expected, first, names, source)
+    return JoinedImages(
+        [ShardImages(each, data, names) if isinstance(each, ShardIndex) else FileImages(each) for each in found]
+    )
 
 
 def _files(source: str, left_out: LeftOut) -> list[str] | None:
