@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,7 +35,10 @@ _SECONDS_TO_CONNECT = 5.0
 _SECONDS_TO_BE_ANSWERED = 30.0
 # The connections of a dying rank break one after another, and the one to the store may be the last.
 _SECONDS_TO_DIE = 0.3
-_SECONDS_OF_ROLL_CALL = 5.0
+# Ranks answer within a second, but many ranks on few cores wait for their turn: the roll call goes on as long as each
+# part of it brings answers. Its end is before that of torchrun's patience, which is 30 seconds.
+_SECONDS_OF_ROLL_CALL = 2.5
+_LONGEST_ROLL_CALL = 20.0
 _SECONDS_TO_REPORT = 15.0
 _SECONDS_BEHIND_THE_REPORTER = 1.0
 # For a main thread that is stuck in a collective after another rank has failed.
@@ -183,9 +186,13 @@ _election = _Election()
 
 def _call_roll(store: Store) -> list[str]:
     """Return the ranks that do not answer; none if another process reports meanwhile."""
-    if _appears(store, "reporter", _SECONDS_OF_ROLL_CALL):
-        return []
-    absent = [rank for rank in range(int(os.environ["WORLD_SIZE"])) if not store.check([f"alive/{rank}"])]
+    until = time.monotonic() + _LONGEST_ROLL_CALL
+    absent: Sequence[int] = range(int(os.environ["WORLD_SIZE"]))
+    before: Sequence[int] = ()
+    while absent != before and time.monotonic() < until:
+        if _appears(store, "reporter", _SECONDS_OF_ROLL_CALL):
+            return []
+        absent, before = [rank for rank in absent if not store.check([f"alive/{rank}"])], absent
     return [f"{rank} on {_host(store, rank)}" for rank in absent]
 
 

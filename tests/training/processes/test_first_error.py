@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
-from torch.distributed import TCPStore
+from torch.distributed import HashStore, TCPStore
 
 from mae.errors import BadDataError, PreemptedError, UserError
 from mae.training.processes import first_error
@@ -53,7 +53,7 @@ class Job:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the ranks, forked from the test, wait for each other."""
-    monkeypatch.setattr(first_error, "_SECONDS_OF_ROLL_CALL", 2.5)
+    monkeypatch.setattr(first_error, "_SECONDS_OF_ROLL_CALL", 1.25)
     monkeypatch.setattr(first_error, "_SECONDS_BEHIND_THE_REPORTER", 0.2)
 
 
@@ -176,6 +176,20 @@ def test_one_of_64_ranks_fails_and_says_so_alone(start: Callable[..., Job]) -> N
     job.wait(seconds=240)
     assert {rank: text for rank, text in enumerate(job.said) if text} == {37: "error: shard 3 is lost\n"}
     assert job.exit_codes == [3] * 64
+
+
+def test_the_roll_call_goes_on_as_long_as_ranks_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many ranks on few cores wait for their turn, and must not be taken for dead."""
+    store, answers = HashStore(), iter([[4, 0], [2], [3], []])
+
+    def wait(*_: object) -> bool:
+        for rank in next(answers):
+            store.set(f"alive/{rank}", "")
+        return False
+
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    monkeypatch.setattr(first_error, "_appears", wait)
+    assert first_error._call_roll(store) == ["1 on an unknown host"]
 
 
 @pytest.mark.slow
