@@ -75,8 +75,9 @@ def user_error_of(error: BaseException) -> UserError | None:
         return UserError(f"{where}{error.strerror}; {MACHINE_REMEDIES[error.errno]}")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
         return UserError(
-            f"{str(error).partition('. ')[0]}; --micro_batch_size auto trains with as many images at a time as fit; "
-            "a run that has begun keeps its own, so give another run_dir"
+            f"{str(error).partition('. ')[0]}; end other programs that use the device. "
+            "pretrain and finetune: --micro_batch_size auto takes as many images at a time as fit (a run that has "
+            "begun keeps its own, so give another run_dir); evaluate: give a smaller --batch_size"
         )
     if isinstance(error, UnicodeEncodeError):
         name = error.object[max(0, error.start - 20) : error.end + 20]
