@@ -39,7 +39,12 @@ def parsed(words: list[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
     parser.add_argument("--epochs", type=float, default=2000.0, help="epochs of the stage learn")
     parser.add_argument("--again", action="store_true", help="try again what failed or was skipped")
     parser.add_argument("--rehearse", action="store_true", help="everything at toy size on the CPU")
-    return parser.parse_args(own), tuple(flags)
+    options = parser.parse_args(own)
+    for name in ("wheels", "shards"):
+        folder = getattr(options, name)
+        if folder is not None and not folder.is_dir():
+            parser.error(f"--{name} {folder} is no folder; give one, or leave it out")
+    return options, tuple(flags)
 
 
 def main() -> None:
@@ -48,7 +53,8 @@ def main() -> None:
     # So that the processes that were started end too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     deadline = deadline_after(options.minutes)
-    place = Place(options.out.resolve(), options.shards, options.rehearse, deadline, flags, options.epochs)
+    shards = options.shards and options.shards.resolve()  # the commands run in another folder
+    place = Place(options.out.resolve(), shards, options.rehearse, deadline, flags, options.epochs)
     results = Results(place.out / "results.json")
     if options.again:
         results.forget_failures()

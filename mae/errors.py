@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,8 @@ MACHINE_REMEDIES = {
     errno.ESTALE: "the folder has vanished; mount it again",
 }
 """What to do about an error of the operating system that no program can help."""
+# Words of torch's allocators, of the driver, and of libraries such as cuBLAS, whose errors are of different types.
+_MEMORY_IS_FULL = re.compile(r"[^.\n]*(?:out of memory|ALLOC_FAILED|can't allocate memory)[^.\n]*")
 
 
 class UserError(Exception):
@@ -73,9 +76,10 @@ def user_error_of(error: BaseException) -> UserError | None:
     if isinstance(error, OSError) and error.errno in MACHINE_REMEDIES:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return UserError(f"{where}{error.strerror}; {MACHINE_REMEDIES[error.errno]}")
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+    if is_out_of_memory(error):
+        reason = _MEMORY_IS_FULL.findall(str(error))[0].strip()
         return UserError(
-            f"{str(error).partition('. ')[0]}; end other programs that use the device. "
+            f"{reason}; end other programs that use the device. "
             "pretrain and finetune: --micro_batch_size auto takes as many images at a time as fit (a run that has "
             "begun keeps its own, so give another run_dir); evaluate: give a smaller --batch_size"
         )
@@ -86,6 +90,11 @@ def user_error_of(error: BaseException) -> UserError | None:
             "rename it in UTF-8, and start with LC_ALL=C.UTF-8 or PYTHONUTF8=1"
         )
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether torch, the driver of the device, or one of their libraries found no memory."""
+    return isinstance(error, RuntimeError) and bool(_MEMORY_IS_FULL.search(str(error)))
 
 
 def first_of(names: Sequence[str], most: int = 5, separator: str = "; ") -> str:

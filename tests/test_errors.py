@@ -5,7 +5,16 @@ import time
 import pytest
 import torch
 
-from mae.errors import BadDataError, CheckpointError, PreemptedError, UserError, first_of, one_line_errors
+from mae.errors import (
+    BadDataError,
+    CheckpointError,
+    PreemptedError,
+    UserError,
+    first_of,
+    is_out_of_memory,
+    one_line_errors,
+    user_error_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +42,33 @@ def test_a_full_memory_of_the_device_is_one_line(capsys: pytest.CaptureFixture[s
     message = capsys.readouterr().err
     assert message.startswith("error: CUDA out of memory; end other programs that use the device. pretrain and")
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "CUDA out of memory"),
+        ("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA", "CUDA error: out of memory"),
+        (
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        ),
+        (
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 8 bytes. Error code 12 (Cannot allocate memory)",
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+        ),
+    ],
+)
+def test_memory_is_full_in_the_words_of_torch_the_driver_and_cublas(text: str, told: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+    assert str(user_error_of(RuntimeError(text))).startswith(f"{told}; end other programs")
+
+
+def test_other_errors_of_the_device_keep_their_traceback() -> None:
+    for error in (RuntimeError("CUDA error: an illegal memory access was encountered"), MemoryError("out of memory")):
+        assert not is_out_of_memory(error)
+        assert user_error_of(error) is None
 
 
 def test_p12_an_interrupt_is_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def run_until(
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 (our own command)
             [sys.executable, *map(str, words)], cwd=ROOT, env=place.environment(), stdin=subprocess.DEVNULL,
-            stdout=output, stderr=subprocess.STDOUT, process_group=0, preexec_fn=_end_with_parent,  # noqa: PLW1509
+            stdout=output, stderr=subprocess.STDOUT, process_group=0, preexec_fn=end_with_parent,  # noqa: PLW1509
         )  # fmt: skip
     was_stopped = False
     try:
@@ -85,7 +85,7 @@ def run_until(
     return Ended(process.returncode, round(time.monotonic() - began, 1), text, was_stopped)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let the kernel send this process SIGTERM when this program is killed, so that no orphan keeps the GPU."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

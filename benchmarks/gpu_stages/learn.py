@@ -17,7 +17,7 @@ from . import runs
 from .commands import mae, run_until
 from .measurement import Measurement
 from .place import ROOT, Place
-from .results import FailedError, Figures, SkippedError, UnfinishedError, write_atomically
+from .results import FailedError, Figures, SkippedError, UnfinishedError, last_lines, write_atomically
 from .worker import Worker
 
 _SECONDS_TO_SAVE, _SECONDS_TO_JUDGE, _LEAST_SECONDS = 30.0, 90.0, 150.0
@@ -30,9 +30,10 @@ _TOY = (
 
 @dataclass(frozen=True)
 class Set:
-    """A set of images, whose shards are named `NAME*-train-*` and `NAME*-SPLIT-*`."""
+    """A set of images, whose shards are named `FILES-train-*` and `FILES-SPLIT-*`."""
 
     name: str
+    files: str
     title: str
     config: str
     test_split: str = "test"
@@ -45,15 +46,15 @@ class Set:
             SkippedError: if there are none.
         """
         folder = Place(place.out, place.work / "toy", True, 0.0) if place.rehearse else place
-        found = folder.found(f"**/{self.name}*-{split}-*.tar") or folder.found(f"**/{self.name}*-{split}-*.tar.gz")
+        found = folder.found(f"**/{self.files}-{split}-*.tar") or folder.found(f"**/{self.files}-{split}-*.tar.gz")
         if not found:
-            raise SkippedError(f"no {self.name}*-{split}-*.tar or .tar.gz in the folder that --shards names")
+            raise SkippedError(f"no {self.files}-{split}-*.tar or .tar.gz in the folder that --shards names")
         return found
 
 
 SETS = (
-    Set("cifar10", "CIFAR-10, ViT-Ti/4", "cifar10.yaml"),
-    Set("tiny-imagenet", "Tiny-ImageNet, ViT-S/8", "tiny_imagenet.yaml", "val", 64),
+    Set("cifar10", "cifar10", "CIFAR-10, ViT-Ti/4", "cifar10.yaml"),
+    Set("tiny-imagenet", "tiny-imagenet*", "Tiny-ImageNet, ViT-S/8", "tiny_imagenet.yaml", "val", 64),
 )
 
 
@@ -88,7 +89,8 @@ def pretrain_until(place: Place, images: Set, is_over: Callable[[], bool]) -> Fi
     ended = run_until(place, words, is_over, signal.SIGTERM, _SECONDS_TO_SAVE)
     bring_back(place, images)
     if not ended.was_stopped and ended.code:
-        raise FailedError(f"pretraining ended with exit code {ended.code}", ended.output)
+        said = last_lines(ended.output, 1)
+        raise FailedError(f"pretraining ended with exit code {ended.code}: {said}", ended.output)
     if ended.was_stopped:
         if not runs.checkpoints(run):
             raise UnfinishedError("the time was up before the first checkpoint; give more --minutes")

@@ -1,14 +1,22 @@
 """What the worker process says about the machine."""
 
+from importlib import import_module
 from importlib.metadata import version
 
 import torch
 
+from .place import NEEDED
 from .results import Figures
 
 
 def describe() -> Figures:
-    """Return the name of the device and the versions of what decides its speed."""
+    """Return the name of the device and the versions of what decides its speed.
+
+    Raises:
+        ImportError: if a module that the stages need is broken, of another Python, or lacks what it needs itself.
+    """
+    for name in NEEDED:
+        import_module(name)
     has_gpu = torch.cuda.is_available()
     packages = ("torchvision", "timm", "accelerate", "numpy")
     return {

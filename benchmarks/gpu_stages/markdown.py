@@ -54,7 +54,8 @@ def step_table(records: Sequence[Record]) -> str:
         cells["loss"] = shown(found.get("loss"))
         cells["first step s"] = shown(found.get("first_step_seconds"))
         others = "" if row else ", ".join(f"{name} {shown(value)}" for name, value in found.items())
-        cells["message"] = one_line(record.message) or others
+        dropped = "torch did without CUDA graphs" if found.get("graphs_dropped") else ""
+        cells["message"] = one_line(record.message) or others or dropped
         rows.append(cells)
     return table(rows)
 

@@ -22,6 +22,8 @@ def run_stage(stage: str, measurements: Iterable[Measurement], place: Place, res
     """Run what is left of a stage, and write the results after each measurement."""
     for measurement in measurements:
         if results.is_done(stage, measurement.name):
+            if results.has_failed(stage, measurement.name):
+                print(f"{stage}, {measurement.name}: failed before; --again tries it once more", flush=True)
             continue
         if place.seconds_left() <= (0.0 if place.rehearse else measurement.least):
             print(f"{stage}, {measurement.name}: left to the next call", flush=True)

@@ -75,6 +75,11 @@ class Results:
         record = self._records.get((stage, name))
         return record is not None and record.status != "unfinished"
 
+    def has_failed(self, stage: str, name: str) -> bool:
+        """Return whether the last try of the measurement failed."""
+        record = self._records.get((stage, name))
+        return record is not None and record.status == "failed"
+
     def forget_failures(self) -> None:
         """Forget what failed or was skipped, so that it is tried again."""
         self._records = {key: record for key, record in self._records.items() if record.status in ("ok", "unfinished")}

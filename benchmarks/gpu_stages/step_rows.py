@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 from training_step import (
     CROSS,
     Case,
@@ -20,6 +21,7 @@ from training_step import (
     timed,
 )
 
+from mae.errors import is_out_of_memory
 from mae.models.flops import peak_flops
 
 from .arithmetic import mfu
@@ -85,8 +87,12 @@ def measure(model: str, name: str) -> Figures:
 
 
 def timed_row(case: Case, row: Row, batch: int) -> Figures:
-    """Return speed and memory of a step; each time is the mean of a few steps with one wait at their end."""
+    """Return speed and memory of a step; each time is the mean of a few steps with one wait at their end.
+
+    If torch does without CUDA graphs, it only writes a warning to the log: `graphs_dropped` counts these.
+    """
     before, began = memory_from_here(DEVICE), time.perf_counter()
+    dropped = counters["inductor"]["cudagraph_skips"]
     step = build_step(case, row, batch, DEVICE, "inductor" if DEVICE.type == "cuda" else "aot_eager")
     loss = step().item()
     first_seconds = time.perf_counter() - began
@@ -101,6 +107,7 @@ def timed_row(case: Case, row: Row, batch: int) -> Figures:
         "mfu": mfu(batch / seconds, flops, peak_flops(DEVICE)), "flops_per_image": flops,
         "peak_bytes": peak_bytes, "loss": loss, "first_step_seconds": first_seconds,
         "spread": (max(times) - min(times)) / seconds,
+        "graphs_dropped": counters["inductor"]["cudagraph_skips"] - dropped if row.compiled == "model" else None,
     }  # fmt: skip
 
 
@@ -123,7 +130,9 @@ def without_running_out(work: Any, *arguments: Any) -> Any:
     """Return what `work` returns, or None if the device has too little memory; nothing of it stays in memory."""
     try:
         return work(*arguments)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return None
     finally:
         torch._dynamo.reset()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import IO, Any
 
-from .commands import end_group
+from .commands import end_group, end_with_parent
 from .place import ROOT, Place
 from .results import FailedError, Figures, SkippedError, UnfinishedError, last_lines
 
@@ -59,6 +59,7 @@ class Worker:
         if "skipped" in answer:
             raise SkippedError(answer["skipped"])
         if "error" in answer:
+            self.close()  # a fault of the device stays with the process, and would fail whatever follows
             raise FailedError(answer["error"], answer["traceback"])
         return dict(answer["figures"])
 
@@ -73,10 +74,11 @@ class Worker:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gpu_stages.worker"], cwd=ROOT, env=self._place.environment(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, process_group=0, bufsize=0,
+                preexec_fn=end_with_parent,  # noqa: PLW1509
             )  # fmt: skip
         return self._process
 

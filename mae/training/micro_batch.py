@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from mae.data.batch import Batch, empty_batch
 from mae.data.plan import BatchPlan, plan_batches
 from mae.data.settings import DataSettings
-from mae.errors import UserError
+from mae.errors import UserError, is_out_of_memory
 from mae.models.execution import checkpoint_activations
 from mae.training.memory import forget_peak_memory, free_memory, give_back, memory_in_use, total_memory
 from mae.training.step_cost import Cost, OutOfRoomError, bytes_beside, gradient_bytes, take_steps
@@ -86,7 +86,9 @@ def _search(task: Task, accelerator: Accelerator, processes: int, sizes: Sequenc
     settings, device, loss_of = task.settings, accelerator.device, task.loss_of(task.unit)
     try:
         model = task.build_model().to(device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError("the model alone does not fit into memory; choose a smaller one") from None
     checkpoint_activations(model, settings.activation_checkpointing)
     optimizer = task.build_optimizer(model, device)

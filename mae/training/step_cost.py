@@ -11,16 +11,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mae.data.batch import Batch, to_device
+from mae.errors import is_out_of_memory
 from mae.training.memory import forget_peak_memory, give_back, memory_in_use, peak_memory
 from mae.training.task import LossOf
 
 # Steps are timed until there are _TIMED_STEPS and _ENOUGH_SECONDS have passed; none begins after _MOST_SECONDS.
 _TIMED_STEPS = 3
 _ENOUGH_SECONDS, _MOST_SECONDS = 0.2, 3.0
-
-
-# From the message of torch's CPU allocator, whose error has no type of its own.
-_CPU_OUT_OF_MEMORY = "can't allocate memory"
 
 
 class OutOfRoomError(Exception):
@@ -80,10 +77,8 @@ def take_steps(
         began = time.perf_counter()
         while _goes_on(len(steps), time.perf_counter() - began):
             steps.append(_step(accelerator, model, optimizer, loss_of, batch, micro_batches))
-    except torch.OutOfMemoryError:
-        raise OutOfRoomError from None
     except RuntimeError as error:
-        if _CPU_OUT_OF_MEMORY not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfRoomError from None
     finally:
