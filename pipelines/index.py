@@ -75,7 +75,7 @@ def run(settings: IndexSettings) -> ShardIndex:
     bad = index.bad()
     if settings.check:
         with progress_bar("decoding", len(index)) as advance:
-            pixels, bad = check_images(index, cache_dir, workers, advance)
+            pixels, bad = check_images(index, cache_dir, settings.cache_bytes, workers, advance)
         with _writing(index.folder):
             index = save_pixels(index, pixels.statistics(), pixels.images)
         if pixels.wide.images:

@@ -153,9 +153,9 @@ def _build(
     if not any(entry.samples for entry in entries):
         raise UserError(_no_images(entries, rules.image_extension))
     _require_one_kind_of_image(entries)
-    save(folder, entries, [_part(parts, shard) for shard in shards], rules.image_extension)
+    save(folder, entries, [_part(parts, shard, rules) for shard in shards], rules.image_extension)
     index = load(folder, shards, rules.image_extension)
-    index = save_pixels(index, *measure(index, cache_dir))
+    index = save_pixels(index, *measure(index, cache_dir, rules.cache_bytes))
     shutil.rmtree(parts)
     return index
 
@@ -183,7 +183,7 @@ def _no_images(entries: Sequence[ShardEntry], image_extension: str | None) -> st
 
 def _read_shard(parts: Path, cache_dir: Path, rules: ReadRules, shard: Shard) -> tuple[ShardEntry | None, str]:
     """Return the entry of one shard, from the part that an interrupted build left or from the shard; or an error."""
-    part = _part(parts, shard)
+    part = _part(parts, shard, rules)
     if (entry := _read_part(part, shard)) is not None:
         return entry, ""
     try:
@@ -210,8 +210,9 @@ def _read_part(part: Path, shard: Shard) -> ShardEntry | None:
     return entry if is_whole and (entry.url, entry.size, entry.version) == (str(shard), *shard[1:]) else None
 
 
-def _part(parts: Path, shard: Shard) -> Path:
-    return parts / f"{_key(f'{_absolute(shard)} {shard.size} {shard.version}')}.bin"
+def _part(parts: Path, shard: Shard, rules: ReadRules) -> Path:
+    place = shard.url if shard.is_remote else _absolute(shard)
+    return parts / f"{_key(f'{place} {shard.size} {shard.version}', rules.image_extension)}.bin"
 
 
 @contextmanager

@@ -21,7 +21,11 @@ _BLOCK_IMAGES = 256
 
 
 def measure(
-    index: ShardIndex, cache_dir: Path, channels: int | None = None, value_range: ValueRange = None
+    index: ShardIndex,
+    cache_dir: Path,
+    cache_bytes: float,
+    channels: int | None = None,
+    value_range: ValueRange = None,
 ) -> tuple[PixelStatistics | None, int]:
     """Measure mean and standard deviation on at most 2,000 evenly spaced images; also return their number.
 
@@ -30,12 +34,12 @@ def measure(
     """
     some = spread_evenly(len(index), _MAX_MEASURED)
     # With chunks of one sample, only these images of a remote shard are fetched, not their neighbours.
-    pixels, _ = _decode_images(ImageReader(index, cache_dir, chunk_samples=1), some, channels, value_range)
+    pixels, _ = _decode_images(ImageReader(index, cache_dir, cache_bytes, chunk_samples=1), some, channels, value_range)
     return pixels.statistics(), pixels.images
 
 
 def check_images(
-    index: ShardIndex, cache_dir: Path, workers: int, advance: Callable[[int], None]
+    index: ShardIndex, cache_dir: Path, cache_bytes: float, workers: int, advance: Callable[[int], None]
 ) -> tuple[SetPixels, list[str]]:
     """Verify and decode every image; return the pixel sums of the good images, and the bad images with reasons.
 
@@ -43,7 +47,7 @@ def check_images(
     """
     pixels, bad = SetPixels(), list[str]()
     for found, wrong in DataLoader(
-        _ImageChecks(ImageReader(index, cache_dir)),
+        _ImageChecks(ImageReader(index, cache_dir, cache_bytes)),
         batch_size=None,
         num_workers=workers,
         collate_fn=_unchanged,  # type: ignore[arg-type]

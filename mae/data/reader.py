@@ -17,7 +17,7 @@ from mae.data.scan import Records
 from mae.data.store.errors import remedy_for
 from mae.data.store.range_cache import RangeCache
 from mae.data.store.storage import Shard
-from mae.data.store.unpacked import CACHE_BYTES, is_gzipped, plain_tar, unpacked_bytes
+from mae.data.store.unpacked import is_gzipped, plain_tar, unpacked_bytes
 from mae.data.tar import BLOCK, BadTarError, member_name
 from mae.errors import UserError
 
@@ -57,9 +57,7 @@ class ImageReader:
     processes of a node share; copies of whole shards count first.
     """
 
-    def __init__(
-        self, index: ShardIndex, cache_dir: Path, cache_bytes: float = CACHE_BYTES, chunk_samples: int = 64
-    ) -> None:
+    def __init__(self, index: ShardIndex, cache_dir: Path, cache_bytes: float, chunk_samples: int = 64) -> None:
         self.index = index
         self.is_remote = any(entry.shard.is_remote for entry in index.entries)
         self._files = [_local_file(entry.shard, cache_dir, cache_bytes) for entry in index.entries]

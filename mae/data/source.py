@@ -100,11 +100,12 @@ class IndexedSource(Source):
         index = self.index
         found, images = None, len(index)
         if data.value_range is None:  # stored statistics do not count images of more than 8 bits
-            found = stored_statistics(self.shards, data.channels)
+            lengths = {entry.shard.name: entry.samples for entry in index.entries}
+            found = stored_statistics(self.shards, data.channels, lengths)
             if found is None and index.pixels is not None:
                 found, images = for_channels(index.pixels, data.channels), index.pixels_of
         if found is None:
-            found, images = measure(index, data.cache, data.channels, data.value_range)
+            found, images = measure(index, data.cache, data.cache_bytes, data.channels, data.value_range)
         if found is None:
             raise UserError(
                 f"no image could be decoded into {data.channels} channels (data.channels) to measure mean and std; "

@@ -1,6 +1,6 @@
 """Mean and standard deviation of the pixels of a data set, from exact sums; `mae pack` stores them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,15 +139,21 @@ class SetPixels:
         return PixelStatistics(found.mean[:1], found.std[:1]) if self._all_gray and channels == 3 else found
 
 
-def stored_statistics(shards: Sequence[Shard], channels: int) -> PixelStatistics | None:
-    """Return the statistics that `mae pack` stored beside these shards; None if they do not cover all shards."""
+def stored_statistics(
+    shards: Sequence[Shard], channels: int, lengths: Mapping[str, int] | None = None
+) -> PixelStatistics | None:
+    """Return the statistics that `mae pack` stored beside these shards; None if they do not cover all shards.
+
+    Nor are they used if the images of a shard, by its name in `lengths`, have another number than they had then: the
+    shard was replaced.
+    """
     if any(shard.is_remote for shard in shards):
         return None
     found: set[PixelStatistics] = set()
     for folder in {Path(shard.url).parent for shard in shards}:
         names = {shard.name for shard in shards if Path(shard.url).parent == folder}
         for split in read_info(folder).get("splits", {}).values():
-            if "mean" in split and names <= set(map(str, split.get("filenames", ()))):
+            if "mean" in split and names <= set(map(str, split.get("filenames", ()))) and _has_lengths(split, lengths):
                 found.add(parse_statistics(split["mean"], split["std"]))
                 break
         else:
@@ -155,9 +161,14 @@ def stored_statistics(shards: Sequence[Shard], channels: int) -> PixelStatistics
     return for_channels(found.pop(), channels) if len(found) == 1 else None
 
 
+def _has_lengths(split: Mapping[str, Any], lengths: Mapping[str, int] | None) -> bool:
+    packed = dict(zip(split.get("filenames", ()), split.get("shard_lengths", ()), strict=False))
+    return lengths is None or all(packed.get(name, found) == found for name, found in lengths.items())
+
+
 def for_channels(statistics: PixelStatistics, channels: int) -> PixelStatistics | None:
-    """Return the statistics of images decoded into `channels` planes, or None; those of gray images fit any number."""
-    if len(statistics.mean) == 1:
+    """Return the statistics of images decoded into `channels` planes, or None; those of gray images fit colour too."""
+    if len(statistics.mean) == 1 and channels in (1, 3):
         return PixelStatistics(statistics.mean * channels, statistics.std * channels)
     return statistics if len(statistics.mean) == channels else None
 

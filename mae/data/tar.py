@@ -115,6 +115,8 @@ def walk(data: mmap.mmap, leave_out: LeaveOut = leave_out) -> Iterator[Member]:
             return
         header = _header(block, offset, len(data))
         start = offset + BLOCK
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            start += _map_blocks(data, block, start)
         size = _size(header, override)
         offset = start + -(-size // BLOCK) * BLOCK
         if size < 0 or start + size > len(data):
@@ -182,8 +184,7 @@ def _plain_header(block: bytes) -> _Header | None:
     # The eight bytes of the checksum count as blanks.
     if not found or sum(block) - sum(block[148:156]) + 8 * ord(" ") != int(found[2], 8):
         return None
-    name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-    return _Header(name, tarfile.REGTYPE, int(found[1], 8))
+    return _Header(_name(block), tarfile.REGTYPE, int(found[1], 8))
 
 
 def _any_header(block: bytes, offset: int) -> _Header:
@@ -191,7 +192,13 @@ def _any_header(block: bytes, offset: int) -> _Header:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise BadTarError(f"bad header at byte {offset} ({error})") from None
-    return _Header(header.name, header.type, header.size, header.linkname)
+    # In GNU's format, what follows the name's 100 bytes is no prefix of it, but times and offsets.
+    name = _name(block) if block[257:265] == tarfile.GNU_MAGIC else header.name
+    return _Header(name, header.type, header.size, header.linkname)
+
+
+def _name(block: bytes) -> str:
+    return block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def _size(header: _Header, override: dict[str, str]) -> int:
@@ -201,6 +208,14 @@ def _size(header: _Header, override: dict[str, str]) -> int:
     if header.type in _EXTENSION_TYPES:
         return header.size
     return int(override.get("size", header.size))
+
+
+def _map_blocks(data: mmap.mmap, block: bytes, start: int) -> int:
+    """Return the bytes of the further blocks of a sparse file's map, which its size does not count."""
+    end, more = start, block[482:483]
+    while more.strip(b"\0") and end < len(data):
+        more, end = data[end + 504 : end + 505], end + BLOCK
+    return end - start
 
 
 def _check_end(data: mmap.mmap, offset: int) -> None:

@@ -255,9 +255,12 @@ class TrainBatches(Dataset[Batch], TrainingBatches):
     def _check(self) -> None:
         plan, data = self.plan, self.data
         if self.samples < plan.global_batch:
-            fits = max(1, self.samples // plan.processes * plan.processes)
-            raise UserError(
-                f"batch_size is {plan.global_batch} but the data have {self.samples} samples; "
-                f"allowed: 1 to {self.samples}, for example --batch_size {fits}"
+            unit = plan.processes * data.views_per_image
+            fits = self.samples // unit * unit
+            remedy = (
+                f"allowed: {unit} to {fits}, for example --batch_size {fits}"
+                if fits
+                else f"they must be {unit} at least (processes x views of an image): give more, or use fewer processes"
             )
+            raise UserError(f"batch_size is {plan.global_batch} but the data have {self.samples} samples; {remedy}")
         require_whole_images(plan, data.views_per_image)

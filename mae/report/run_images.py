@@ -12,7 +12,7 @@ from mae.data.index import ShardIndex
 from mae.data.index import load as load_index
 from mae.data.indexing import find_index, index_of
 from mae.data.manifest import StaleIndexError
-from mae.data.read_rules import ReadRules
+from mae.data.read_rules import USUAL, ReadRules
 from mae.data.reader import ImageReader
 from mae.data.spread import spread_evenly
 from mae.data.store.shards import expand
@@ -33,6 +33,7 @@ class RunImages:
     names: tuple[str, ...]
     """Names of the classes; empty if they are not known."""
     cache: Path
+    cache_bytes: float
 
     def spread(self, most: int) -> NDArray[np.int64]:
         """Return the ids of at most `most` images, spread evenly."""
@@ -44,7 +45,7 @@ class RunImages:
         Raises:
             UserError: if a gzipped shard cannot be unpacked.
         """
-        reader = ImageReader(self.index, self.cache, chunk_samples=1)
+        reader = ImageReader(self.index, self.cache, self.cache_bytes, chunk_samples=1)
         reader.will_need(ids)
         for place in reader.locate(ids):
             try:
@@ -77,8 +78,7 @@ def open_images(run: RunFiles, patterns: tuple[str, ...]) -> RunImages:
         raise UserError("the shards are remote, and a report fetches nothing")
     cache_dir, folder = run.settings.get("data.cache_dir"), run.settings.get("data.index")
     cache = Path(cache_dir) if isinstance(cache_dir, str) else default_cache_dir()
-    extension = run.settings.get("data.image_extension")
-    rules = ReadRules(extension) if isinstance(extension, str) else ReadRules()
+    rules = _rules(run)
     shards = expand(patterns)
     index = None
     if isinstance(folder, str) and patterns == run.texts("data.shards"):
@@ -93,4 +93,12 @@ def open_images(run: RunFiles, patterns: tuple[str, ...]) -> RunImages:
         raise UserError("the shards are gzipped and too large to be unpacked for a report")
     index = index or index_of(shards, cache, rules=rules)
     names = class_names([entry.shard for entry in index.entries], lambda text: None)
-    return RunImages(index, names or (), cache)
+    return RunImages(index, names or (), cache, rules.cache_bytes)
+
+
+def _rules(run: RunFiles) -> ReadRules:
+    extension, cache_bytes = (run.settings.get(f"data.{name}") for name in ("image_extension", "cache_bytes"))
+    return ReadRules(
+        extension if isinstance(extension, str) else USUAL.image_extension,
+        cache_bytes if isinstance(cache_bytes, int | float) else USUAL.cache_bytes,
+    )

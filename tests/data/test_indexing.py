@@ -21,10 +21,11 @@ from mae.data.index import load
 from mae.data.indexing import beside, index_of, open_index
 from mae.data.manifest import StaleIndexError
 from mae.data.measuring import check_images, measure
-from mae.data.read_rules import ReadRules
+from mae.data.read_rules import USUAL, ReadRules
 from mae.data.reader import ImageReader
 from mae.data.statistics import PixelSums
-from mae.data.store.shards import expand
+from mae.data.store.shards import Shard, expand
+from mae.data.store.unpacked import CACHE_BYTES
 from mae.errors import UserError
 
 
@@ -60,7 +61,7 @@ def test_nothing_is_written_into_the_data_folder(make_shards: Callable[..., Path
     folder = make_shards([3, 2])
     before = files_of(folder)
     index = open_index([str(folder)], tmp_path / "cache")
-    check_images(index, tmp_path / "cache", 0, lambda images: None)
+    check_images(index, tmp_path / "cache", CACHE_BYTES, 0, lambda images: None)
     assert files_of(folder) == before
     assert index.folder.is_relative_to(tmp_path / "cache" / "index")
 
@@ -257,6 +258,27 @@ def test_a_part_that_is_not_whole_is_read_again(
     assert index.records.tolist() == open_index([str(folder)], tmp_path / "fresh").records.tolist()
 
 
+def test_a_part_is_for_the_images_that_were_named(
+    write_tar: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error for two images of one key asks for the same command with another extension."""
+    path = write_tar("a.tar", {"0.jpg": png(0), "0.large.jpg": png(1)})
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(indexing, "save", interrupted)
+        open_index([str(path)], cache, tmp_path / "out", rules=ReadRules("jpg"))
+    found, fresh = (
+        open_index([str(path)], tmp_path / name, tmp_path / out, rules=ReadRules("large.jpg"))
+        for name, out in (("cache", "out"), ("fresh", "other"))
+    )
+    assert found.records.tolist() == fresh.records.tolist()
+
+
+def test_web_shards_that_differ_by_their_query_have_parts_of_their_own(tmp_path: Path) -> None:
+    one, other = (Shard(f"https://host/get?file={name}", 1024, "") for name in "ab")
+    assert indexing._part(tmp_path, one, USUAL) != indexing._part(tmp_path, other, USUAL)
+
+
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -323,7 +345,7 @@ def test_checking_finds_flipped_bits_and_images_that_cannot_be_decoded_s01_d12(
     offset, size, crc32, _ = index.records[555].tolist()
     flip_a_bit(path, offset + size - 10)  # the checksum of its last chunk: Pillow would not mind
     assert index_of(expand([str(path)]), tmp_path / "cache").fingerprint == index.fingerprint
-    pixels, bad = check_images(index, tmp_path / "cache", workers, done.append)
+    pixels, bad = check_images(index, tmp_path / "cache", CACHE_BYTES, workers, done.append)
     assert [name.partition(" (")[0] for name in bad] == [f"{path}: 300.png", f"{path}: 555.png"]
     assert f"{crc32:08x} when it was indexed" in bad[1]
     assert (pixels.images, sum(done)) == (598, 600)
@@ -347,7 +369,7 @@ def test_a_small_set_is_measured_whole(make_shards: Callable[..., Path], tmp_pat
     sums = PixelSums(channels)
     for number in range(9):
         sums.add(decode(png(number, mode="RGB"), channels))
-    assert measure(index, tmp_path / "cache", channels) == (sums.statistics(), 9)
+    assert measure(index, tmp_path / "cache", CACHE_BYTES, channels) == (sums.statistics(), 9)
 
 
 def test_a_great_set_is_measured_by_2000_images_spread_over_it(write_tar: Callable[..., Path], tmp_path: Path) -> None:
@@ -372,13 +394,13 @@ def test_bad_images_stay_out_of_what_is_measured(write_tar: Callable[..., Path],
     sums = PixelSums(1)
     sums.add(decode(png(0), 1))
     assert (index.pixels, index.pixels_of) == (sums.statistics(), 1)
-    assert measure(index, tmp_path / "cache", 1) == (sums.statistics(), 1)
+    assert measure(index, tmp_path / "cache", CACHE_BYTES, 1) == (sums.statistics(), 1)
 
 
 def test_a_set_of_bad_images_has_no_mean(write_tar: Callable[..., Path], tmp_path: Path) -> None:
     index = open_index([str(write_tar("x.tar", {"a.png": b"x", "b.png": b""}))], tmp_path / "cache")
     assert (index.pixels, index.pixels_of) == (None, 0)
-    assert measure(index, tmp_path / "cache", 3) == (None, 0)
+    assert measure(index, tmp_path / "cache", CACHE_BYTES, 3) == (None, 0)
 
 
 @pytest.mark.parametrize("year", [1975, 2100])
@@ -401,7 +423,9 @@ def test_empty_shards_are_passed_over_unless_all_are_d06(write_tar: Callable[...
     index = open_index([str(empty[0]), str(full), *map(str, empty[1:])], tmp_path / "cache")
     assert [entry.samples for entry in index.entries] == [0, 2, 0, 0]
     assert index.shard_of(np.arange(2)).tolist() == [1, 1]
-    assert [ImageReader(index, tmp_path / "cache").name(n) for n in range(2)] == [f"{full}: {n}.png" for n in "ab"]
+    assert [ImageReader(index, tmp_path / "cache", CACHE_BYTES).name(n) for n in range(2)] == [
+        f"{full}: {n}.png" for n in "ab"
+    ]
     message = (
         rf"shard {empty[0]} has no images, nor has any of the 3; an image is a file \.jpg, .*; "
         rf"left out: files without an extension: 1 \(the first: {empty[1]}: README\)"

@@ -121,7 +121,7 @@ def test_gzipped_shards_go_into_the_cache_folder_that_is_set(
     index = open_shards((str(folder),), data, lambda text: None)
     cache = tmp_path / ("given" if given else "xdg/mae")
     (unpacked,) = cache.rglob("*.tar")
-    reader = ImageReader(index, data.cache)
+    reader = ImageReader(index, data.cache, data.cache_bytes)
     assert [reader.read(place) for place in reader.locate(np.arange(2))] == [png(0), png(1)]
     assert unpacked.is_relative_to(cache / "shards")
 

@@ -22,6 +22,7 @@ from data.servers import WebServer
 from mae.data import reader as module
 from mae.data.indexing import open_index
 from mae.data.reader import ImageReader
+from mae.data.store.unpacked import CACHE_BYTES
 from mae.data.tar import members
 from mae.errors import UserError
 
@@ -33,7 +34,7 @@ def reader_of(tmp_path: Path) -> Callable[..., ImageReader]:
     """A function that gives a reader of the shards that patterns name."""
 
     def make(*patterns: Path) -> ImageReader:
-        return ImageReader(open_index([str(p) for p in patterns], tmp_path / "cache"), tmp_path / "cache")
+        return ImageReader(open_index([str(p) for p in patterns], tmp_path / "cache"), tmp_path / "cache", CACHE_BYTES)
 
     return make
 
@@ -332,7 +333,9 @@ def test_hard_links_are_read_as_their_targets_also_from_a_remote_shard(
             tar.addfile(info)
     web.files["/x.tar"] = path.read_bytes()
     for place in (str(path), f"{web.url}/x.tar"):
-        reader = ImageReader(open_index([place], tmp_path / "cache"), tmp_path / "cache", chunk_samples=chunk)
+        reader = ImageReader(
+            open_index([place], tmp_path / "cache"), tmp_path / "cache", CACHE_BYTES, chunk_samples=chunk
+        )
         assert [read(reader, n) for n in range(8)] == [png(n) for n in (0, 1, 2, 3, 4, 4, 0, 2)]
 
 

@@ -168,7 +168,7 @@ def test_without_either_those_of_the_index_are_taken(
     folder, data = make_shards([3, 2]), data_of(channels=channels)
     found, said = resolved(folder, data)
     index = open_shards((str(folder),), data, said.append)
-    expected, images = measure(index, data.cache, channels)
+    expected, images = measure(index, data.cache, data.cache_bytes, channels)
     assert images == 5
     assert statistics_of(found) == expected
     assert not said
@@ -180,7 +180,7 @@ def test_images_of_other_channels_than_asked_for_are_measured_anew(
     """Gray made of colour has a mean of its own."""
     folder, data = make_shards([3, 2], mode="RGB"), data_of(channels=1)
     found, said = resolved(folder, data)
-    expected, _ = measure(open_shards((str(folder),), data, said.append), data.cache, 1)
+    expected, _ = measure(open_shards((str(folder),), data, said.append), data.cache, data.cache_bytes, 1)
     assert statistics_of(found) == expected
     assert not said
 
@@ -197,8 +197,10 @@ def test_images_that_cannot_have_the_channels_asked_for_are_refused(
 ) -> None:
     data, said = data_of(channels=5), list[str]()
     index = open_shards((str(make_shards([2])),), data_of(channels=1), said.append)
-    stored = IndexedSource(index).with_statistics(data, said.append)  # gray statistics fit any number
-    assert len(statistics_of(stored).mean) == 5
+    with pytest.raises(UserError, match=r"no image could be decoded into 5 channels \(data\.channels\)"):
+        IndexedSource(index).with_statistics(data, said.append)
+    four = statistics_of(IndexedSource(index).with_statistics(data_of(channels=4), said.append))
+    assert four.mean[3] == 1  # a gray image has no transparent pixel, whatever its mean
     colour = open_shards((str(make_shards([2], name="colour", mode="RGB")),), data_of(channels=3), lambda text: None)
     with pytest.raises(UserError, match=r"no image could be decoded into 5 channels \(data\.channels\)"):
         IndexedSource(colour).with_statistics(data, said.append)

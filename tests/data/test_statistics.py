@@ -115,8 +115,9 @@ def test_a_set_of_different_numbers_of_channels_or_of_nothing_has_no_mean() -> N
     assert pixels_of().statistics() is None
 
 
-def test_gray_statistics_fit_any_number_of_channels_and_others_their_own() -> None:
-    assert for_channels(GRAY, 4) == PixelStatistics((0.25,) * 4, (0.5,) * 4)
+def test_gray_statistics_fit_colour_and_others_their_own_channels() -> None:
+    assert for_channels(GRAY, 3) == PixelStatistics((0.25,) * 3, (0.5,) * 3)
+    assert for_channels(GRAY, 4) is None
     assert for_channels(COLOUR, 3) == COLOUR
     assert for_channels(COLOUR, 1) is None
     assert for_channels(COLOUR, 4) is None
@@ -169,9 +170,20 @@ def test_nothing_is_found_unless_all_shards_are_covered_by_one_result(tmp_path: 
         assert stored_statistics([shard(path) for path in shards], 3) is None
 
 
-def test_gray_statistics_serve_any_number_of_channels(tmp_path: Path) -> None:
+def test_statistics_of_a_shard_that_was_replaced_are_not_used(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "a", train=(["0.tar", "1.tar"], COLOUR))
+    info = json.loads((folder / "_info.json").read_text())
+    info["splits"]["train"]["shard_lengths"] = [10, 20]
+    (folder / "_info.json").write_text(json.dumps(info))
+    shards = [shard(folder / "1.tar")]
+    assert stored_statistics(shards, 3, {"1.tar": 20}) == COLOUR
+    assert stored_statistics(shards, 3, {"1.tar": 21}) is None
+
+
+def test_gray_statistics_serve_gray_and_colour(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a", gray=(["g.tar"], GRAY), colour=(["c.tar"], COLOUR))
     assert stored_statistics([shard(folder / "g.tar")], 3) == PixelStatistics((0.25,) * 3, (0.5,) * 3)
+    assert stored_statistics([shard(folder / "g.tar")], 4) is None  # the fourth plane is full everywhere
     assert stored_statistics([shard(folder / "c.tar")], 1) is None
     assert stored_statistics([shard(folder / "c.tar")], 4) is None
 

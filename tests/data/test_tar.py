@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import subprocess
 import tarfile
 import time
 from collections.abc import Callable
@@ -55,6 +56,37 @@ def tar_of(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def by_gnu_tar(path: Path, folder: Path, *flags: str) -> list[tuple[str, int]]:
+    """Pack a folder by GNU tar; return names and sizes of the members."""
+    subprocess.run(["tar", "-C", str(folder), *flags, "-cf", str(path), "."], check=True)
+    return [(each.name, each.size) for each in members(path)]
+
+
+def test_a_sparse_file_of_many_regions_is_passed_over_whole(tmp_path: Path) -> None:
+    """GNU tar writes the map of more than four regions into blocks that the size does not count."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with (folder / "holes.bin").open("wb") as file:
+        for region in range(30):
+            file.seek(region << 16)
+            file.write(b"data")
+        file.truncate(40 << 16)
+    for name in ("a.png", "z.png"):
+        (folder / name).write_bytes(noise(0, 700))
+    for form in ("gnu", "oldgnu"):
+        found = by_gnu_tar(tmp_path / "x.tar", folder, "--sparse", f"--format={form}")
+        assert sorted(found) == [("./a.png", 700), ("./z.png", 700)]
+
+
+def test_times_in_an_incremental_tar_are_no_part_of_the_name(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(noise(0, 700))
+    os.utime(folder / "a.png", (1_000_000_000, 1_100_000_000))
+    found = by_gnu_tar(tmp_path / "x.tar", folder, "--format=gnu", f"--listed-incremental={tmp_path}/list")
+    assert found == [("./a.png", 700)]
 
 
 def refused(path: Path, why: str) -> None:

@@ -345,11 +345,15 @@ def test_after_a_loss_a_worker_reads_no_more_d13(
 
 def test_a_batch_larger_than_the_data_is_refused_d16(index: ShardIndex) -> None:
     with pytest.raises(
-        UserError, match="24 but the data have 23 samples; allowed: 1 to 23, for example --batch_size 22"
+        UserError, match="24 but the data have 23 samples; allowed: 2 to 22, for example --batch_size 22"
     ):
         train_batches(index, plan_batches(24, 2, None))
     with pytest.raises(UserError, match="batch_size is 8 but the data have 5 samples"):
         train_batches(index, subset=np.arange(5))
+    with pytest.raises(UserError, match=r"allowed: 3 to 21, for example --batch_size 21$"):
+        train_batches(index, plan_batches(24, 1, None), data=DataSettings(views_per_image=3))
+    with pytest.raises(UserError, match=r"must be 32 at least \(processes x views of an image\)"):
+        train_batches(index, plan_batches(32, 32, None))
 
 
 def test_rand_augment_of_other_than_gray_or_rgb_is_refused_at_the_start(index: ShardIndex) -> None:

@@ -218,8 +218,7 @@ def eval_view(
     """
     height, width = image.shape[1:]
     least = math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
-    scale = max(least[0] / height, least[1] / width)
-    covering = max(least[0], int(height * scale)), max(least[1], int(width * scale))
+    covering = max(least[0], least[1] * height // width), max(least[1], least[0] * width // height)
     centre: Tensor = vision.center_crop(resize(image, covering), list(size))
     return centre
 

@@ -434,6 +434,9 @@ def test_s11_the_narrowest_images_have_views(image_size: tuple[int, int]) -> Non
         ((60, 90), (48, 48), 0.8, 60),
         ((64, 64), (32, 32), 1.0, 32),
         ((20, 40), (48, 48), 1.0, 48),
+        ((49, 98), (224, 224), 1.0, 224),
+        ((480, 720), (128, 128), 0.875, 146),
+        ((309, 206), (224, 224), 1.0, 224),
     ],
 )
 def test_a_square_evaluation_view_equals_torchvisions_resize_and_centre_crop(

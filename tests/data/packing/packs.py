@@ -24,6 +24,7 @@ from mae.data.packing.trees import Labels
 from mae.data.reader import ImageReader
 from mae.data.statistics import PixelStatistics, PixelSums
 from mae.data.store.shards import expand
+from mae.data.store.unpacked import CACHE_BYTES
 
 NOWHERE = Path("/nowhere")
 RULES = PackRules(shard_samples=5, seed=None)
@@ -72,7 +73,7 @@ def index_of(out: Path) -> ShardIndex:
 
 def images_of(out: Path) -> list[bytes]:
     index = index_of(out)
-    reader = ImageReader(index, NOWHERE)
+    reader = ImageReader(index, NOWHERE, CACHE_BYTES)
     return [reader.read(place) for place in reader.locate(np.arange(len(index)))]
 
 

@@ -11,6 +11,7 @@ from mae.data.packing.digits import CLASSES, digit_splits
 from mae.data.packing.items import Item
 from mae.data.reader import ImageReader
 from mae.data.statistics import read_info
+from mae.data.store.unpacked import CACHE_BYTES
 from mae.pipelines.pack import PackSettings, run
 
 
@@ -52,5 +53,5 @@ def test_the_pipeline_packs_all_three_splits(tmp_path: Path, splits: dict[str, l
     assert list(read_info(tmp_path)["splits"]) == ["train", "val", "test"]
     index = open_index([str(tmp_path / "val-*.tar")], tmp_path)
     assert index.class_count() == 10
-    reader = ImageReader(index, tmp_path)
+    reader = ImageReader(index, tmp_path, CACHE_BYTES)
     assert [reader.read(place) for place in reader.locate(np.arange(200))] == [item.image for item in splits["val"]]
