@@ -12,6 +12,8 @@ SETTINGS_FILE, METRICS_FILE, MANIFEST_FILE = "settings.yaml", "metrics.jsonl", "
 """Files of a run: its settings and its log, one JSON object a line; and the file that describes a checkpoint."""
 CHECKPOINTS, PICTURES = "checkpoints", "pictures"
 """Folders in a run folder."""
+UNFINISHED = ".tmp-"
+"""Start of the names of checkpoint folders that are being written or removed."""
 _MOST_BYTES_OF_A_LINE = 1 << 20
 _LARGEST = 1e300
 _MOST_STEPS = 1 << 53  # beyond it, a float does not hold each number

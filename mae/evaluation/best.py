@@ -2,6 +2,9 @@
 
 import math
 import os
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from mae.data.eval_batches import EvalBatches
 from mae.data.index import ShardIndex
@@ -12,6 +15,8 @@ from mae.files import unused_name
 from mae.models.description import BEST_FILE
 from mae.models.selection import Selection
 from mae.models.weights import file_tensors
+from mae.output import warn
+from mae.safetensors_file import sha256
 from mae.training.checkpoints.manifest import step_folder
 from mae.training.checkpoints.reader import verify_checkpoint
 from mae.training.job import EARLY_END, Job
@@ -22,7 +27,7 @@ _WITHOUT_BETTER = "evaluations_without_better"
 
 def evaluation_due(job: Job, step: int, every: float) -> bool:
     """Return True if `step` is the last, or the first after another `every` epochs."""
-    per_period = job.samples * every / job.plan.global_batch
+    per_period = max(1.0, job.samples * every / job.plan.global_batch)  # [steps]
     return step == job.total or math.floor(step / per_period) > math.floor((step - 1) / per_period)
 
 
@@ -36,21 +41,40 @@ def evaluate_and_keep_best(job: Job, held_out: ShardIndex, step: int) -> None:
     epoch = job.epoch_after(step)
     with job.state.evaluation_weights() as model:
         result = evaluate(accelerator, model, batches, statistics_of(data), data.workers)
-        is_best = result.accuracy > job.notes.get("best", {}).get("accuracy", -1.0)
+        _forget_other_samples(job, held_out)
+        is_finite = math.isfinite(result.loss)
+        is_best = is_finite and result.accuracy > job.notes.get("best", {}).get("accuracy", -1.0)
         job.notes[_WITHOUT_BETTER] = 0 if is_best else job.notes.get(_WITHOUT_BETTER, 0) + 1
         if is_best:
             job.notes["best"] = {"step": step, "accuracy": result.accuracy, "fingerprint": held_out.fingerprint}
         if accelerator.is_main_process:
-            job.log({"kind": "eval", "step": step, "epoch": epoch, **result._asdict()})
+            measured = result._asdict() | ({} if is_finite else {"loss": None})
+            job.log({"kind": "eval", "step": step, "epoch": epoch, **measured})
             if is_best:
                 # Copies, because FSDP2 frees the weights that it has gathered.
-                weights = {name: tensor.clone() for name, tensor in file_tensors(model).items()}
-                sha256 = job.folder.publish(weights, _metadata(job), BEST_FILE)
-                job.notes["best"]["sha256"] = sha256
+                _keep(job, {name: tensor.clone() for name, tensor in file_tensors(model).items()})
     job.progress.say(
         f"epoch {epoch:.1f}: accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {result.samples:,} samples"
         + (", the best so far" if is_best else "")
     )
+
+
+def _forget_other_samples(job: Job, held_out: ShardIndex) -> None:
+    """Forget the best model if it was chosen on other samples, whose accuracies cannot be compared with new ones."""
+    if job.notes.get("best", {}).get("fingerprint", held_out.fingerprint) != held_out.fingerprint:
+        job.progress.say("eval_shards are others than before: the best model is chosen anew")
+        del job.notes["best"]
+        job.notes.pop(_WITHOUT_BETTER, None)
+
+
+def _keep(job: Job, weights: Mapping[str, Tensor]) -> None:
+    """Write the best model, and note its hash; if that fails, `verify_best` tries again from the checkpoint."""
+    metadata = _metadata(job)
+    job.notes["best"]["sha256"] = sha256(weights, metadata)
+    try:
+        job.folder.publish(weights, metadata, BEST_FILE)
+    except OSError as error:
+        warn(f"the best model of step {job.notes['best']['step']:,} is not written ({error.strerror}); make room")
 
 
 def end_without_progress(job: Job, step: int, patience: int | None) -> None:
@@ -61,8 +85,11 @@ def end_without_progress(job: Job, step: int, patience: int | None) -> None:
     count = job.notes.get(_WITHOUT_BETTER, 0)
     if patience is None or count < patience or step == job.total:
         return
-    best = job.notes["best"]
-    job.end_early(step, f"patience {patience}, no accuracy above {best['accuracy']:.2%}, that of step {best['step']:,}")
+    best = job.notes.get("best")
+    without = "no finite loss"
+    if best is not None:
+        without = f"no accuracy above {best['accuracy']:.2%}, that of step {best['step']:,}"
+    job.end_early(step, f"patience {patience}, {without}")
     job.progress.say(f"ended early at step {step:,} of {job.total:,}: {job.notes[EARLY_END]['why']}")
 
 

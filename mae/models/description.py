@@ -16,6 +16,7 @@ from mae.models.patches import grid_size
 from mae.models.settings import EncoderSettings, MaskedAutoencoderSettings
 from mae.models.sizes import TEMPERATURE
 from mae.models.vit import TokenKind
+from mae.run_files import UNFINISHED
 
 ModelKind = Literal["masked autoencoder", "classifier"]
 MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
@@ -284,7 +285,7 @@ def find_model(source: Path) -> Path:
     Raises:
         UserError: if there is none.
     """
-    if source.name.startswith("."):
+    if source.name.startswith(UNFINISHED):
         raise UserError(f"{source} is a checkpoint being written or removed; give one whose name begins with step-")
     path = source / MODEL_FILE if source.is_dir() else source
     if path.is_file():

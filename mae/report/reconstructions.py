@@ -12,6 +12,7 @@ from mae.files import write_atomically
 from mae.inference.reconstruction import reconstructed
 from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder
+from mae.output import warn
 from mae.report.pictures import draw_reconstructions
 from mae.tasks.pretraining import Pretraining
 from mae.training.job import Job
@@ -38,7 +39,11 @@ def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
             panels = reconstructed(model, images, noise, statistics).panels
         title = f"step {step:,} of {job.total:,}, {settings.model.mask_ratio:.0%} of the patches hidden"
         picture = draw_reconstructions(panels, title, settings.model.norm_pix_loss)
-        write_atomically(job.folder.pictures / f"step-{step:09d}.png", picture)
+        path = job.folder.pictures / f"step-{step:09d}.png"
+        try:
+            write_atomically(path, picture)
+        except OSError as error:  # a picture is not worth the run
+            warn(f"{path} is not written ({error.strerror}); make room")
 
     return draw
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from accelerate import Accelerator
@@ -119,4 +120,5 @@ class Job:
 
 def total_steps(samples: int, epochs: float, batch_size: int) -> int:
     """Return the number of steps after which every sample has been seen at least `epochs` times."""
-    return math.ceil(samples * epochs / batch_size)
+    # As written, 1.1 is not the nearest binary number, by which 50,000 samples would take a step too many.
+    return math.ceil(samples * Fraction(str(epochs)) / batch_size)

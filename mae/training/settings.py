@@ -20,6 +20,8 @@ AUTO: Final = "auto"
 """Value of `micro_batch_size` that stands for the largest that fits."""
 SCRATCH: Final = "none"
 """Value of `init` that stands for random weights."""
+# So many epochs of 1e9 samples are still a number of steps in 64 bits.
+_MOST_EPOCHS = 1e9
 _BATCH_SIZE, _MICRO_BATCH_SIZE = ("--batch_size", "--batch-size"), "--micro_batch_size"
 
 
@@ -105,7 +107,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", self.seed, "0 or more")
-        check(0 < self.epochs < math.inf, "epochs", self.epochs, "above 0")
+        check(0 < self.epochs <= _MOST_EPOCHS, "epochs", self.epochs, f"above 0, at most {_MOST_EPOCHS:g}")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         counts = ("micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "skip_at_most")
         for name in counts:

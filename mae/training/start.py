@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -161,6 +162,7 @@ def _find(
     """
     found = newest_checkpoint(folder.checkpoints, progress.say)
     if found is None and settings.resume is not None:
+        _require_one_checkpoint(settings.resume)
         found = verify_checkpoint(settings.resume)
         if (old := found.run_position.settings) is not None and (other := differences(old, settings)):
             progress.say(f"other settings than those of {found.path}: {first_of(other, most=6)}")
@@ -170,7 +172,14 @@ def _find(
             "give the run its own settings.yaml, or begin another run_dir from it with --resume"
         )
     if found is None:
+        if folder.model.exists():
+            raise UserError(
+                f"{folder.path} holds a finished model but no checkpoint to go on from; give another run_dir, or "
+                f"remove {folder.model.name} there to train again from the start"
+            )
         return None
+    if found.step == total and not _is_own(folder, found):
+        raise UserError(f"{found.path} has done all {total:,} steps of this run; raise epochs to train it further")
     if found.step > total:
         raise UserError(
             f"{found.path} has done {found.step:,} steps, but the run would end after {total:,}; raise epochs"
@@ -181,6 +190,13 @@ def _find(
         require_same_data(found, beginning.position.fingerprint, beginning.position.global_batch)
     _name_other_libraries(found, progress)
     return found
+
+
+def _require_one_checkpoint(path: Path) -> None:
+    """Raise a `UserError` for a run, or its folder of checkpoints, where one checkpoint is asked for."""
+    found = sorted([*path.glob("step-*"), *path.glob("checkpoints/step-*")])
+    if found:
+        raise UserError(f"resume: {path} holds checkpoints and is none; give one of them, such as {found[-1]}")
 
 
 def _start_position(folder: RunFolder, found: Checkpoint | None, beginning: RunPosition) -> RunPosition:

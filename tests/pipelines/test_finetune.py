@@ -1,5 +1,7 @@
 """Fine-tuning end to end: from a pretrained run and from scratch, with effective layer decay."""
 
+import errno
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +12,18 @@ import torch
 from safetensors.torch import load_file
 
 from mae.errors import PreemptedError, UserError
+from mae.evaluation import best
+from mae.evaluation.classification import Accuracy
 from mae.inference.model import load
 from mae.models.readout import select
+from mae.models.selection import read_selection
 from mae.pipelines import finetune, pretrain
 from mae.pipelines.export import ExportSettings
 from mae.pipelines.export import run as export
 from mae.pipelines.finetune import FinetuneSettings, run
 from mae.settings import parse
 from mae.training import loop, micro_batch
+from mae.training.run_folder.folder import RunFolder
 from pipelines.conftest import cut_at
 
 MODEL = ["--model.width", "16", "--model.depth", "2", "--model.heads", "2", "--model.patch_size", "2"]
@@ -227,6 +233,52 @@ def test_a_run_that_is_stopped_at_the_step_of_its_early_end_ends_there(
         assert [record["step"] for record in folder.metrics() if record["kind"] == "eval"] == [4, 7]
         assert folder.model.exists()
     assert "written again" not in capsys.readouterr().out
+
+
+def test_accuracies_on_other_samples_are_not_compared(
+    make_shards: Callable[..., Path], shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    flags = ["--optim.base_lr", "1e-30", "--epochs", "4"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cut_at(12, patch)
+        patch.setattr(best, "evaluate", lambda *_: Accuracy(0.99, 0.1, 10))  # of samples that are easy
+        run(settings(shards, held_out, tmp_path / "run", *flags))
+    others = make_shards([6, 3], name="others")
+    folder = run(settings(shards, others, tmp_path / "run", *flags))
+    assert "eval_shards are others than before: the best model is chosen anew" in capsys.readouterr().out
+    chosen = read_selection(folder.path / "best.safetensors")
+    assert chosen is not None
+    assert chosen.step > 8
+
+
+def test_a_loss_that_is_not_finite_is_null_and_never_the_best(
+    shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(best, "evaluate", lambda *_: Accuracy(0.5, math.nan, 10))
+    folder = run(settings(shards, held_out, tmp_path / "run", "--epochs", "6", "--patience", "2"))
+    assert [record["loss"] for record in folder.metrics() if record["kind"] == "eval"] == [None, None]
+    assert "patience 2, no finite loss" in (folder.path / "exit.json").read_text()
+    assert not (folder.path / "best.safetensors").exists()
+
+
+def test_a_full_disk_at_an_evaluation_does_not_end_the_run(
+    shards: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish, calls = RunFolder.publish, list[str]()
+
+    def full_at_first(self: RunFolder, weights: Any, metadata: Any, name: str = "model.safetensors") -> str:
+        calls.append(name)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return publish(self, weights, metadata, name)
+
+    monkeypatch.setattr(RunFolder, "publish", full_at_first)
+    flags = ["--optim.base_lr", "1e-30", "--epochs", "2", "--keep_checkpoints", "9", "--eval_every", "0.1"]
+    folder = run(settings(shards, held_out, tmp_path / "run", *flags, "--checkpoint_every", "1"))
+    assert "the best model of step 1 is not written (No space left on device); make room" in capsys.readouterr().err
+    assert calls[-1] == "best.safetensors"  # at the end, from the checkpoint
+    assert (folder.path / "best.safetensors").exists()
 
 
 def test_patience_needs_something_to_wait_for(shards: Path, held_out: Path) -> None:

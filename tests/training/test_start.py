@@ -17,6 +17,7 @@ from mae.data.plan import plan_batches
 from mae.errors import PreemptedError, UserError
 from mae.pipelines.pretrain import run
 from mae.tasks.pretraining import Pretraining, PretrainSettings
+from mae.training.job import total_steps
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder.folder import RunFolder
@@ -331,3 +332,30 @@ def test_other_settings_go_on_in_another_folder_as_the_refusal_says(
     assert [record["step"] for record in longer.metrics() if record["kind"] == "train"] == [4, 5]
     with pytest.raises(UserError, match=r"step-000000003 has done 3 steps, but the run would end after 1; raise epoch"):
         run(settings_of(shards, tmp_path / "short", *SHORT, "--epochs", "0.3", "--resume", checkpoint))
+
+
+def test_a_finished_run_without_checkpoints_does_not_begin_anew(again: Callable[..., Path], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.rmtree(run_dir / "checkpoints")
+    before = {name: (run_dir / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors")}
+    with pytest.raises(UserError, match=r"a finished model but no checkpoint to go on from; give another run_dir"):
+        again()
+    assert {name: (run_dir / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("given", ["", "checkpoints"])
+def test_a_run_is_no_checkpoint_to_resume(given: str, shards: Path, finished: Path, tmp_path: Path) -> None:
+    asked = settings_of(shards, tmp_path / "on", *SHORT, "--resume", str(finished / given))
+    with pytest.raises(UserError, match=r"holds checkpoints and is none; give one of them, such as .*/step-000000003$"):
+        run(asked)
+
+
+def test_the_last_checkpoint_of_another_run_leaves_nothing_to_do(shards: Path, finished: Path, tmp_path: Path) -> None:
+    last = finished / "checkpoints" / "step-000000003"
+    with pytest.raises(UserError, match=r"step-000000003 has done all 3 steps of this run; raise epochs"):
+        run(settings_of(shards, tmp_path / "on", *SHORT, "--resume", str(last)))
+
+
+@pytest.mark.parametrize(("samples", "epochs", "steps"), [(50_000, 1.1, 110), (50_000, 2.2, 220), (25, 0.9, 3)])
+def test_steps_are_those_of_the_epochs_as_written(samples: int, epochs: float, steps: int) -> None:
+    assert total_steps(samples, epochs, 500 if samples > 25 else 8) == steps

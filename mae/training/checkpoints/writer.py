@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from mae.errors import UserError
 from mae.files import sync, write_atomically
-from mae.run_files import MANIFEST_FILE
+from mae.run_files import MANIFEST_FILE, UNFINISHED
 from mae.training.checkpoints.manifest import (
     SET_ASIDE,
     FileIdentity,
@@ -38,7 +38,6 @@ from mae.versions import library_versions
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Groups (`model`, `optimizer`, `ema`) of named tensors, each whole or distributed by rows."""
 
-_HIDDEN = ".tmp-"
 # Seconds that rank 0 waits for the parts of the others, and once the run is leaving: they may be dead by then.
 _PART_TIMEOUT, _EXIT_TIMEOUT = 600.0, 10.0
 
@@ -113,7 +112,7 @@ class CheckpointWriter:
         notes = json.loads(json.dumps(run_position.notes))  # the loop continues to change its own
         save = PendingSave(
             replace(run_position, notes=notes),
-            self._root / f"{_HIDDEN}{run_position.step:09d}-{self._launch_id}.{self._saves}",
+            self._root / f"{UNFINISHED}{run_position.step:09d}-{self._launch_id}.{self._saves}",
             bytes_needed(tensors),
             self._rank,
             self._writers,
@@ -223,14 +222,14 @@ class CheckpointWriter:
 
     def _remove_checkpoint(self, path: Path) -> None:
         """Hide a checkpoint, then remove it, so that no reader finds half of it."""
-        gone = self._root / f"{_HIDDEN}gone-{path.name}-{self._launch_id}.{self._saves}"
+        gone = self._root / f"{UNFINISHED}gone-{path.name}-{self._launch_id}.{self._saves}"
         path.rename(gone)
         remove(gone)
 
     def _remove_leftovers(self) -> None:
         """Remove what interrupted saves have left, but nothing of this save or the next, which other ranks may have
         begun."""
-        for path in self._root.glob(f"{_HIDDEN}*"):
-            match = re.match(rf"{re.escape(_HIDDEN)}\d+-{re.escape(self._launch_id)}\.(\d+)", path.name)
+        for path in self._root.glob(f"{UNFINISHED}*"):
+            match = re.match(rf"{re.escape(UNFINISHED)}\d+-{re.escape(self._launch_id)}\.(\d+)", path.name)
             if match is None or int(match[1]) < self._saves:
                 remove(path)

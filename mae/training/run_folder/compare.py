@@ -24,7 +24,7 @@ def differences(saved: Mapping[str, Any], settings: Any) -> list[str]:
     before = {name: plain(value) for name, value in (defaults | values_before(schema)).items() if value is not REQUIRED}
     before |= {name: as_today(schema, name, value) for name, value in saved.items()}
     changed = [
-        f"{name} was {before.get(name, unset)}, is {value}"
+        f"{name} was {_shown(before.get(name, unset), value)}, is {value}"
         for name, value in deciding(settings).items()
         if before.get(name, unset) != value
     ]
@@ -35,3 +35,8 @@ def differences(saved: Mapping[str, Any], settings: Any) -> list[str]:
         if name not in defaults and not (name in removed and removed[name] == value)
     ]
     return changed + gone
+
+
+def _shown(before: Any, now: Any) -> str:
+    """Return the text of a saved value, in quotes if without them it would look like the one of now."""
+    return repr(before) if str(before) == str(now) else str(before)
