@@ -162,7 +162,7 @@ def stored_statistics(
 
 
 def _has_lengths(split: Mapping[str, Any], lengths: Mapping[str, int] | None) -> bool:
-    packed = dict(zip(split.get("filenames", ()), split.get("shard_lengths", ()), strict=False))
+    packed = dict(zip(map(str, split.get("filenames", ())), split.get("shard_lengths", ()), strict=False))
     return lengths is None or all(packed.get(name, found) == found for name, found in lengths.items())
 
 
@@ -200,7 +200,8 @@ def read_info(folder: Path) -> dict[str, Any]:
         if not isinstance(splits, dict) or not all(isinstance(split, dict) for split in splits.values()):
             raise ValueError("it must hold a mapping of splits")
         for split in splits.values():
-            require(isinstance(split.get("filenames", []), list), "filenames", split.get("filenames"))
+            for name in ("filenames", "shard_lengths"):
+                require(isinstance(split.get(name, []), list), name, split.get(name))
             if "mean" in split:
                 parse_statistics(split["mean"], split["std"])
     except (FileNotFoundError, NotADirectoryError):

@@ -70,10 +70,10 @@ def _forget_other_samples(job: Job, held_out: ShardIndex) -> None:
 def _keep(job: Job, weights: Mapping[str, Tensor]) -> None:
     """Write the best model, and note its hash; if that fails, `verify_best` tries again from the checkpoint."""
     metadata = _metadata(job)
-    job.notes["best"]["sha256"] = sha256(weights, metadata)
     try:
-        job.folder.publish(weights, metadata, BEST_FILE)
+        job.notes["best"]["sha256"] = job.folder.publish(weights, metadata, BEST_FILE)
     except OSError as error:
+        job.notes["best"]["sha256"] = sha256(weights, metadata)
         warn(f"the best model of step {job.notes['best']['step']:,} is not written ({error.strerror}); make room")
 
 
