@@ -75,6 +75,12 @@ def count_classes(
     return classes
 
 
+def require_two_classes(labels: NDArray[np.int64], where: str) -> None:
+    """Raise a `UserError` if samples have fewer than two classes, between which nothing can be decided."""
+    if len(np.unique(labels)) < 2:
+        raise UserError(f"{where} have samples of one class only, the label {labels[0]}; give samples of two or more")
+
+
 def empty_classes(counts: NDArray[np.int64], names: Sequence[str] | None) -> list[str]:
     """Return the names of the classes without samples, or their labels where there are no names.
 

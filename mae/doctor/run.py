@@ -7,8 +7,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from torch import nn
-
 from mae.data.plan import plan_batches
 from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, gigabytes
@@ -16,14 +14,12 @@ from mae.doctor.places import broken_link, missing_mounts, nearest_folder
 from mae.errors import UserError
 from mae.output import counted
 from mae.training.checkpoints.reader import require_same_data
+from mae.training.checkpoints.room import checkpoint_bytes
 from mae.training.export_at_end import require_exports
-from mae.training.muon import hidden_matrices
 from mae.training.run_folder.folder import RunFolder
 from mae.training.run_folder.lock import LOCK_FILE
 
 _USUAL_PROCESSES = (1, 2, 4, 8)
-_ADAMW_MOMENTS = 2
-_FLOAT32_BYTES = 4
 
 
 def settings(examination: Examination) -> Finding:
@@ -156,14 +152,3 @@ def disk_space(examination: Examination) -> Finding:
         return Finding(found)
     fewer = f" or lower keep_checkpoints from {kept}" if kept > 1 else ""
     return Finding(found, problems=(f"free another {gigabytes(needed - free)}, give another run_dir{fewer}",))
-
-
-def checkpoint_bytes(model: nn.Module, has_average: bool, optimizer: str) -> int:
-    """Return the bytes of a checkpoint: weights, optimiser state, and the running average if there is one.
-
-    AdamW has two moments of each weight, Muon one of those that it trains.
-    """
-    weights: int = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    saved = sum(weight.numel() for weight in hidden_matrices(model)) if optimizer == "muon" else 0
-    return weights + ((_ADAMW_MOMENTS + has_average) * trained - saved) * _FLOAT32_BYTES

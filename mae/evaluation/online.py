@@ -19,7 +19,14 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from mae import keyed
 from mae.data.eval_batches import EvalBatches, first_per_class
 from mae.data.index import ShardIndex
-from mae.data.labelled_sets import OverlapLimit, ShardSettings, agreed_names, count_classes, limit_overlap
+from mae.data.labelled_sets import (
+    OverlapLimit,
+    ShardSettings,
+    agreed_names,
+    count_classes,
+    limit_overlap,
+    require_two_classes,
+)
 from mae.data.loader import load, normalize
 from mae.data.prepare import open_shards
 from mae.data.scan import NO_LABEL
@@ -29,7 +36,7 @@ from mae.evaluation.best import evaluation_due
 from mae.evaluation.classification import gather_rows, require_good_images
 from mae.evaluation.protocols.knn import votes
 from mae.evaluation.protocols.logistic import probabilities
-from mae.evaluation.protocols.outcome import accuracy, require_two_classes
+from mae.evaluation.protocols.outcome import accuracy
 from mae.evaluation.rank import effective_rank
 from mae.keyed import Purpose
 from mae.models.autoencoder import MaskedAutoencoder

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from tyro.conf import Positional
 
-from mae.data.labelled_sets import OverlapLimit, agreed_names, count_classes, limit_overlap
+from mae.data.labelled_sets import OverlapLimit, agreed_names, count_classes, limit_overlap, require_two_classes
 from mae.data.prepare import open_shards
 from mae.evaluation.feature_set import KINDS
 from mae.evaluation.judging import JudgingRules, LabelledSets, Protocol
-from mae.evaluation.protocols.outcome import require_held_out, require_two_classes
+from mae.evaluation.protocols.outcome import require_held_out
 from mae.evaluation.protocols.training import TrainingRules
 from mae.inference.settings import ReadSettings
 from mae.models.description import ModelDescription

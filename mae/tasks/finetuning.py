@@ -15,7 +15,14 @@ from mae.data.batch import Batch, BatchRecipe, TrainingBatches
 from mae.data.eval_batches import labelled_subset
 from mae.data.images.erasing import erase
 from mae.data.index import ShardIndex
-from mae.data.labelled_sets import OverlapLimit, agreed_names, count_classes, empty_classes, limit_overlap
+from mae.data.labelled_sets import (
+    OverlapLimit,
+    agreed_names,
+    count_classes,
+    empty_classes,
+    limit_overlap,
+    require_two_classes,
+)
 from mae.data.loader import normalize
 from mae.data.plan import BatchPlan
 from mae.data.prepare import open_shards
@@ -63,11 +70,13 @@ class Finetuning(Task):
         """Open the evaluation shards, and compare them with the training shards; do not find mean and std.
 
         Raises:
-            UserError: if shards are missing or damaged, labels do not fit, or too many samples are in both.
+            UserError: if shards are missing or damaged, labels do not fit or are all the same, or too many samples are
+                in both.
         """
         held_out = open_held_out(settings, say)
         task = cls(settings, source, held_out, agreed_names(source.index, held_out, say))
         task.say_empty_classes(say)
+        require_two_classes(source.index.label, "data.shards")
         _ = task.class_weights
         if held_out is not None:
             limit = OverlapLimit(settings.eval_overlap)

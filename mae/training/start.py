@@ -1,7 +1,6 @@
 """Start of a run, new or resumed: checks, checkpoint, and the job for the loop."""
 
 import json
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +22,9 @@ from mae.models.weights import file_tensors
 from mae.settings import dump
 from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, require_same_data, verify_checkpoint
+from mae.training.checkpoints.room import checkpoint_bytes, missing_room
 from mae.training.checkpoints.tensor_files import files_of
-from mae.training.checkpoints.writer import CheckpointWriter, bytes_needed
+from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.job import EARLY_END, Job, total_steps
 from mae.training.micro_batch import agree_on_micro_batch
 from mae.training.optimizer import cosine_schedule
@@ -76,7 +76,7 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         model, state = _prepare(task, settings, accelerator, found)
         _say_where(folder, found, total, progress)
         if accelerator.is_main_process:
-            _make_ready(folder, settings, start.step, state, progress)
+            _make_ready(folder, settings, start.step, accelerator.unwrap_model(model), progress)
         writer = _writer(folder, settings, accelerator, sharded=is_sharded(accelerator.unwrap_model(model)))
         accelerator.wait_for_everyone()
     job = Job(
@@ -254,13 +254,15 @@ def _report_of_init(job: Job) -> KeyReport | None:
 
 
 def _make_ready(
-    folder: RunFolder, settings: TrainSettings, step: int, state: TrainingState, progress: TrainingProgress
+    folder: RunFolder, settings: TrainSettings, step: int, model: nn.Module, progress: TrainingProgress
 ) -> None:
     """Make the folder, remove from its log what a resume at `step` will do again, and look for room."""
     folder.create(settings)
     if damage := folder.forget_after(step):
         progress.say(f"warning: {damage}")
-    _warn_of_little_room(folder, state, settings.keep_checkpoints, progress)
+    size = checkpoint_bytes(model, settings.ema_decay is not None, settings.optim.name)
+    if warning := missing_room(folder.checkpoints, settings.keep_checkpoints, size):
+        progress.say(warning)
 
 
 def _writer(
@@ -278,17 +280,6 @@ def _writer(
         writers=accelerator.num_processes if sharded else 1,
         launch_id=str(launch_id),
     )
-
-
-def _warn_of_little_room(folder: RunFolder, state: TrainingState, keep: int, progress: TrainingProgress) -> None:
-    """Warn before training starts if the disk is too small for the checkpoints."""
-    needed = (keep + 1) * bytes_needed(state.tensors())
-    free = shutil.disk_usage(folder.path).free
-    if free < needed:
-        progress.say(
-            f"warning: {keep} checkpoints and the next take {needed:,} bytes, {folder.path} has {free:,} bytes free; "
-            "make room or lower keep_checkpoints"
-        )
 
 
 def _name_other_libraries(found: Checkpoint, progress: TrainingProgress) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from doctor.conftest import TINY, TINY_DECODER, Doctor
-from mae.doctor.run import checkpoint_bytes
 from mae.doctor.stages import PretrainExamination
 from mae.pipelines import pretrain
+from mae.training.checkpoints.room import checkpoint_bytes
 
 
 def test_too_little_disk_is_told_before_it_is_needed_c04(

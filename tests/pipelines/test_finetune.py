@@ -71,6 +71,13 @@ def settings(shards: Path, held_out: Path, run_dir: Path, *flags: str) -> Finetu
     return parse(FinetuneSettings, [*TINY, *places, "--run_dir", str(run_dir), *flags], prog="mae finetune")
 
 
+def test_one_class_is_refused(make_shards: Callable[..., Path], tmp_path: Path) -> None:
+    alike = make_shards([13], name="alike", classes=1)
+    with pytest.raises(UserError, match=r"data\.shards have samples of one class only, the label 0"):
+        run(settings(alike, alike, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_a_run_evaluates_every_epoch_on_every_sample(
     rendered: None, head: str, shards: Path, held_out: Path, pretrained: Path, tmp_path: Path

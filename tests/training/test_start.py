@@ -359,3 +359,21 @@ def test_the_last_checkpoint_of_another_run_leaves_nothing_to_do(shards: Path, f
 @pytest.mark.parametrize(("samples", "epochs", "steps"), [(50_000, 1.1, 110), (50_000, 2.2, 220), (25, 0.9, 3)])
 def test_steps_are_those_of_the_epochs_as_written(samples: int, epochs: float, steps: int) -> None:
     assert total_steps(samples, epochs, 500 if samples > 25 else 8) == steps
+
+
+def test_a_disk_too_small_for_the_state_of_the_optimiser_is_told_at_the_start(
+    shards: Path,
+    finished: Path,
+    again: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    newest = max((finished / "checkpoints").glob("step-*"))
+    size = sum(path.stat().st_size for path in newest.glob("*.safetensors"))
+    usual = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usual(path)._replace(free=size * 6 // 5))
+    run(settings_of(shards, tmp_path / "new", *SHORT, "--keep_checkpoints", "1"))  # the oldest goes after the newest
+    assert "the checkpoints to come take" in capsys.readouterr().out
+    again()
+    assert "the checkpoints to come take" not in capsys.readouterr().out

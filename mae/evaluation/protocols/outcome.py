@@ -28,12 +28,6 @@ def accuracy(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     return float((scores.argmax(axis=1) == labels).mean())
 
 
-def require_two_classes(labels: NDArray[np.int64], where: str) -> None:
-    """Raise a `UserError` if samples have fewer than two classes, between which nothing can be decided."""
-    if len(np.unique(labels)) < 2:
-        raise UserError(f"{where} have samples of one class only, the label {labels[0]}; give samples of two or more")
-
-
 def require_held_out(labels: NDArray[np.int64], where: str) -> None:
     """Raise a `UserError` if no class has two samples, so that none can be held out to choose by."""
     if np.bincount(labels).max() < 2:
