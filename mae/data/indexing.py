@@ -28,6 +28,7 @@ from mae.data.store.unpacked import is_gzipped, plain_tar
 from mae.data.tar import SYMBOLIC_LINKS
 from mae.errors import UserError, first_of
 from mae.files import read_bounded, write_atomically
+from mae.output import counted
 from mae.processes import end_with_parent
 from mae.progress import progress_bar
 
@@ -79,7 +80,7 @@ def index_of(
             return load(place, shards, extension)
         except StaleIndexError as error:
             stale = f"; the one in {place} is not used: {error}" if place.exists() else stale
-    say(f"indexing {len(shards)} shards{stale}")
+    say(f"indexing {counted(len(shards), 'shard')}{stale}")
     with _locked(folder or in_cache) as place:
         try:
             return load(place, shards, extension)  # another process has built it meanwhile

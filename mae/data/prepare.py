@@ -12,6 +12,7 @@ from mae.data.sample_images import spread_images
 from mae.data.scan import DOTTED_IMAGES
 from mae.data.settings import DataSettings
 from mae.errors import BadImageError, UserError, first_of
+from mae.output import counted
 from mae.processes import default_workers
 
 _INSPECTED_IMAGES = 16
@@ -32,8 +33,8 @@ def open_shards(patterns: tuple[str, ...], data: DataSettings, say: Callable[[st
         raise UserError(_without_image(index, without_image))
     if len(bad) > data.max_bad_samples:
         raise UserError(
-            f"{len(bad)} images are bad: {first_of(bad)}; pack the shards without them (mae pack SHARDS --out DIR "
-            "--skip_bad True), or allow as many to be replaced with --data.max_bad_samples"
+            f"{counted(len(bad), 'bad image')}: {first_of(bad)}; pack the shards without them (mae pack SHARDS --out "
+            "DIR --skip_bad True), or allow as many to be replaced with --data.max_bad_samples"
         )
     _require_channels(index, data)
     return index

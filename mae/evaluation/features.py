@@ -33,6 +33,7 @@ from mae.inference.parts import Part, compute_parts, compute_share, lacking_part
 from mae.models.description import ModelDescription
 from mae.models.encoder import build_encoder
 from mae.models.sizes import TEMPERATURE
+from mae.output import counted
 
 FEATURES_VERSION = 1
 """Version of what is computed; raise it when the same model and image give other values."""
@@ -140,7 +141,7 @@ def compute(
             _write_part(folder, number, part.results.numpy())
     names: list[str] = gather_object(bad)
     if names:
-        raise UserError(f"{len(names)} images are bad: {first_of(names)}; pack the shards again without them")
+        raise UserError(f"{counted(len(names), 'bad image')}: {first_of(names)}; pack the shards again without them")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and lacking:
         count = sum(len(parts[n]) for n in lacking)

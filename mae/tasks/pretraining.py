@@ -41,14 +41,14 @@ class PretrainSettings(TrainSettings):
     picture_every: MayChange[int] = 5000
     """Steps between reconstruction pictures; one more is drawn at the end."""
     picture_images: MayChange[int] = 8
-    """Number of images in a reconstruction picture: always the same images under the same masks."""
+    """Number of images in a reconstruction picture, at most 64: always the same images under the same masks."""
     model: MaskedAutoencoderSettings = field(default_factory=MaskedAutoencoderSettings)
     evaluation: OnlineEvaluationSettings = field(default_factory=OnlineEvaluationSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.picture_every >= 1, "picture_every", self.picture_every, "1 or more")
-        check(self.picture_images >= 1, "picture_images", self.picture_images, "1 or more")
+        check(1 <= self.picture_images <= 64, "picture_images", self.picture_images, "1 to 64")
         check(
             self.augment.erase == 0,
             "augment.erase",

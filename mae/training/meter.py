@@ -14,6 +14,7 @@ from torch import Tensor
 from mae.data.batch import Batch
 from mae.errors import BadDataError, first_of
 from mae.models.flops import peak_flops
+from mae.output import counted
 from mae.training.memory import peak_memory
 from mae.training.progress import TrainingProgress
 from mae.training.run_folder.folder import RunFolder
@@ -165,14 +166,14 @@ class Meter:
         known = len(self._known_bad)
         if known > self._max_bad_samples:
             raise BadDataError(
-                f"{known} bad image{'s' if known > 1 else ''}, {self._max_bad_samples} are allowed "
+                f"{counted(known, 'bad image')}, {self._max_bad_samples} are allowed "
                 f"(data.max_bad_samples): {first_of(new or sorted(self._known_bad))}; "
                 "pack the shards again without them (mae pack SHARDS --out DIR --skip_bad True)"
             )
         if self._accelerator.is_main_process:
             self._folder.record_bad_samples(new)
         if new:
-            self._progress.say(f"{len(new)} bad images were replaced by their neighbours: {first_of(new)}")
+            self._progress.say(f"{counted(len(new), 'bad image')} replaced by neighbours: {first_of(new)}")
 
 
 def _rounded(value: float) -> float:

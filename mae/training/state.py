@@ -1,6 +1,6 @@
 """State of training: weights, optimiser state and running average, as checkpoints hold them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class TrainingState:
         order = [(p, _moments(group)) for group in self.optimizer.param_groups for p in group["params"]]
         if saved:  # empty if no step was taken before
             _require_same_optimizer(saved, any(moments == _MUON for _, moments in order), checkpoint.path)
+            _require_same_trained(saved, self._parameters, checkpoint.path)
             wanted = {f"{m}.{names[id(p)]}": p for p, moments in order for m in moments if m != STEP}
             given = {name: tensor for name, tensor in saved.items() if not name.startswith(f"{STEP}.")}
             require_same_tensors(wanted, given, checkpoint.path)
@@ -111,6 +112,16 @@ def _require_same_optimizer(saved: Mapping[str, Tensor], is_muon: bool, source: 
         raise UserError(
             f"{source} was trained with optim.name {before}, and its optimiser state means nothing to {now}; "
             f"set --optim.name {before}"
+        )
+
+
+def _require_same_trained(saved: Mapping[str, Tensor], trained: Collection[str], source: Path) -> None:
+    """Raise a `UserError` if the optimiser trained other parameters; the weights are known to be those of the model."""
+    before = {name.partition(".")[2] for name in saved}
+    if different := sorted(before.symmetric_difference(trained)):
+        raise UserError(
+            f"{source} was made with another freeze: {len(before)} tensors were trained, now {len(trained)}, and the "
+            f"first that differs is {different[0]}; set freeze as it was"
         )
 
 

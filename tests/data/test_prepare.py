@@ -101,7 +101,7 @@ def test_more_images_that_are_none_than_allowed_stop_the_run_s01(
 ) -> None:
     path = write_tar("x.tar", {"a.png": png(0), "b.png": b"<html>", "c.png": b""})
     for allowed in (0, 1):
-        message = rf"^2 images are bad: {path}: b\.png \(it begins .*; {path}: c\.png .*--data\.max_bad_samples$"
+        message = rf"^2 bad images: {path}: b\.png \(it begins .*; {path}: c\.png .*--data\.max_bad_samples$"
         with pytest.raises(UserError, match=message):
             open_shards((str(path),), data_of(max_bad_samples=allowed), lambda text: None)
     assert len(open_shards((str(path),), data_of(max_bad_samples=2), lambda text: None)) == 3

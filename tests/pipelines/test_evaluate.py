@@ -270,7 +270,7 @@ def test_unlabelled_and_bad_images_are_named(places: Path, capfd: pytest.Capture
     with TarWriter(str(places / "bad.tar"), encoder=False) as tar:
         for number in range(8):
             tar.write({"__key__": f"{number}", "png": png(number)[:50], "cls": f"{number % 4}".encode()})
-    assert "8 images are bad: " in message(capfd, *words, "bad.tar")
+    assert "8 bad images: " in message(capfd, *words, "bad.tar")
 
 
 TRAINED = ["attentive", "linear_paper", "partial 0", "partial 1/2", "partial 1", "finetune", "scratch", "resnet"]

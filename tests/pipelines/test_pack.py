@@ -189,7 +189,7 @@ def test_bad_images_are_told_of(tree: Path, tmp_path: Path, capsys: pytest.Captu
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith("error: 1 of 12 images are bad: a/00.png (")
     main([str(tree), "--out", str(tmp_path / "out"), "--workers", "0", "--skip_bad"])
-    assert "1 bad images left out, listed in train-bad-images.txt" in capsys.readouterr().out
+    assert "1 bad image left out, listed in train-bad-images.txt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

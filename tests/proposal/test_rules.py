@@ -14,7 +14,7 @@ from mae.errors import UserError
 from mae.proposal.choice import Choice, Proposal, in_words, power_of_two, rounded_down, times_in_words
 from mae.proposal.commands import next_commands
 from mae.proposal.facts import Facts, ImageFacts, MachineFacts, SplitFacts
-from mae.proposal.rules import propose
+from mae.proposal.rules import batch_of, propose
 from mae.proposal.shapes import common_aspect, shapes
 from mae.proposal.yaml_text import finetune_yaml, pretrain_yaml
 from mae.settings import flatten, parse
@@ -101,6 +101,22 @@ def test_hours_bound_the_run_on_a_gpu_too() -> None:
     proposal = propose(facts)
     assert proposal.seconds <= 36_000
     assert values(proposal.pretrain)["epochs"] < 800
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch"),
+    [
+        (2000, 10, 64),
+        (60_000, 1, 256),
+        (100_000, 10, 512),  # with 1,024, it would be 977 steps
+        (100_000, 11, 1024),
+        (150_000, 1, 256),
+        (1_281_167, 3, 2048),
+        (1_281_167, 800, 4096),
+    ],
+)
+def test_few_epochs_get_smaller_batches(images: int, epochs: int, batch: int) -> None:
+    assert batch_of(images, epochs) == batch
 
 
 def test_a_set_that_is_too_large_for_a_laptop_is_proposed_with_a_warning() -> None:

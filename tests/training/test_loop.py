@@ -111,7 +111,7 @@ def test_bad_images_are_listed_once_each_also_over_a_resume_s01(
     lines = run(job_of(bad_shard, tmp_path / "run", allowed=3), 3 * STEPS_PER_EPOCH)
     assert listed(lines) == names(bad_shard)
     assert all(line.endswith(")") for line in lines)
-    assert capsys.readouterr().out.count("were replaced by their neighbours") <= 3
+    assert 1 <= capsys.readouterr().out.count("replaced by neighbours") <= 3
     assert run(job_of(bad_shard, tmp_path / "run", allowed=3, start=4), STEPS_PER_EPOCH) == lines
     assert "replaced" not in capsys.readouterr().out
 

@@ -75,6 +75,18 @@ def test_a_run_without_an_average_can_begin_one_c15(tmp_path: Path) -> None:
     assert all(torch.equal(average, before.tensors()["model"][name]) for name, average in trainable.items())
 
 
+def test_other_frozen_weights_are_refused_as_such_c09(tmp_path: Path) -> None:
+    _, _, before = trained(0, None)
+    save(tmp_path, before)
+    model, optimizer, _ = trained(1, None)
+    model[2].requires_grad_(True)
+    after = TrainingState(model, optimizer, None)
+    found = newest_checkpoint(tmp_path, lambda text: None)
+    assert found is not None
+    with pytest.raises(UserError, match=r"another freeze: 4 tensors were trained, now 6, .* is 2\.bias; set freeze"):
+        after.restore(found)
+
+
 def test_another_model_is_refused_by_name_c09(tmp_path: Path) -> None:
     _, _, before = trained(0, None)
     save(tmp_path, before)

@@ -23,6 +23,7 @@ from mae.data.store.lock import lock
 from mae.data.store.storage import Shard
 from mae.errors import UserError, first_of
 from mae.files import write_atomically
+from mae.output import counted
 
 BAD_FILE = "bad-images.txt"
 # Larger labels cannot be places in a list of counts.
@@ -89,7 +90,9 @@ def publish(plan: Plan, skip_bad: bool) -> Packed:
 
 def describe(plan: Plan, packed: Packed) -> str:
     """Describe a published split in one line."""
-    parts = [f"{plan.split}: {packed.samples:,} images in {len(packed.filenames)} shards at {plan.out}"]
+    parts = [
+        f"{plan.split}: {counted(packed.samples, 'image')} in {counted(len(packed.filenames), 'shard')} at {plan.out}"
+    ]
     if plan.classes:
         parts.append(_describe_classes(plan.classes, packed.samples_per_class))
     if packed.statistics:
@@ -100,11 +103,11 @@ def describe(plan: Plan, packed: Packed) -> str:
         counts = ", ".join(f"{count:,} .{kind}" for kind, count in sorted(packed.converted.items()))
         parts.append(f"converted to PNG: {counts}{' (first frame)' if 'gif' in packed.converted else ''}")
     if plan.rules.short_side:
-        parts.append(f"{packed.shrunk:,} images made smaller (short side {plan.rules.short_side})")
+        parts.append(f"{counted(packed.shrunk, 'image')} made smaller (short side {plan.rules.short_side})")
     if packed.unsuited:
         parts.append(f"{packed.unsuited:,} larger images left unchanged: not 8-bit gray or RGB")
     if packed.bad:
-        parts.append(f"{len(packed.bad)} bad images left out, listed in {plan.split}-{BAD_FILE}")
+        parts.append(f"{counted(len(packed.bad), 'bad image')} left out, listed in {plan.split}-{BAD_FILE}")
     return ", ".join(parts)
 
 
