@@ -17,16 +17,17 @@ INTERRUPTED_EXIT_CODE = 130
 # Long enough for rank 0 to import torch and print before the launcher kills it because this rank has exited.
 _SECONDS_FOR_RANK_ZERO = 20
 
-
 _ROOM = "make room there, or in your quota"
-_WRITABLE = "make it writable for this user, or give another place"
+_ALLOWED = "make it readable and writable for this user, or give another place"
+_PROCESSES = "raise the number of processes (ulimit -u; docker run --pids-limit), or lower the number of workers"
 MACHINE_REMEDIES = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or give another disk",
     errno.EROFS: "mount it writable, or give another place",
-    errno.EACCES: _WRITABLE,
-    errno.EPERM: _WRITABLE,
+    errno.EACCES: _ALLOWED,
+    errno.EPERM: _ALLOWED,
+    errno.EAGAIN: _PROCESSES,
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "its links lead round in a circle; mend them, or give another place",
     errno.ENOTDIR: "a part of the path is a file; give another place",
@@ -39,6 +40,7 @@ MACHINE_REMEDIES = {
 """What to do about an error of the operating system that no program can help."""
 # Words of torch's allocators, of the driver, and of libraries such as cuBLAS, whose errors are of different types.
 _MEMORY_IS_FULL = re.compile(r"[^.\n]*(?:out of memory|ALLOC_FAILED|can't allocate memory)[^.\n]*")
+_NO_THREAD = "can't start new thread"  # of Python's threading
 
 
 class UserError(Exception):
@@ -75,7 +77,7 @@ def user_error_of(error: BaseException) -> UserError | None:
         return error
     if isinstance(error, OSError) and error.errno in MACHINE_REMEDIES:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        return UserError(f"{where}{error.strerror}; {MACHINE_REMEDIES[error.errno]}")
+        return UserError(f"{where}{what_to_do(error)}")
     if is_out_of_memory(error):
         reason = _MEMORY_IS_FULL.findall(str(error))[0].strip()
         return UserError(
@@ -83,6 +85,8 @@ def user_error_of(error: BaseException) -> UserError | None:
             "pretrain and finetune: --micro_batch_size auto takes as many images at a time as fit (a run that has "
             "begun keeps its own, so give another run_dir); evaluate: give a smaller --batch_size"
         )
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        return UserError(f"{error}; {_PROCESSES}")
     if isinstance(error, UnicodeEncodeError):
         name = error.object[max(0, error.start - 20) : error.end + 20]
         return UserError(
@@ -90,6 +94,11 @@ def user_error_of(error: BaseException) -> UserError | None:
             "rename it in UTF-8, and start with LC_ALL=C.UTF-8 or PYTHONUTF8=1"
         )
     return None
+
+
+def what_to_do(error: OSError) -> str:
+    """Return what an error of the operating system says, and what to do about it."""
+    return f"{error.strerror}; {MACHINE_REMEDIES.get(error.errno or 0, 'look at the disk')}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -104,8 +113,24 @@ def first_of(names: Sequence[str], most: int = 5, separator: str = "; ") -> str:
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process has rank 0, by the launcher's `RANK`; works before torch is initialised."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Return whether this process has rank 0, by the launcher's `RANK`; works before torch is initialised.
+
+    A process without others has rank 0, whatever is left in `RANK`.
+    """
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return is_alone or os.environ.get("RANK", "0").strip() in ("", "0")
+
+
+def world_size() -> int:
+    """Return the number of processes, by the launcher's `WORLD_SIZE`; works before torch is initialised.
+
+    Raises:
+        UserError: if it is no number.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"WORLD_SIZE is {text!r}; allowed: a number of processes, as a launcher sets; unset it")
+    return int(text)
 
 
 @contextmanager

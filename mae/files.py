@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -35,7 +36,8 @@ def written_atomically(path: Path, shared: bool = False) -> Iterator[BinaryIO]:
         with suppress(OSError):
             part.unlink()
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # a failed write names no file
+            error.filename = str(path)  # a failed write names no file
+            del error.filename2  # where a rename would have led
         raise
 
 
@@ -43,6 +45,13 @@ def write_atomically(path: Path, data: bytes, shared: bool = False) -> None:
     """Write a file beside `path`, flush it to disk and rename it to `path`; see `written_atomically`."""
     with written_atomically(path, shared) as file:
         file.write(data)
+
+
+def try_to_write(folder: Path) -> None:
+    """Write a nameless file, and raise an `OSError` if that fails: permissions say nothing about quotas and servers."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0")
+        file.flush()
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -1,5 +1,6 @@
 """YAML files of settings, read strictly."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"settings file {path} does not exist; check the path given to --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"settings file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, KeyError) as error:  # the last two for values such as !!int x and 2020-13-01
         raise UserError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"settings file {path} has too many lists in lists, or sections in sections") from None
@@ -33,8 +34,13 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+_DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """YAML loader that refuses duplicate keys and keys that are not text, which PyYAML silently accepts.
+    """YAML loader that refuses what PyYAML silently accepts: duplicate keys, keys that are not text, odd numbers.
+
+    It would read 010 as 8 and 1:30 as 90.
 
     Repetitions (`*name`) are few, because each may double what a few lines stand for.
     """
@@ -47,6 +53,19 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, f"more than {_MOST_REPETITIONS} repetitions (*name)", None)
         return super().compose_node(parent, index)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and "\0" in value:
+            raise yaml.constructor.ConstructorError(None, None, "text with a null character", node.start_mark)
+        return value
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        is_whole = node.tag == "tag:yaml.org,2002:int"
+        if ":" in node.value or (is_whole and not _DECIMAL.fullmatch(node.value)):
+            found = f"{node.value[:40]!r}; allowed: decimal numbers such as 10 and 1e-3, and text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
+        return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = set()
         for key, _ in node.value:
@@ -57,3 +76,7 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key {name!r}", node.start_mark)
             keys.add(name)
         return super().construct_mapping(node, deep)
+
+
+for _tag in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _StrictLoader.construct_number)

@@ -16,6 +16,7 @@ from mae.evaluation.judging import HEAD, LabelledSets, Subject, judge, load_mode
 from mae.evaluation.results import Row, chosen, plain
 from mae.evaluation.settings import EvaluateSettings, open_sets
 from mae.evaluation.trained import judge_trained, require_trainable, trainees
+from mae.files import try_to_write
 from mae.formats.opening import open_model
 from mae.output import say as print_line
 from mae.progress import working
@@ -44,6 +45,9 @@ def run(settings: EvaluateSettings, command: str = "") -> list[Row]:
     judged, trained = subjects(loaded, sets, rules), trainees(loaded, sets, rules)
     if trained:
         require_trainable(trained, sets, rules, settings.data.as_seen_by, accelerator)
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        try_to_write(out)
     for subject in judged:
         for extraction in subject.extractions:
             data = settings.data.as_seen_by(extraction.description)

@@ -12,8 +12,10 @@ from mae.errors import (
     UserError,
     first_of,
     is_out_of_memory,
+    is_rank_zero,
     one_line_errors,
     user_error_of,
+    world_size,
 )
 
 
@@ -88,11 +90,35 @@ def test_other_ranks_leave_rank_zero_the_time_to_speak(
 ) -> None:
     said_before_sleep: list[str] = []
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(time, "sleep", lambda seconds: said_before_sleep.append(capsys.readouterr().err))
     with pytest.raises(SystemExit), one_line_errors():
         raise UserError("what, got, allowed")
     assert said_before_sleep == [""]
     assert capsys.readouterr().err == "rank 1: error: what, got, allowed\n"
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "is_first"),
+    [
+        (None, None, True), ("1", None, True), ("abc", None, True), ("1", "1", True), ("0", "2", True),
+        ("1", "2", False), ("", "2", True), ("1", "x", False),
+    ],
+)  # fmt: skip
+def test_what_a_shell_has_left_of_a_launcher_silences_nobody(
+    rank: str | None, world: str | None, is_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert is_rank_zero() == is_first
+
+
+@pytest.mark.parametrize("text", ["x", "", "0", "-1"])
+def test_a_number_of_processes_that_is_none_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", text)
+    with pytest.raises(UserError, match=f"^WORLD_SIZE is '{text}'; allowed: a number of processes"):
+        world_size()
 
 
 def test_a_long_list_is_cut_and_counted() -> None:

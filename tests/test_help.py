@@ -160,6 +160,7 @@ Others:
 
 def test_only_rank_zero_prints_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
         parse(Short, ["-h"], prog="mae short")
     assert capsys.readouterr().out == ""

@@ -56,6 +56,7 @@ def test_only_rank_0_shows_a_bar(
     terminal: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with progress_bar("packing", 7) as advance, working("looking"):
         advance(7)
     assert capsys.readouterr().err == ""

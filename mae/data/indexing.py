@@ -1,5 +1,6 @@
 """Lookup or construction of the index of a set of shards: parallel, and resumable after any crash."""
 
+import os
 import shutil
 import tempfile
 import zlib
@@ -79,7 +80,7 @@ def index_of(
         try:
             return load(place, shards, extension)
         except StaleIndexError as error:
-            stale = f"; the one in {place} is not used: {error}" if place.exists() else stale
+            stale = f"; the one in {place} is not used: {error}" if os.path.lexists(place) else stale
     say(f"indexing {counted(len(shards), 'shard')}{stale}")
     with _locked(folder or in_cache) as place:
         try:

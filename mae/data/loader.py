@@ -30,7 +30,7 @@ from mae.errors import UserError, first_of
 from mae.processes import end_with_parent
 
 # A scheduler or a person sends these to the whole process group; only the trainer handles them.
-_TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 _RESUME = "run the same command again to resume from the last checkpoint"
 # A process that ends breaks its connections some time before its exit code can be read.
@@ -76,6 +76,9 @@ def load(
                 timeout=timeout if workers else 0,
             )
         )
+    except BaseException:  # multiprocessing would wait for ever for those that did start
+        _kill(list(set(multiprocessing.active_children()) - set(others)))
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     own = sorted(set(multiprocessing.active_children()) - set(others), key=lambda worker: worker.pid or 0)

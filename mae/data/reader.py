@@ -1,5 +1,6 @@
 """Reader of images by sample id; it compares each image with the crc32 of the index."""
 
+import errno
 import os
 import threading
 import time
@@ -26,6 +27,8 @@ _MAX_OPEN = 256
 _STEPS_AHEAD = 8
 # A network file system may lose a file for a moment.
 _SECONDS_BEFORE_RETRIES = (0.1, 1.0, 5.0)
+# These do not pass by waiting.
+_LASTING = (errno.EACCES, errno.EPERM, errno.ELOOP)
 
 
 class Location(NamedTuple):
@@ -66,6 +69,7 @@ class ImageReader:
         self._cache = RangeCache(cache_dir / "ranges", max(0, int(room)))
         self._chunk = chunk_samples
         self._open: dict[_ByteRange, _Descriptor] = {}
+        self._lost_shards: set[int] = set()  # their next images are not waited for as long
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
@@ -132,18 +136,23 @@ class ImageReader:
         return os.pread(descriptor.number, size, offset - byte_range.start)
 
     def _read_with_retries(self, place: Location) -> bytes:
-        for seconds in _SECONDS_BEFORE_RETRIES:
+        for seconds in () if place.shard in self._lost_shards else _SECONDS_BEFORE_RETRIES:
             try:
                 return self._bytes(place, place.offset, place.size)
-            except OSError:
+            except OSError as error:
                 with self._lock:
                     self._open.pop(self._range_of(place), None)
+                if error.errno in _LASTING:
+                    break
                 time.sleep(seconds)
         try:
-            return self._bytes(place, place.offset, place.size)
+            data = self._bytes(place, place.offset, place.size)
         except OSError as error:
+            self._lost_shards.add(place.shard)
             remedy = remedy_for(error, "restore it")
             raise UserError(f"the shard cannot be read: {error.strerror}; {remedy}") from None
+        self._lost_shards.discard(place.shard)
+        return data
 
     def _range_of(self, place: Location) -> _ByteRange:
         """Return the range of its shard that contains a sample."""

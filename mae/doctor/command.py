@@ -1,6 +1,5 @@
 """`mae doctor`: check what an expensive run depends on, print one line per check, and say whether to start."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from rich.text import Text
 from mae.doctor import data, machine, run, speed
 from mae.doctor.finding import Finding, Verdict
 from mae.doctor.stages import STAGES, PretrainExamination
-from mae.errors import USER_ERROR_EXIT_CODE, UserError, one_line_errors
+from mae.errors import USER_ERROR_EXIT_CODE, UserError, one_line_errors, world_size
 from mae.output import counted, is_quiet, is_said, one_line
 
 Check = Callable[[Any], Finding]
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     names: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
     with one_line_errors():
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size() > 1:
             raise UserError("mae doctor runs in one process: start it without a launcher, and give --processes N")
         for name, finding in examine(stage, words, _say):
             names[finding.verdict].append(name)

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import math
 import shutil
-import tempfile
 from pathlib import Path
 
 from mae.data.plan import plan_batches
@@ -12,6 +11,7 @@ from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, gigabytes
 from mae.doctor.places import broken_link, missing_mounts, nearest_folder
 from mae.errors import UserError
+from mae.files import try_to_write
 from mae.output import counted
 from mae.training.checkpoints.reader import require_same_data
 from mae.training.checkpoints.room import checkpoint_bytes
@@ -122,11 +122,8 @@ def _refuse_a_folder_in_use(folder: RunFolder) -> None:
 
 
 def _refuse_what_cannot_be_written(folder: Path, run_dir: Path) -> None:
-    """Raise a `UserError` if a nameless file cannot be written: permissions say nothing about quotas and servers."""
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0")
-            file.flush()
+        try_to_write(folder)
     except OSError as error:
         raise UserError(
             f"run_dir {run_dir} cannot be written: {folder}: {error.strerror}; give one where you may write"

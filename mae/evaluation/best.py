@@ -9,7 +9,7 @@ from torch import Tensor
 from mae.data.eval_batches import EvalBatches
 from mae.data.index import ShardIndex
 from mae.data.source import statistics_of
-from mae.errors import CheckpointError
+from mae.errors import CheckpointError, what_to_do
 from mae.evaluation.classification import evaluate
 from mae.files import unused_name
 from mae.models.description import BEST_FILE
@@ -74,7 +74,7 @@ def _keep(job: Job, weights: Mapping[str, Tensor]) -> None:
         job.notes["best"]["sha256"] = job.folder.publish(weights, metadata, BEST_FILE)
     except OSError as error:
         job.notes["best"]["sha256"] = sha256(weights, metadata)
-        warn(f"the best model of step {job.notes['best']['step']:,} is not written ({error.strerror}); make room")
+        warn(f"the best model of step {job.notes['best']['step']:,} is not written: {what_to_do(error)}")
 
 
 def end_without_progress(job: Job, step: int, patience: int | None) -> None:

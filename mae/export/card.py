@@ -71,7 +71,8 @@ def _front_matter(target: Target, model: TrainedModel, kept: Iterable[str]) -> s
     task = "image-classification" if set(model.head_names) & set(kept) else "image-feature-extraction"
     lines = [
         *([f"library_name: {target.hub_library}"] if target.hub_library else []),
-        f"pipeline_tag: {task}",
+        # With a decoder, the pipelines of transformers would hide patches.
+        *([] if set(model.decoder_names) & set(kept) else [f"pipeline_tag: {task}"]),
         "tags:",
         *(f"- {tag}" for tag in ("vision-transformer", "masked-autoencoder")),
         "# license: not stated; see the last section",

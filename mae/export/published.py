@@ -1,5 +1,6 @@
 """Export to the layout of the published masked autoencoders: files of torch with `{"model": weights}`.
 
+Beside the weights, each file holds the description that is the header of our own files; other programs pass over it.
 `encoder.pth` is laid out as the published encoders and, with the head of a classifier, as the published classifiers.
 `full.pth`, which has the decoder too, is laid out as those that reconstruct images. The names of all tensors are the
 published ones already; a decoder that was not published has no such names, and is left behind.
@@ -16,6 +17,7 @@ from mae.export.target import Difference, Target, compare
 from mae.export.trained_model import TrainedModel
 from mae.files import written_atomically
 from mae.formats.published import to_published
+from mae.models.description import ModelDescription
 
 _ENCODER, _FULL = "encoder.pth", "full.pth"
 
@@ -39,9 +41,10 @@ class Published(Target):
     def write(self, model: TrainedModel, folder: Path) -> None:
         """Write the encoder, and encoder and decoder together if there is a decoder."""
         head = model.head_names if model.has_plain_head else []
-        _save(folder / _ENCODER, model.encoder_weights | {name: model.weights[name] for name in head})
+        weights = model.encoder_weights | {name: model.weights[name] for name in head}
+        _save(folder / _ENCODER, weights, replace(model.description, decoder=None))
         if _has_published_decoder(model):
-            _save(folder / _FULL, dict(model.weights))
+            _save(folder / _FULL, dict(model.weights), model.description)
 
     def compare(self, model: TrainedModel, folder: Path) -> Iterable[Difference]:
         """Compare all tokens, the logits of a classifier, and the pixels that a decoder predicts."""
@@ -65,10 +68,11 @@ def _has_published_decoder(model: TrainedModel) -> bool:
     return decoder is not None and decoder.kind == "self" and model.decoder_names != []
 
 
-def _save(path: Path, weights: dict[str, Tensor]) -> None:
+def _save(path: Path, weights: dict[str, Tensor], description: ModelDescription) -> None:
     # Each tensor has storage of its own, so that the file holds nothing else.
+    content = to_published({name: tensor.clone() for name, tensor in weights.items()})
     with written_atomically(path) as file:
-        torch.save(to_published({name: tensor.clone() for name, tensor in weights.items()}), file)
+        torch.save(content | description.metadata(), file)
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -65,6 +65,7 @@ def describe(found: Recognised, facts: Facts, heads: int | None, source: str) ->
         mean=facts.mean or () if is_usable else (),
         std=facts.std or () if is_usable else (),
         crop_pct=crop_pct,
+        value_range=facts.value_range,
         pool="avg" if norms_the_mean(weights) else "cls",
     )
     _require_encoder(weights, description, source)

@@ -22,6 +22,8 @@ class Facts:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
+    value_range: tuple[float, ...] | None = None
+    """Range of the values of images of more than 8 bits, as in `DataSettings.value_range`."""
     classes: tuple[str, ...] | None = None
     """Names of the classes by label."""
     head_reads: TokenKind = "cls"
@@ -48,6 +50,7 @@ def facts_of(description: ModelDescription) -> Facts:
         mean=description.mean,
         std=description.std,
         crop_pct=description.crop_pct,
+        value_range=description.value_range,
         classes=description.classes,
         decoder_heads=None if decoder is None else decoder.heads,
         mask_ratio=None if decoder is None else decoder.mask_ratio,

@@ -17,7 +17,7 @@ from torch import Tensor
 from mae.errors import UserError
 from mae.files import open_regular
 from mae.formats.addresses import fetched, is_address
-from mae.formats.config_values import number, read_json
+from mae.formats.config_values import number, read_json, size_pair, whole
 from mae.formats.describing import describe
 from mae.formats.facts import LAYER_NORM_EPS, Facts, facts_of
 from mae.formats.recognition import is_of_another_library, recognise
@@ -34,11 +34,12 @@ from mae.models.description import (
     read_description,
 )
 from mae.models.weights import has_decoder, read_weights
+from mae.output import warn
 from mae.run_files import beside
 from mae.settings import check
 
 _OURS = "mae"
-_CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
+_CONFIG, _PROCESSOR, _ARGUMENTS = "config.json", "preprocessor_config.json", "arguments.json"
 _IMAGENET = "0.485 0.456 0.406 and 0.229 0.224 0.225"
 
 
@@ -132,8 +133,8 @@ def open_model(
         source: Folder of a finished run, a checkpoint, an export, a model folder of timm or transformers; a file of
             weights of this program, timm, torchvision, transformers or the original MAE code; `hub:OWNER/NAME` or
             `timm:NAME`.
-        normalization: Mean and std of a model that does not say its own.
-        heads: Number of attention heads of a model that does not say it.
+        normalization: Mean and std of a model that does not say its own; else others than its own give a warning.
+        heads: Number of attention heads of a model that does not say it, likewise.
         best: Whether to take, of a fine-tuning run that measured its accuracy, the best model.
 
     Raises:
@@ -143,8 +144,10 @@ def open_model(
     path = _weights_of(fetched(given) if is_address(given) else Path(given), best)
     if _is_ours(path):
         with safe_open(path, framework="pt") as file:
-            return StoredModel(given, path, read_description(path), tuple(file.keys()))
-    stored = _open_foreign(given, path, heads)
+            stored = StoredModel(given, path, read_description(path), tuple(file.keys()))
+    else:
+        stored = _open_foreign(given, path, heads)
+    _warn_of_unused(stored, normalization, heads)
     if normalization is None or stored.description.mean:
         return stored
     if not len(normalization.mean) == len(normalization.std) == stored.description.channels:
@@ -155,6 +158,15 @@ def open_model(
     check(all(0 < each < math.inf for each in normalization.std), "std", normalization.std, "numbers above 0")
     check(all(map(math.isfinite, normalization.mean)), "mean", normalization.mean, "finite numbers")
     return replace(stored, description=replace(stored.description, mean=normalization.mean, std=normalization.std))
+
+
+def _warn_of_unused(stored: StoredModel, normalization: Normalization | None, heads: int | None) -> None:
+    """Warn if a number was given that is not taken, because the model says another."""
+    own = stored.description
+    if normalization is not None and own.mean and normalization != (own.mean, own.std):
+        warn(f"{stored.source} says its own mean and std, {own.mean} and {own.std}; those given are not used")
+    if heads is not None and heads != own.heads:
+        warn(f"{stored.source} says that it has {own.heads} heads; the {heads} given are not used")
 
 
 def _weights_of(place: Path, best: bool) -> Path:
@@ -186,7 +198,7 @@ def _open_foreign(source: str, path: Path, heads: int | None) -> StoredModel:
     description, recognised = described.description, described.found
     if header is not None:
         temperature = header.position_temperature
-        description = replace(description, value_range=header.value_range, position_temperature=temperature)
+        description = replace(description, position_temperature=temperature)
         if description.decoder is not None:
             description = replace(description, decoder=header.decoder)
     report = KeyReport(recognised.format, tuple(recognised.weights), recognised.left_out, remarks=described.remarks)
@@ -211,12 +223,21 @@ def _require_floating_point(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _facts(path: Path, found: StoredTensors) -> Facts:
-    """Return what the files beside the weights say, and the arguments of the training program in them."""
+    """Return what the files beside the weights say, and the arguments of the training program in them.
+
+    Without a config.json, these are the arguments of torchvision's ViT, as an export of ours has them.
+    """
     config = read_json(path.with_name(_CONFIG)) if path.name in WEIGHT_FILES else None
     if config is None:
         arguments = found.arguments
         normalized = arguments.get("norm_pix_loss")
+        built = (read_json(path.with_name(_ARGUMENTS)) if path.name in WEIGHT_FILES else None) or {}
         return Facts(
+            heads=whole(built.get("num_heads")),
+            width=whole(built.get("hidden_dim")),
+            depth=whole(built.get("num_layers")),
+            patch_size=size_pair(built.get("patch_size")),
+            image_size=size_pair(built.get("image_size")),
             mask_ratio=number(arguments.get("mask_ratio")),
             norm_pix_loss=normalized if isinstance(normalized, bool) else None,
         )

@@ -52,6 +52,7 @@ def timm_facts(config: Mapping[str, Any], path: Path) -> Facts:
         mean=numbers(given.get("mean")),
         std=numbers(given.get("std")),
         crop_pct=number(given.get("crop_pct")),
+        value_range=_value_range(config.get("value_range"), model.patch_embed.proj.in_channels, path),
         classes=names_by_label(classes),
         head_reads="avg" if pool == "avg" and not norms_the_mean else "cls",
         remarks=tuple(_remarks(given)),
@@ -83,6 +84,20 @@ def _built(config: Mapping[str, Any], path: Path) -> Any:
     if found:
         raise UserError(f"{path} is of {name}, which is not a plain ViT: {first_of(found, most=2)}")
     return model
+
+
+def _value_range(value: object, channels: int, path: Path) -> tuple[float, ...] | None:
+    """Return the range of values that an export of ours names, without which images would be read in another way."""
+    if value is None:
+        return None
+    found = tuple(map(float, value)) if isinstance(value, list) and {*map(type, value)} <= {int, float} else ()
+    if len(found) not in (2, 2 * channels) or not all(
+        low < high for low, high in zip(found[::2], found[1::2], strict=True)
+    ):
+        raise UserError(
+            f"{path} has value_range {value}; allowed: the least value and the end, for all channels or each"
+        )
+    return found
 
 
 def _remarks(given: Mapping[str, Any]) -> list[str]:

@@ -4,8 +4,10 @@ import io
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from mae.data.images.augment import eval_view
 from mae.data.images.decode import CHANNELS, decode
-from mae.errors import UserError
+from mae.errors import BadImageError, UserError
 from mae.files import open_regular
 from mae.models.description import ModelDescription
 
@@ -24,7 +26,9 @@ Pictures = Picture | Sequence[Picture]
 """One image, a sequence of them, an array [images height width channels] or a tensor [images channels height width]."""
 
 _BATCH_AXES = 4
+# Modes that TIFF stores as they are, and others with an alpha plane; what is left has no more than an RGB image has.
 _STORED_AS_THEY_ARE = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "I;16L", "I;16B", "F")
+_WITH_ALPHA = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
 
 
 def each_of(images: Pictures) -> Iterable[Picture]:
@@ -43,13 +47,14 @@ def encoded(image: Picture, has_range: bool = False) -> bytes:
 
     Raises:
         UserError: if a file cannot be read, or an array has other axes or values.
+        BadImageError: if a PIL image is damaged or closed.
     """
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | PathLike):
         return _read(Path(image))
     if isinstance(image, Image.Image):
-        return _saved(ImageOps.exif_transpose(image))
+        return _saved(image)
     return _encoded_array(image, has_range)
 
 
@@ -62,27 +67,43 @@ def _read(path: Path) -> bytes:
 
 
 def _encoded_array(image: NDArray[np.generic] | Tensor, has_range: bool) -> bytes:
-    if isinstance(image, Tensor):
-        # NumPy has no bfloat16.
-        array = (image.detach().float() if image.is_floating_point() else image.detach()).cpu().numpy()
-        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
-    else:
-        array = np.asarray(image)
+    array: NDArray[Any] = _array_of(image) if isinstance(image, Tensor) else np.asarray(image)
+    if array.dtype == object and not isinstance(image, np.ndarray):
+        raise UserError(
+            f"an image is a {type(image).__name__}; allowed: a path, bytes, a PIL image, an array or a tensor"
+        )
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise UserError(
-            f"an image has the shape {list(image.shape)}; allowed: arrays [height width channels], tensors "
+            f"an image has the shape {list(np.shape(image))}; allowed: arrays [height width channels], tensors "
             "[channels height width], and both [height width]"
         )
-    if array.dtype.kind not in "buif":
+    if array.dtype.kind not in "uif":
         raise UserError(f"an image has pixels of type {array.dtype}; allowed: whole or floating-point numbers")
     if array.dtype.kind == "f" and not has_range:
         array = _to_bytes(array)
+    if array.dtype != np.uint8 and not has_range:
+        raise UserError(
+            f"an image has pixels of type {array.dtype}, whose greatest value is not known; allowed: uint8 from 0 to "
+            "255, or floating-point numbers from 0 to 1"
+        )
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype == np.uint8 and channels in CHANNELS:
         return _saved(Image.fromarray(array.squeeze(2) if array.ndim == 3 and channels == 1 else array))
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def _array_of(image: Tensor) -> NDArray[np.generic]:
+    """Return a tensor [height width] or [channels height width] as an array with the channels last."""
+    # NumPy has none of the short floating-point types of torch but one, and float32 holds their values.
+    is_short = image.is_floating_point() and image.dtype not in (torch.float32, torch.float64)
+    try:
+        array: NDArray[np.generic] = (image.detach().float() if is_short else image.detach()).cpu().numpy()
+    except (TypeError, RuntimeError) as error:  # it is sparse, quantised or without values
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"an image is a tensor that cannot be read ({reason}); give its pixels") from None
+    return array.transpose(1, 2, 0) if array.ndim == 3 else array
 
 
 def _to_bytes(array: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -97,14 +118,22 @@ def _to_bytes(array: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def _saved(image: Image.Image) -> bytes:
-    # TIFF stores the pixels of these modes as they are; others have no more than an RGB image has.
-    if image.mode not in _STORED_AS_THEY_ARE:
-        image = image.convert("RGB")
+    """Return the bytes of a file with the pixels of an image, turned upright.
+
+    TIFF is fast, but has no transparent colour; compressed as the file that the image came from, it may change pixels.
+    """
     buffer = io.BytesIO()
     try:
-        image.save(buffer, format="TIFF")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"a PIL image of mode {image.mode} cannot be used ({error}); convert it to RGB first") from None
+        image = ImageOps.exif_transpose(image)
+        if image.mode not in _STORED_AS_THEY_ARE:
+            image = image.convert(_WITH_ALPHA.get(image.mode, "RGB"))
+        if image.has_transparency_data and image.mode in ("1", "L", "P", "RGB"):
+            image.save(buffer, format="PNG", compress_level=1)
+        else:
+            image.save(buffer, format="TIFF", compression="raw")
+    except (OSError, ValueError, KeyError, SyntaxError, AssertionError) as error:
+        reason = str(error) or "its file is closed"  # of which Pillow asserts the opposite
+        raise BadImageError(f"the pixels of a PIL image of mode {image.mode} cannot be read: {reason}") from None
     return buffer.getvalue()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -28,11 +29,12 @@ from mae.models.attention import attention_weights
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.description import ModelDescription
 from mae.models.network import build_network
-from mae.models.readout import NormKind, encode_all, features_of_tokens, read_features, select
+from mae.models.readout import NORMS, NormKind, encode_all, features_of_tokens, read_features, select
 from mae.models.selection import Selection, read_selection
 from mae.models.vit import TokenKind
 from mae.models.weights import file_tensors, require_finite
 from mae.output import say
+from mae.settings import check
 
 BATCH = 64
 """Number of images that go through the model at once. It is fixed, because other numbers change the last bits."""
@@ -143,8 +145,10 @@ class Model:
                 model gives, and what fine-tuning builds on; k-NN is often better with `raw`.
 
         Raises:
-            UserError: if an image cannot be used.
+            UserError: if an image cannot be used, or there are no such tokens or norm.
         """
+        check(tokens in get_args(TokenKind), "tokens", tokens, ", ".join(get_args(TokenKind)))
+        check(norm in NORMS, "norm", norm, ", ".join(NORMS))
         return torch.cat([select(features, tokens, norm) for features in self._run(self.features_of, images)])
 
     def logits(self, images: Pictures) -> Float32[Tensor, "images classes"]:
@@ -160,7 +164,7 @@ class Model:
         """Return the `top` most probable classes of each image.
 
         Raises:
-            UserError: if the model has no head, or an image cannot be used.
+            UserError: if the model has no head, an image cannot be used, or `top` is less than 1.
         """
         return most_probable(self.logits(images), self.classes, top)
 
@@ -216,11 +220,11 @@ class Model:
 
         return torch.cat(list(self._run(weights, images)))
 
-    def export(self, to: Sequence[str] = ("timm",), out: str | PathLike[str] | None = None) -> list[Exported]:
+    def export(self, to: str | Sequence[str] = "timm", out: str | PathLike[str] | None = None) -> list[Exported]:
         """Write the model for other libraries, as `mae export` does; see `mae.export.exporting.export_model`.
 
         Args:
-            to: Names of targets, such as `timm`, `transformers` and `onnx`; or `all`.
+            to: One or several names of targets, such as `timm`, `transformers` and `onnx`; or `all`.
             out: New folder: of one target the export itself, of several the folder of one folder for each target. None:
                 `export-TARGET` beside the model; see `mae.formats.opening.StoredModel.beside`.
 
@@ -231,7 +235,7 @@ class Model:
         require_our_norms(self.stored)
         weights = {name: tensor.float().cpu() for name, tensor in file_tensors(self.network).items()}
         model = TrainedModel(self.path, self.description, weights, self.sha256, self.stored)
-        return export_model(model, to, None if out is None else Path(out), say)
+        return export_model(model, [to] if isinstance(to, str) else to, None if out is None else Path(out), say)
 
     def require_head(self) -> None:
         """Raise a `UserError` if the model has no head."""

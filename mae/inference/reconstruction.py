@@ -101,6 +101,7 @@ def chosen_mask(
     kept = kept_patches(network.grid, network.mask_kind, mask_ratio) if 0 < mask_ratio < 1 else 0
     if not 0 < kept < network.patches:
         raise UserError(
-            f"mask_ratio {mask_ratio} would hide all or none of {network.patches} patches; allowed: between 0 and 1"
+            f"mask_ratio {mask_ratio} keeps {kept} of {network.patches} patches with {network.mask_kind} masks; "
+            "allowed: a ratio with which some are kept and some hidden"
         )
     return make_mask(noise, network.grid, network.mask_kind, kept, network.mask_version)

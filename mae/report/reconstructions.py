@@ -8,6 +8,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from mae import keyed
 from mae.data.loader import normalize
 from mae.data.source import statistics_of
+from mae.errors import what_to_do
 from mae.files import write_atomically
 from mae.inference.reconstruction import reconstructed
 from mae.keyed import Purpose
@@ -43,7 +44,7 @@ def picture_drawer(job: Job, task: Pretraining) -> Callable[[int], None]:
         try:
             write_atomically(path, picture)
         except OSError as error:  # a picture is not worth the run
-            warn(f"{path} is not written ({error.strerror}); make room")
+            warn(f"{path} is not written: {what_to_do(error)}")
 
     return draw
 

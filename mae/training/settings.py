@@ -106,7 +106,7 @@ class TrainSettings:
     export: ExportAtEndSettings = field(default_factory=ExportAtEndSettings)
 
     def __post_init__(self) -> None:
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(0 <= self.seed < 1 << 64, "seed", self.seed, "0 or more, below 2^64")
         check(0 < self.epochs <= _MOST_EPOCHS, "epochs", self.epochs, f"above 0, at most {_MOST_EPOCHS:g}")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         counts = ("micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "skip_at_most")

@@ -1,5 +1,6 @@
 """Workers serve their trainer: they end with it, leave its signals alone, and what befalls them is named."""
 
+import errno
 import faulthandler
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from mae.data.batch import Batch, empty_batch
 from mae.data.loader import kill_workers, load, normalize, worker_failure
 from mae.data.settings import DataSettings
 from mae.data.statistics import PixelStatistics
-from mae.errors import BadDataError, UserError
+from mae.errors import BadDataError, UserError, user_error_of
 
 HOST = socket.gethostname()
 ROOT = Path(__file__).parent.parent.parent
@@ -165,10 +167,30 @@ def test_a_bug_in_a_worker_keeps_its_traceback() -> None:
         list(load(Numbered(2, lambda: 1 // 0), range(3), workers=1))
 
 
+@pytest.mark.parametrize("error", [BlockingIOError(errno.EAGAIN, "busy"), RuntimeError("can't start new thread")])
+def test_where_no_more_processes_are_allowed_none_is_left_behind(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """multiprocessing would wait without end for a worker that ignores its signals."""
+    start, started = BaseProcess.start, list[BaseProcess]()
+
+    def limited(process: BaseProcess) -> None:
+        if started:
+            raise error
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(BaseProcess, "start", limited)
+    with pytest.raises(type(error)) as caught:
+        load(Numbered(), range(3), workers=2)
+    assert not started[0].is_alive()
+    assert "raise the number of processes (ulimit -u" in str(user_error_of(caught.value))
+
+
 def test_p03_workers_ignore_the_signals_of_their_trainer() -> None:
     batches = load(Numbered(), range(50), workers=2)
     for worker in workers_of(os.getpid()):  # they may just have begun
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             os.kill(worker, number)
     assert [batch.ids[0].item() for batch in batches] == list(range(50))
 

@@ -186,6 +186,33 @@ def test_a_file_system_that_fails_for_a_moment_is_tried_again_d13(
         read(reader, 0)
 
 
+def test_what_does_not_pass_by_waiting_is_not_waited_for(
+    make_shards: Callable[..., Path], reader_of: Callable[..., ImageReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of images of one shard would add up to hours."""
+    reader = reader_of(make_shards([3, 1]))
+    slept: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    failure, pread = OSError(5, "Input/output error"), os.pread
+
+    def failing(descriptor: int, size: int, offset: int) -> bytes:
+        raise failure
+
+    monkeypatch.setattr(os, "pread", failing)
+    for number in range(3):
+        with pytest.raises(UserError, match="Input/output error; restore it"):
+            read(reader, number)
+    assert len(slept) == len(module._SECONDS_BEFORE_RETRIES), "only for the first image of a shard"
+    monkeypatch.setattr(os, "pread", pread)
+    assert read(reader, 0) == png(0)
+    failure = OSError(13, "Permission denied")
+    monkeypatch.setattr(os, "pread", failing)
+    slept.clear()
+    with pytest.raises(UserError, match="Permission denied; make it readable for this user"):
+        read(reader, 3)
+    assert slept == []
+
+
 def test_patience_lasts_seconds_and_ends() -> None:
     assert 1 < sum(module._SECONDS_BEFORE_RETRIES) < 60
 

@@ -168,6 +168,7 @@ def test_the_command_takes_what_a_file_does_not_say_and_reports_its_tensors(
 
 def test_under_a_launcher_the_first_process_does_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = autoencoder(SQUARE, (8, 8), 3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert run(ExportSettings(model.path, out=tmp_path / "out")) == []
     assert not (tmp_path / "out").exists()

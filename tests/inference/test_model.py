@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +127,53 @@ def test_pil_images_of_all_modes_are_read_as_their_files(mode: str, tmp_path: Pa
     file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     (image.convert("RGB") if mode == "YCbCr" else image).save(file)
     assert torch.equal(decode(encoded(image), 3), decode(file.read_bytes(), 3))
+
+
+def test_what_a_pil_image_cannot_show_of_its_file_is_kept(tmp_path: Path) -> None:
+    """A transparent colour, alpha in a palette, and the compression of a file that is not to be repeated."""
+    array = pixels(0, 40, 48)
+    image, alpha = Image.fromarray(array), np.dstack([array, pixels(1, 40, 48)[:, :, :1]])
+    image.quantize(16).save(tmp_path / "a.png", transparency=bytes([0, 128] + [255] * 14))
+    image.save(tmp_path / "b.png", transparency=tuple(array[4, 4].tolist()))
+    image.convert("L").save(tmp_path / "c.png", transparency=100)
+    image.convert("1").save(tmp_path / "d.png", transparency=0)
+    Image.fromarray(alpha).quantize(16).save(tmp_path / "e.png")
+    image.save(tmp_path / "f.tif", compression="jpeg")
+    image.convert("1").save(tmp_path / "g.tif", compression="group4")
+    for file in sorted(tmp_path.iterdir()):
+        for channels in (1, 3, 4):
+            with Image.open(file) as opened:
+                assert torch.equal(decode(encoded(opened), channels), decode(file.read_bytes(), channels)), file
+    with Image.open(tmp_path / "g.tif") as opened:
+        assert decode(encoded(opened.convert("RGB")), 3).shape == (3, 40, 48)
+    for usual, mode in (("LA", "La"), ("RGBA", "RGBa"), ("RGBA", "PA")):
+        shown = Image.fromarray(alpha).convert(usual).convert(mode)
+        assert decode(encoded(shown), 4)[3].tolist() == np.asarray(shown)[:, :, -1].tolist()
+
+
+def test_images_that_cannot_be_read_are_told_in_one_line(pretrained: Path, tmp_path: Path) -> None:
+    model = mae.load(pretrained, "cpu")
+    Image.fromarray(pixels(0, 64, 64)).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    refusal = pytest.raises(
+        UserError, match=r"image 0 is not usable: the pixels of a PIL image of mode RGB .*truncated"
+    )
+    with Image.open(tmp_path / "cut.jpg") as cut, refusal:
+        model.embed(cut)
+    with Image.open(tmp_path / "a.jpg") as closed:
+        pass
+    images: list[tuple[Any, str]] = [
+        (closed, "image 0 is not usable: .*closed"),
+        (pixels(0) > 5, "pixels of type bool"),
+        (pixels(0).astype(np.uint16), "type uint16, whose greatest value is not known; allowed: uint8"),
+        (torch.eye(8).to_sparse(), "a tensor that cannot be read"),
+        (torch.empty(3, 8, 8, device="meta"), "a tensor that cannot be read"),
+    ]
+    for image, words in images:
+        with pytest.raises(UserError, match=words) as caught:
+            model.embed([image])
+        assert "\n" not in str(caught.value)
 
 
 def test_reconstruction(pretrained: Path) -> None:

@@ -283,7 +283,7 @@ def test_a_full_disk_at_an_evaluation_does_not_end_the_run(
     monkeypatch.setattr(RunFolder, "publish", full_at_first)
     flags = ["--optim.base_lr", "1e-30", "--epochs", "2", "--keep_checkpoints", "9", "--eval_every", "0.1"]
     folder = run(settings(shards, held_out, tmp_path / "run", *flags, "--checkpoint_every", "1"))
-    assert "the best model of step 1 is not written (No space left on device); make room" in capsys.readouterr().err
+    assert "the best model of step 1 is not written: No space left on device; make room" in capsys.readouterr().err
     assert calls[-1] == "best.safetensors"  # at the end, from the checkpoint
     assert (folder.path / "best.safetensors").exists()
 

@@ -264,12 +264,13 @@ def test_a_start_that_fails_is_no_preemption(
     assert (record["reason"], record["message"]) == ("error", f"error: {caught.value}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["open", "build_model"], ids=["index", "model"])
 def test_a_signal_before_training_is_a_preemption(
     moment: str, number: signal.Signals, again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run" / "exit.json").write_text('{"reason": "error"}')
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which it ends nothing, may have started the tests
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)]
 
     def told(*given: object) -> None:

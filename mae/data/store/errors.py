@@ -30,7 +30,7 @@ class DeniedError(UserError):
 
 
 def remedy_for(error: OSError, otherwise: str) -> str:
-    """Return what to do about an error of the operating system: for too many open files that, else `otherwise`."""
+    """Return what to do about an error of the operating system that is known here, else `otherwise`."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "raise the limit of open files in the shell that starts the program: ulimit -n 65536"
-    return otherwise
+    return "make it readable for this user" if error.errno in (errno.EACCES, errno.EPERM) else otherwise

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
 
-from mae.errors import UserError
+from mae.errors import UserError, world_size
 from mae.processes import end_with_launcher
 from mae.training.processes.first_error import answer_roll_calls
 from mae.training.processes.fsdp2 import shard_on_any_device, sharding_asked_for
@@ -20,6 +20,8 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 # Variables that Accelerate reads, and others that mpirun sets.
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+_NUMBERS = (*_WORLD_SIZES, "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+_OF_SEVERAL = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def start_accelerator(precision: Precision, timeout: float = 600.0) -> Accelerator:
@@ -29,8 +31,9 @@ def start_accelerator(precision: Precision, timeout: float = 600.0) -> Accelerat
 
     Raises:
         UserError: if the launcher silently started fewer processes, they cannot reach each other, a requested GPU is
-            missing, or it lacks the precision.
+            missing, or it lacks the precision; or if a variable of the launcher is missing or has no meaning.
     """
+    _require_whole_launch()
     _refuse_a_lost_launch()
     _refuse_a_lost_gpu()
     end_with_launcher()
@@ -47,6 +50,12 @@ def start_accelerator(precision: Precision, timeout: float = 600.0) -> Accelerat
             f"the processes cannot meet at {place} ({str(error).splitlines()[0]}); check that rank 0 runs there, or "
             "choose another port (torchrun --master_port, accelerate launch --main_process_port)"
         ) from None
+    except (ValueError, ImportError) as error:
+        variables = sorted(name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_")))
+        raise UserError(
+            f"Accelerate cannot start: {' '.join(str(error).split())}; check the variables of the environment that it "
+            f"reads: {', '.join(variables) or 'none is set'}"
+        ) from None
     asked = next((int(os.environ[name]) for name in _WORLD_SIZES if name in os.environ), 1)
     if asked != accelerator.num_processes:
         raise UserError(
@@ -58,6 +67,20 @@ def start_accelerator(precision: Precision, timeout: float = 600.0) -> Accelerat
     if accelerator.num_processes > 1:
         answer_roll_calls()
     return accelerator
+
+
+def _require_whole_launch() -> None:
+    """Refuse variables of a launcher that are no numbers, or of which some are missing: a shell may have left them."""
+    for name in _NUMBERS:
+        text = os.environ.get(name)
+        if text is not None and not re.fullmatch(r"-?\d+", text):  # -1 is a usual word for none
+            raise UserError(f"{name} is {text!r}; allowed: a number, as a launcher sets it; unset it, or use torchrun")
+    missing = [name for name in _OF_SEVERAL if name not in os.environ]
+    if 0 < len(missing) < len(_OF_SEVERAL) and (processes := world_size()) > 1:
+        raise UserError(
+            f"WORLD_SIZE is {processes}, but {', '.join(missing)} is not set; start the processes by torchrun or "
+            "accelerate launch, or unset WORLD_SIZE"
+        )
 
 
 def _process_group(timeout: float) -> InitProcessGroupKwargs:

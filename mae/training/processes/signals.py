@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM from a scheduler, SIGUSR1 from a batch script, Ctrl-C from a person.
+"""Requests to stop: SIGTERM from a scheduler, SIGUSR1 from a batch script, Ctrl-C, SIGHUP of a terminal that closes.
 
 The first asks the run to save and exit; the next ends the process at once. Python only runs signal handlers between
 two of its own instructions, never while the main thread waits inside a collective or a kernel. So the interpreter's C
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from mae.errors import is_rank_zero
+from mae.errors import is_rank_zero, world_size
 from mae.training.processes.first_error import is_in_trouble
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 # The terminal or the scheduler may signal the whole process group, and the launcher then forwards the same signal.
 _SECONDS_OF_ECHOES = 2.0
@@ -44,13 +44,13 @@ class StoppedError(BaseException):
 
 @contextmanager
 def signals_end_a_start(is_last: bool = False) -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1 raise a `StoppedError` with the signal's name, until the context ends.
+    """Let SIGTERM, SIGUSR1 and SIGHUP raise a `StoppedError` with the signal's name, until the context ends.
 
     With several processes they end the process at once, as they do by default: the launcher sends SIGTERM to all when
     one has died, which is no preemption. But if this process `is_last`, the others are done. Outside the main thread
     nothing is changed.
     """
-    is_alone = is_last or int(os.environ.get("WORLD_SIZE", "1")) == 1
+    is_alone = is_last or world_size() == 1
     if not is_alone or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,7 +62,7 @@ def signals_end_a_start(is_last: bool = False) -> Iterator[None]:
             signal.raise_signal(number)
         raise StoppedError(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, stop) for number in _heeded() if number != signal.SIGINT}
     try:
         yield
     finally:
@@ -72,7 +72,7 @@ def signals_end_a_start(is_last: bool = False) -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn SIGTERM, SIGUSR1 and SIGINT into requests to stop, until the context ends.
+    """Turn SIGTERM, SIGUSR1, SIGINT and SIGHUP into requests to stop, until the context ends.
 
     A repeat within two seconds counts as the same signal. After that, any of them ends the process at once with exit
     code 128 + number, even while the main thread is stuck.
@@ -90,7 +90,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
     thread = threading.Thread(target=_decide, args=(reader, request, ended), name="stop on signal", daemon=True)
     thread.start()
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    handlers_before = {number: signal.signal(number, _leave_it_to_the_thread) for number in STOP_SIGNALS}
+    handlers_before = {number: signal.signal(number, _leave_it_to_the_thread) for number in _heeded()}
     try:
         yield request
     finally:
@@ -103,6 +103,12 @@ def stop_on_signal() -> Iterator[StopRequest]:
         thread.join()
         os.close(writer)
         os.close(reader)
+
+
+def _heeded() -> list[signal.Signals]:
+    """Return the stop signals that this process heeds: under nohup, the end of the terminal is none."""
+    is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (is_nohup and number == signal.SIGHUP)]
 
 
 def _leave_it_to_the_thread(number: int, frame: FrameType | None) -> None:
@@ -135,7 +141,7 @@ def _announce(reason: str, ended: threading.Event) -> None:
     """Tell the user, on rank 0, unless a launcher only ends this process because another rank has failed."""
     if not is_rank_zero():
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (ended.wait(_SECONDS_TO_FAIL) or is_in_trouble()):
+    if world_size() > 1 and (ended.wait(_SECONDS_TO_FAIL) or is_in_trouble()):
         return
     with suppress(OSError, ValueError):  # a closed stderr does not matter
         sys.stderr.write(f"{reason}: the run saves and exits after this step; another signal ends it at once\n")

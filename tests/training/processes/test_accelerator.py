@@ -22,6 +22,27 @@ def test_one_process_on_the_cpu_runs_in_fp32() -> None:
         assert accelerator.mixed_precision == "no"
 
 
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x'; allowed: a number"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK is ''; allowed: a number"),
+        ({"MASTER_PORT": "a"}, "MASTER_PORT is 'a'; allowed: a number"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "2, but MASTER_ADDR, MASTER_PORT is not set"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "x"}, "Accelerate cannot start: .*ACCELERATE_GRADIENT_ACCUM"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "foo"}, "Accelerate cannot start: .*ACCELERATE_DYNAMO_BACKEND"),
+    ],
+)  # fmt: skip
+def test_variables_of_a_launcher_without_a_meaning_are_named(
+    variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words) as caught:
+        start_accelerator("fp32")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_k09_bf16_without_a_gpu_is_refused() -> None:
     with pytest.raises(UserError, match="no GPU with bf16"):

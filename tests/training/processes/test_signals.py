@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,23 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
         return "".join(texts)
 
     return read
+
+
+@pytest.fixture(autouse=True)
+def _without_nohup() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_under_nohup_the_end_of_the_terminal_is_no_request(said: Callable[[], str]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals_end_a_start(), stop_on_signal() as request:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+        assert request.reason is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert said() == ""
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
