@@ -131,9 +131,10 @@ def _saved(image: Image.Image) -> bytes:
             image.save(buffer, format="PNG", compress_level=1)
         else:
             image.save(buffer, format="TIFF", compression="raw")
-    except (OSError, ValueError, KeyError, SyntaxError, AssertionError) as error:
-        reason = str(error) or "its file is closed"  # of which Pillow asserts the opposite
-        raise BadImageError(f"the pixels of a PIL image of mode {image.mode} cannot be read: {reason}") from None
+    except (AssertionError, AttributeError):  # Pillow's, of various versions, where it finds no open file
+        raise BadImageError("the file of a PIL image was closed before its pixels were read (image.load())") from None
+    except (OSError, ValueError, KeyError, SyntaxError) as error:
+        raise BadImageError(f"the pixels of a PIL image of mode {image.mode} cannot be read: {error}") from None
     return buffer.getvalue()
 
 
