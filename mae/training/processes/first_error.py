@@ -278,7 +278,7 @@ def _can_meet() -> bool:
 
     A job of one process has none.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return False
     return distributed.is_initialized() or has_launchers_store()
 

@@ -23,6 +23,7 @@ from mae.training.processes import first_error
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.consensus import RankConsensus
 from mae.training.processes.first_error import errors_said_once, failure_of
+from mae.training.processes.signals import signals_end_a_start
 
 HOST = socket.gethostname()
 
@@ -397,3 +398,13 @@ def test_one_process_keeps_its_tracebacks_and_its_lines(capsys: pytest.CaptureFi
     failure = failure_of(UserError("what"))
     assert failure.is_first
     assert failure.text == "error: what"
+
+
+def test_a_number_of_processes_that_is_none_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    with pytest.raises(SystemExit) as ended, errors_said_once(), signals_end_a_start():
+        pytest.fail("it should not start")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: WORLD_SIZE is 'x'; allowed: a number of processes")
