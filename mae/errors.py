@@ -117,8 +117,12 @@ def is_rank_zero() -> bool:
 
     A process without others has rank 0, whatever is left in `RANK`.
     """
-    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    return is_alone or os.environ.get("RANK", "0").strip() in ("", "0")
+    return is_alone() or os.environ.get("RANK", "0").strip() in ("", "0")
+
+
+def is_alone() -> bool:
+    """Return whether the launcher's `WORLD_SIZE` speaks of one process, or is not set."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def world_size() -> int:

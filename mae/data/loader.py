@@ -77,13 +77,17 @@ def load(
             )
         )
     except BaseException:  # multiprocessing would wait for ever for those that did start
-        _kill(list(set(multiprocessing.active_children()) - set(others)))
+        _kill(_started_since(others))
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    own = sorted(set(multiprocessing.active_children()) - set(others), key=lambda worker: worker.pid or 0)
+    own = _started_since(others)
     _workers.update(own)
     return _explain_failures(made, own, timeout)
+
+
+def _started_since(others: Sequence[BaseProcess]) -> list[BaseProcess]:
+    return sorted(set(multiprocessing.active_children()) - set(others), key=lambda worker: worker.pid or 0)
 
 
 def worker_failure(error: BaseException) -> UserError | None:

@@ -9,11 +9,13 @@ import torch
 from timm.models import list_models
 from torch import nn
 
+from mae.data.images.levels import check_value_range
 from mae.errors import UserError, first_of
 from mae.formats.config_values import mapping, names_by_label, number, numbers, size_pair
 from mae.formats.facts import Facts
 from mae.models.sizes import Size
 from mae.models.timm_models import differences
+from mae.settings import check
 
 # timm's modules that define plain ViTs, among other models.
 _MODULES = ("vision_transformer", "deit")
@@ -86,17 +88,14 @@ def _built(config: Mapping[str, Any], path: Path) -> Any:
     return model
 
 
-def _value_range(value: object, channels: int, path: Path) -> tuple[float, ...] | None:
+def _value_range(value: Any, channels: int, path: Path) -> tuple[float, ...] | None:
     """Return the range of values that an export of ours names, without which images would be read in another way."""
     if value is None:
         return None
-    found = tuple(map(float, value)) if isinstance(value, list) and {*map(type, value)} <= {int, float} else ()
-    if len(found) not in (2, 2 * channels) or not all(
-        low < high for low, high in zip(found[::2], found[1::2], strict=True)
-    ):
-        raise UserError(
-            f"{path} has value_range {value}; allowed: the least value and the end, for all channels or each"
-        )
+    name = f"{path}: value_range"
+    check(isinstance(value, list) and {*map(type, value)} <= {int, float}, name, value, "a list of numbers")
+    found = tuple(map(float, value))
+    check_value_range(name, found, channels)
     return found
 
 

@@ -74,10 +74,11 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         found = _find(task, settings, folder, beginning, total, progress)
         start = _start_position(folder, found, beginning)
         model, state = _prepare(task, settings, accelerator, found)
+        bare = accelerator.unwrap_model(model)
         _say_where(folder, found, total, progress)
         if accelerator.is_main_process:
-            _make_ready(folder, settings, start.step, accelerator.unwrap_model(model), progress)
-        writer = _writer(folder, settings, accelerator, sharded=is_sharded(accelerator.unwrap_model(model)))
+            _make_ready(folder, settings, start.step, bare, progress)
+        writer = _writer(folder, settings, accelerator, sharded=is_sharded(bare))
         accelerator.wait_for_everyone()
     job = Job(
         task=task,

@@ -26,7 +26,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError
 
 from mae.data.loader import kill_workers, worker_failure
-from mae.errors import INTERRUPTED_EXIT_CODE, first_of, one_line_errors, user_error_of
+from mae.errors import INTERRUPTED_EXIT_CODE, first_of, is_alone, one_line_errors, user_error_of
 from mae.output import one_line
 from mae.training.processes.rendezvous import has_launchers_store, start_word
 
@@ -278,7 +278,7 @@ def _can_meet() -> bool:
 
     A job of one process has none.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if is_alone():
         return False
     return distributed.is_initialized() or has_launchers_store()
 
