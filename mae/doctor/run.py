@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import math
-import shutil
 from pathlib import Path
 
 from mae.data.plan import plan_batches
@@ -14,7 +13,7 @@ from mae.errors import UserError
 from mae.files import try_to_write
 from mae.output import counted
 from mae.training.checkpoints.reader import require_same_data
-from mae.training.checkpoints.room import checkpoint_bytes
+from mae.training.checkpoints.room import room
 from mae.training.export_at_end import require_exports
 from mae.training.run_folder.folder import RunFolder
 from mae.training.run_folder.lock import LOCK_FILE
@@ -133,19 +132,14 @@ def _refuse_what_cannot_be_written(folder: Path, run_dir: Path) -> None:
 def disk_space(examination: Examination) -> Finding:
     """Check the room for one more checkpoint than are kept: the oldest is removed after the newest is written."""
     asked = examination.settings
-    size = checkpoint_bytes(examination.model, asked.ema_decay is not None, asked.optim.name)
-    kept = asked.keep_checkpoints
-    permanent = examination.total_steps // asked.keep_every if asked.keep_every else 0
-    there = len(list(examination.folder.checkpoints.glob("step-*")))
-    together = kept + 1 + permanent
-    needed = size * max(1, together - there)
     place = nearest_folder(asked.run_dir)
-    free = shutil.disk_usage(place).free
+    disk = room(examination.model, asked, examination.total_steps, examination.folder.checkpoints, place)
     found = (
-        f"{gigabytes(free)} are free at {place}, {gigabytes(needed)} are needed: {counted(together, 'checkpoint')} of "
-        f"{gigabytes(size)}" + (f", {there} of them already written" if there else "")
+        f"{gigabytes(disk.free)} are free at {place}, {gigabytes(disk.needed)} are needed: "
+        f"{counted(disk.together, 'checkpoint')} of {gigabytes(disk.size)}"
+        + (f", {disk.there} of them already written" if disk.there else "")
     )
-    if needed <= free:
+    if disk.needed <= disk.free:
         return Finding(found)
-    fewer = f" or lower keep_checkpoints from {kept}" if kept > 1 else ""
-    return Finding(found, problems=(f"free another {gigabytes(needed - free)}, give another run_dir{fewer}",))
+    fewer = f" or lower keep_checkpoints from {asked.keep_checkpoints}" if asked.keep_checkpoints > 1 else ""
+    return Finding(found, problems=(f"free another {gigabytes(disk.needed - disk.free)}, give another run_dir{fewer}",))

@@ -22,7 +22,7 @@ from mae.models.weights import file_tensors
 from mae.settings import dump
 from mae.training.checkpoints.manifest import DataPosition, RunPosition
 from mae.training.checkpoints.reader import Checkpoint, newest_checkpoint, require_same_data, verify_checkpoint
-from mae.training.checkpoints.room import checkpoint_bytes, missing_room
+from mae.training.checkpoints.room import Room, room
 from mae.training.checkpoints.tensor_files import files_of
 from mae.training.checkpoints.writer import CheckpointWriter
 from mae.training.job import EARLY_END, Job, total_steps
@@ -77,7 +77,8 @@ def start_job(task: Task, plan: BatchPlan, accelerator: Accelerator, progress: T
         bare = accelerator.unwrap_model(model)
         _say_where(folder, found, total, progress)
         if accelerator.is_main_process:
-            _make_ready(folder, settings, start.step, bare, progress)
+            _make_ready(folder, settings, start.step, progress)
+            _warn_of_a_full_disk(room(bare, settings, total, folder.checkpoints, folder.path), folder, progress)
         writer = _writer(folder, settings, accelerator, sharded=is_sharded(bare))
         accelerator.wait_for_everyone()
     job = Job(
@@ -254,16 +255,19 @@ def _report_of_init(job: Job) -> KeyReport | None:
     return origin.report(file_tensors(job.accelerator.unwrap_model(job.model)), settings.data, settings.model)
 
 
-def _make_ready(
-    folder: RunFolder, settings: TrainSettings, step: int, model: nn.Module, progress: TrainingProgress
-) -> None:
-    """Make the folder, remove from its log what a resume at `step` will do again, and look for room."""
+def _make_ready(folder: RunFolder, settings: TrainSettings, step: int, progress: TrainingProgress) -> None:
+    """Make the folder, and remove from its log what a resume at `step` will do again."""
     folder.create(settings)
     if damage := folder.forget_after(step):
         progress.say(f"warning: {damage}")
-    size = checkpoint_bytes(model, settings.ema_decay is not None, settings.optim.name)
-    if warning := missing_room(folder.checkpoints, settings.keep_checkpoints, size):
-        progress.say(warning)
+
+
+def _warn_of_a_full_disk(disk: Room, folder: RunFolder, progress: TrainingProgress) -> None:
+    if disk.needed > disk.free:
+        progress.say(
+            f"warning: the checkpoints to come take {disk.needed:,} bytes, {folder.path} has {disk.free:,} bytes free; "
+            "make room or lower keep_checkpoints"
+        )
 
 
 def _writer(
