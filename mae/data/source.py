@@ -123,7 +123,7 @@ class IndexedSource(Source):
         ids = spread_evenly(self.samples, most)
         batch = EvalBatches(self.index, len(ids), data, ids=ids)[0]
         if batch.bad and not data.max_bad_samples:
-            raise UserError(f"bad image {batch.bad[0]}; pack the shards again without it")
+            raise UserError(f"bad image {batch.bad[0]}; mend it, or pack the shards again without it")
         return FixedImages(ids, batch.images)
 
     def some_images(self, most: int, data: DataSettings) -> Iterator[NamedImage]:

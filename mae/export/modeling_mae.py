@@ -95,6 +95,7 @@ class MaeClassifier(PreTrainedModel):
     config_class = MaeClassifierConfig
     main_input_name = "pixel_values"
     _no_split_modules = ["Block"]  # noqa: RUF012 (as in transformers)
+    _supports_sdpa = True
 
     def __init__(self, config: MaeClassifierConfig) -> None:
         super().__init__(config)

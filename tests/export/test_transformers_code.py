@@ -19,11 +19,11 @@ from mae.models.vit import TokenKind
 pytestmark = pytest.mark.usefixtures("offline")
 
 
-def load_with_code(folder: Path) -> Any:
+def load_with_code(folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForImageClassification
 
     theirs, report = AutoModelForImageClassification.from_pretrained(
-        folder, trust_remote_code=True, output_loading_info=True
+        folder, trust_remote_code=True, output_loading_info=True, **options
     )
     assert not any(report.values()), report
     return theirs.eval()
@@ -42,6 +42,16 @@ def test_every_head_on_every_token_computes_the_same_logits(tmp_path: Path, head
     assert torch.equal(logits, theirs(images).logits)
     assert list(exported.left_behind) == []
     assert theirs.config.id2label == {0: "cat", 1: "dog", 2: "red panda"}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_usual_kinds_of_attention_can_be_asked_for(tmp_path: Path, attention: str) -> None:
+    model = classifier("mlp", "cls")
+    export(model, "transformers_code", tmp_path / "out")
+    images = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        asked = load_with_code(tmp_path / "out", attn_implementation=attention)(images).logits
+    torch.testing.assert_close(asked, model.logits(images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("settings", "image_size", "channels"), [(RECTANGLE, (8, 12), 1), (SQUARE, (32, 96), 5)])
