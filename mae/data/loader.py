@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mae.data.statistics import PixelStatistics
-from mae.errors import UserError, first_of
+from mae.errors import MACHINE_REMEDIES, UserError, first_of
 from mae.processes import end_with_parent
 
 # A scheduler or a person sends these to the whole process group; only the trainer handles them.
@@ -36,8 +36,10 @@ _RESUME = "run the same command again to resume from the last checkpoint"
 # A process that ends breaks its connections some time before its exit code can be read.
 _EXIT_TIMEOUT = 1.0
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only its size is read
-# Exit code of a worker that found no shared memory for a batch.
-_NO_SHARED_MEMORY = errno.ENOSPC
+# Exit codes of a worker that could not send a batch: no shared memory, too many open files, too large a file.
+_UNSENT = (errno.ENOSPC, errno.EMFILE, errno.EFBIG)
+# How often it is looked whether a batch is awaited for too long, and how much later than torch itself would say so.
+_WATCH_INTERVAL, _WATCH_DELAY = 0.5, 2.0
 
 # Texts of torch's DataLoader and of the operating system; each has a test that fails if it changes.
 _WORKER_GONE = re.compile(
@@ -45,7 +47,7 @@ _WORKER_GONE = re.compile(
 )
 _TIMED_OUT = "DataLoader timed out"
 # torch 2.11 reports a full /dev/shm by the second text.
-_NO_SPACE = (os.strerror(errno.ENOSPC), "unable to allocate shared memory")
+_NO_SHARED_MEMORY = "unable to allocate shared memory"
 
 AnyBatch = TypeVar("AnyBatch")
 _workers: WeakSet[BaseProcess] = WeakSet()
@@ -117,9 +119,46 @@ def normalize(
     return (images.float() - mean) / std
 
 
+class _Watch(threading.Thread):
+    """Thread that kills the workers when the trainer waits for a batch much longer than `timeout` seconds.
+
+    torch's own limit does not hold while a batch is received: a worker that has announced a batch and stops then (it is
+    frozen, or waits for a disk) would hold the trainer for ever.
+    """
+
+    def __init__(self, workers: Sequence[BaseProcess], timeout: float) -> None:
+        super().__init__(daemon=True)
+        self.awaited: int | None = None
+        """Number of the batch that the trainer waits for; None: it does not wait."""
+        self.has_killed = False
+        self._workers = workers
+        self._looks = (timeout + _WATCH_DELAY) / _WATCH_INTERVAL
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Count looks, not seconds: a machine that was asleep has made no batch either."""
+        looks, before = 0, None
+        while not self._ended.wait(_WATCH_INTERVAL):
+            looks = looks + 1 if self.awaited is not None and self.awaited == before else 0
+            before = self.awaited
+            if looks > self._looks:
+                self.has_killed = True
+                for worker in self._workers:
+                    worker.kill()
+                return
+
+    def end(self) -> None:
+        """End the thread."""
+        self._ended.set()
+
+
 def _explain_failures(made: Iterator[AnyBatch], workers: Sequence[BaseProcess], timeout: float) -> Iterator[AnyBatch]:
+    watch = _Watch(workers, timeout)
+    if workers:
+        watch.start()
     try:
         for done in count():
+            watch.awaited = done
             try:
                 batch = next(made)
             except StopIteration:
@@ -129,7 +168,7 @@ def _explain_failures(made: Iterator[AnyBatch], workers: Sequence[BaseProcess], 
             except (RuntimeError, EOFError, OSError) as error:
                 try:
                     with _no_reports_of_torch():
-                        timed_out = _TIMED_OUT in str(error)
+                        timed_out = watch.has_killed or _TIMED_OUT in str(error)
                         mistake = _stuck(done, workers, timeout) if timed_out else _failure_within(error, workers)
                 except RuntimeError as report:  # torch's came just before they were turned off
                     mistake = worker_failure(report)
@@ -137,8 +176,10 @@ def _explain_failures(made: Iterator[AnyBatch], workers: Sequence[BaseProcess], 
                     raise
                 _kill(workers)
                 raise mistake from None
+            watch.awaited = None
             yield batch
     finally:
+        watch.end()
         # A killed worker may have held a lock that the others wait for; torch would wait ten seconds for each of them.
         if any(worker.exitcode for worker in workers):
             _kill(workers)
@@ -180,13 +221,15 @@ def _failure_within(error: Exception, workers: Sequence[BaseProcess]) -> UserErr
 
 def _gone(pid: int) -> UserError:
     exit_code = next((worker.exitcode for worker in _workers if worker.pid == pid), None)
-    if exit_code in (_NO_SHARED_MEMORY, -signal.SIGBUS):
+    if exit_code in (errno.ENOSPC, -signal.SIGBUS):
         total = shutil.disk_usage(_SHARED_MEMORY).total
         return UserError(
             f"{_SHARED_MEMORY} on {gethostname()} has {total:,} bytes, too few for the batches that the data workers "
             "prepare ahead: lower data.workers, or enlarge it (docker run --shm-size 16g)"
         )
     who = f"data worker {pid} on {gethostname()}"
+    if exit_code in _UNSENT:
+        return UserError(f"{who} could not send a batch: {os.strerror(exit_code)}; {MACHINE_REMEDIES[exit_code]}")
     if exit_code is None or exit_code >= 0:
         return UserError(f"{who} ended with exit code {exit_code}; see its message above")
     how = f"was killed by signal {-exit_code} ({signal.Signals(-exit_code).name})"
@@ -224,7 +267,10 @@ def _prepare_worker(_: int) -> None:
 
 def _exit_for_unsent_batch(error: Exception, _: object) -> None:
     """End a worker whose batch cannot be sent; the queue would drop the batch, and the trainer would wait for it."""
-    if any(text in str(error) for text in _NO_SPACE):
-        os._exit(_NO_SHARED_MEMORY)
+    for number in _UNSENT:
+        if os.strerror(number) in str(error):
+            os._exit(number)
+    if _NO_SHARED_MEMORY in str(error):
+        os._exit(errno.ENOSPC)
     traceback.print_exception(error)
     os._exit(1)

@@ -4,6 +4,7 @@ import errno
 import faulthandler
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -147,6 +148,20 @@ def test_a_batch_that_cannot_be_sent_is_not_lost_in_silence() -> None:
         list(load(Unsendable(), range(3), workers=1))
 
 
+@interrupted
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (resource.RLIMIT_NOFILE, r"Too many open files; raise the number of open files \(ulimit -n\)"),
+        (resource.RLIMIT_FSIZE, r"File too large; raise the limit on the size of a file \(ulimit -f\)"),
+    ],
+)
+def test_a_limit_that_keeps_a_worker_from_sending_is_named(limit: int, words: str) -> None:
+    batches = Numbered(1, lambda: resource.setrlimit(limit, (3, 3)))
+    with pytest.raises(UserError, match=rf"data worker \d+ on \S+ could not send a batch: {words}"):
+        list(load(batches, range(3), workers=1))
+
+
 def test_other_errors_are_no_failures_of_workers() -> None:
     for error in (ValueError("DataLoader worker (pid 1) is killed by signal: Killed."), RuntimeError("shared memory")):
         assert worker_failure(error) is None
@@ -266,6 +281,23 @@ def test_p10_a_stuck_worker_is_named_and_does_not_outlive_its_trainer(
     assert trainer.returncode == 2
     assert time.monotonic() - began < 20
     assert len(workers) == 2
+    assert not any(map(is_alive, workers))
+
+
+def test_p10_workers_that_are_frozen_after_they_announced_a_batch_are_named(
+    write_trainer: Callable[..., Path], start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    trainer = start(sys.executable, write_trainer("Numbered()", "time.sleep(2)", timeout=1.0))
+    assert trainer.stdout is not None
+    trainer.stdout.readline()
+    time.sleep(1)
+    workers = workers_of(trainer.pid)
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    _, errors = trainer.communicate(timeout=30)
+    assert re.match(rf"error: the data workers on {HOST} \(pids [\d, ]+\) did not finish batch \d ", errors), errors
+    assert errors.count("\n") == 1
+    assert trainer.returncode == 2
     assert not any(map(is_alive, workers))
 
 

@@ -22,6 +22,12 @@ Precision = Literal["auto", "bf16", "fp32"]
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _NUMBERS = (*_WORLD_SIZES, "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _OF_SEVERAL = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_DEVICE = "ACCELERATE_TORCH_DEVICE"
+_DONE_BY_SETTINGS = {
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "the setting compile compiles the model (dynamo_config in Accelerate's file)"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "the setting micro_batch_size divides the batch"),
+}
+"""Variables by which Accelerate would wrap the model or divide gradients a second time: what is allowed, and why."""
 
 
 def start_accelerator(precision: Precision, timeout: float = 600.0) -> Accelerator:
@@ -31,11 +37,14 @@ def start_accelerator(precision: Precision, timeout: float = 600.0) -> Accelerat
 
     Raises:
         UserError: if the launcher silently started fewer processes, they cannot reach each other, a requested GPU is
-            missing, or it lacks the precision; or if a variable of the launcher is missing or has no meaning.
+            missing, or it lacks the precision; or if a variable of the launcher is missing, has no meaning, or asks
+            for what a setting does.
     """
     _require_whole_launch()
     _refuse_a_lost_launch()
     _refuse_a_lost_gpu()
+    _refuse_an_unusable_device()
+    _refuse_what_settings_do()
     end_with_launcher()
     mixed_precision, sharding = _mixed_precision(precision), sharding_asked_for()
     try:
@@ -113,6 +122,26 @@ def _refuse_a_lost_gpu() -> None:
             f"CUDA_VISIBLE_DEVICES is {asked} but torch {torch.__version__} sees no GPU: repair its driver or install "
             "a build with CUDA; or set ACCELERATE_USE_CPU=true to train on the CPU"
         )
+
+
+def _refuse_an_unusable_device() -> None:
+    """Refuse a device by name that torch does not know or that this machine lacks."""
+    if (name := os.environ.get(_DEVICE)) is None:
+        return
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{_DEVICE} is {name!r}, which cannot be used here ({reason}); unset it to take a GPU if there is one"
+        ) from None
+
+
+def _refuse_what_settings_do() -> None:
+    for name, (allowed, instead) in _DONE_BY_SETTINGS.items():
+        text = os.environ.get(name, allowed)
+        if text.lower() != allowed:
+            raise UserError(f"{name} is {text!r}; allowed: {allowed}, because {instead}; unset it")
 
 
 def _refuse_a_lost_launch() -> None:

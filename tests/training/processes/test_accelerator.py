@@ -29,8 +29,11 @@ def test_one_process_on_the_cpu_runs_in_fp32() -> None:
         ({"LOCAL_RANK": ""}, "LOCAL_RANK is ''; allowed: a number"),
         ({"MASTER_PORT": "a"}, "MASTER_PORT is 'a'; allowed: a number"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "2, but MASTER_ADDR, MASTER_PORT is not set"),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "x"}, "Accelerate cannot start: .*ACCELERATE_GRADIENT_ACCUM"),
-        ({"ACCELERATE_DYNAMO_BACKEND": "foo"}, "Accelerate cannot start: .*ACCELERATE_DYNAMO_BACKEND"),
+        ({"ACCELERATE_USE_CPU": "x"}, "Accelerate cannot start: .*ACCELERATE_USE_CPU"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "allowed: 1, because the setting micro_batch_size divides"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "EAGER"}, "allowed: no, because the setting compile compiles the model"),
+        ({"ACCELERATE_TORCH_DEVICE": "xx"}, r"'xx', which cannot be used here \(Expected one of cpu"),
+        ({"ACCELERATE_TORCH_DEVICE": "meta"}, "'meta', which cannot be used here"),
     ],
 )  # fmt: skip
 def test_variables_of_a_launcher_without_a_meaning_are_named(
@@ -41,6 +44,13 @@ def test_variables_of_a_launcher_without_a_meaning_are_named(
     with pytest.raises(UserError, match=words) as caught:
         start_accelerator("fp32")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda")
+    with pytest.raises(UserError, match="ACCELERATE_TORCH_DEVICE is 'cuda', which cannot be used here"):
+        start_accelerator("fp32")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
