@@ -1,11 +1,19 @@
 """Versions of the libraries that a run depends on."""
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from mae import __version__
+
+
+def installed(name: str) -> str | None:
+    """Return the version of a package; None if it is missing."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def library_versions() -> dict[str, str]:

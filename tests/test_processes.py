@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from mae.processes import default_workers, end_with_parent
+from tests.data.test_loader import is_alive, seconds_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,21 +33,6 @@ for _ in range(40):
     time.sleep(0.1)
 """
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
-
-
-def is_alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def seconds_until(condition: Callable[[], bool], at_most: float) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < at_most
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def test_there_is_a_worker_for_each_core() -> None:

@@ -5,7 +5,7 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from mae.doctor.examination import Examination
 from mae.doctor.finding import Finding, gigabytes
 from mae.output import counted
+from mae.versions import installed
 
 _DISTRIBUTION = "mae-pretraining"
 _SHOWN = ("torch", "torchvision", "timm", "accelerate", "webdataset")
@@ -23,31 +24,24 @@ _FREE_SHARE_OF_AN_IDLE_GPU = 0.9
 def versions(_: Examination) -> Finding:
     """Check the versions of all libraries against the requirements of this program."""
     python = f"python {platform.python_version()}"
-    own = _installed(_DISTRIBUTION)
+    own = installed(_DISTRIBUTION)
     if own is None:
         warning = f"{_DISTRIBUTION} is not installed, so its requirements are unknown; pip install it"
         return Finding(python, warnings=(warning,))
     stated = [Requirement(text) for text in requires(_DISTRIBUTION) or []]
     needed = [r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""})]
-    shown = ", ".join(f"{name} {_installed(name) or 'missing'}" for name in _SHOWN)
+    shown = ", ".join(f"{name} {installed(name) or 'missing'}" for name in _SHOWN)
     return Finding(f"{python}, mae {own}, {shown}", problems=tuple(_misfits(needed)))
 
 
 def _misfits(needed: list[Requirement]) -> Iterator[str]:
     for requirement in needed:
-        found = _installed(requirement.name)
+        found = installed(requirement.name)
         if found is None or not requirement.specifier.contains(found, prereleases=True):
             yield (
                 f"{requirement.name} is {found or 'missing'}, but {requirement.specifier or 'any version'} is needed: "
                 f"pip install '{requirement}'"
             )
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def devices(_: Examination) -> Finding:

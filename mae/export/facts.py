@@ -14,6 +14,7 @@ from mae.errors import UserError
 from mae.export.results import THIS_MODEL, Result, evaluated, measured_in_run
 from mae.export.trained_model import TrainedModel
 from mae.files import read_bounded
+from mae.formats.config_values import mapping
 from mae.models.description import BEST_FILE
 from mae.models.selection import Selection, read_selection
 from mae.run_files import CHECKPOINTS, MANIFEST_FILE, METRICS_FILE, PICTURES, SETTINGS_FILE, figures, read_records
@@ -57,8 +58,7 @@ def facts_of(exported: TrainedModel) -> Facts:
     records = [record for record in _records(run) if step is None or record["step"] <= step]
     trained = [each for each in figures(records, "train", "epoch") if each["step"] > 0 and each["epoch"] > 0]
     batch = _whole(settings.get("batch_size"))
-    position = manifest.get("position")
-    fingerprint = position.get("fingerprint") if isinstance(position, dict) else None
+    fingerprint = mapping(manifest.get("position")).get("fingerprint")
     samples = _samples(trained[-1], batch) if trained and batch else None
     return Facts(
         settings,
@@ -127,9 +127,8 @@ def _results(
             found.setdefault((result.encoder, result.protocol, result.samples), result)
     if found:
         return tuple(sorted(found.values(), key=lambda result: result.encoder != THIS_MODEL))
-    notes = manifest.get("notes")
-    pipeline = notes.get("pipeline") if isinstance(notes, dict) else None
-    ended_early = isinstance(pipeline, dict) and "early_end" in pipeline and model.path.name != BEST_FILE
+    pipeline = mapping(mapping(manifest.get("notes")).get("pipeline"))
+    ended_early = "early_end" in pipeline and model.path.name != BEST_FILE
     return measured_in_run(records, selection, ended_early)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from mae.formats.config_values import mapping
 from mae.models.selection import Selection
 from mae.run_files import figures, is_number
 
@@ -32,16 +33,16 @@ def evaluated(content: Mapping[str, Any], sha256: str, selection: Selection | No
     of other models do not.
     """
     rows = [row for row in _list(content.get("rows")) if isinstance(row, dict)]
-    own = [row for row in rows if _dict(row.get("about")).get("sha256") == sha256]
+    own = [row for row in rows if mapping(row.get("about")).get("sha256") == sha256]
     if not own:
         return
-    test = _dict(content.get("test"))
+    test = mapping(content.get("test"))
     fingerprint, samples = test.get("fingerprint"), _samples(test.get("samples"), test.get("fingerprint"))
     is_selected = selection is not None and fingerprint == selection.fingerprint
     for row in own:
         yield Result(THIS_MODEL, str(row.get("protocol")), _figures(row), samples, _SELECTED if is_selected else "")
     for row in rows:
-        if not _dict(row.get("about")):
+        if not mapping(row.get("about")):
             yield Result(str(row.get("encoder")), str(row.get("protocol")), _figures(row), samples, "")
 
 
@@ -87,7 +88,7 @@ def _figures(row: Mapping[str, Any]) -> str:
     """Return each measure of a row as mean ± deviation, in percent."""
     found = []
     for name, title in _MEASURES.items():
-        measure = _dict(row.get(name))
+        measure = mapping(row.get(name))
         mean, deviation = measure.get("mean"), measure.get("deviation")
         if is_number(mean):
             spread = f" ± {100 * deviation:.1f}" if is_number(deviation) else ""
@@ -98,10 +99,6 @@ def _figures(row: Mapping[str, Any]) -> str:
 def _samples(count: object, fingerprint: object) -> str:
     number = f"{count:,} samples" if isinstance(count, int) else "samples"
     return f"{number} (fingerprint {fingerprint[:12]})" if isinstance(fingerprint, str) else number
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _list(value: object) -> list[Any]:

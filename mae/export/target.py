@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mae.errors import UserError
 from mae.export.trained_model import TrainedModel
+from mae.versions import installed
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Target(ABC):
         """Raise a `UserError` unless the packages are installed in versions that are known to work."""
         missing = [requirement for requirement in map(Requirement, self.requires) if not _is_installed(requirement)]
         if missing:
-            found = ", ".join(f"{each.name} {_installed(each.name) or 'is missing'}" for each in missing)
+            found = ", ".join(f"{each.name} {installed(each.name) or 'is missing'}" for each in missing)
             wanted = ", ".join(map(str, missing))
             raise UserError(
                 f"export to {self.name} needs {wanted}; {found}: pip install 'mae-pretraining[{self.extra}]'"
@@ -102,12 +103,5 @@ class Target(ABC):
 
 
 def _is_installed(requirement: Requirement) -> bool:
-    found = _installed(requirement.name)
+    found = installed(requirement.name)
     return found is not None and requirement.specifier.contains(found, prereleases=True)
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

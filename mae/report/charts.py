@@ -66,7 +66,6 @@ def chart(
     levels: Sequence[Level] = (),
     form: Format = figure,
     from_zero: bool = False,
-    x_name: str = "epoch",
     is_named: bool = False,
 ) -> str:
     """Return a chart of some curves over the epochs; nothing if there is nothing to draw.
@@ -85,17 +84,17 @@ def chart(
     y_ticks = [y for y in _ticks(low, high) if axis.least <= y <= axis.most]
     x_ticks = list(_ticks(0.0, right))
     grid = "".join(f'<path class="grid" d="M0 {_at(y, low, high):.1f}H1000"/>' for y in y_ticks)
-    label = f"{title}: " + "; ".join(_in_words(line, form, x_name) for line in drawn)
+    label = f"{title}: " + "; ".join(_in_words(line, form) for line in drawn)
     note = ", the first values are cut off" if axis.is_cut else ""
     return (
-        f'<figure class="chart"><figcaption>{_text(title)}<small>over {_text(x_name)}s{note}</small></figcaption>'
+        f'<figure class="chart"><figcaption>{_text(title)}<small>over epochs{note}</small></figcaption>'
         f"{_legend(drawn, levels, form) if is_named or levels or len(drawn) > 1 else ''}"
         f'<div class="plot" tabindex="0" role="group" aria-label="{_text(label)}">'
         + "".join(f'<span class="y" style="top:{_at(y, low, high) / 10:.2f}%">{form(y)}</span>' for y in y_ticks)
         + "".join(f'<span class="x" style="left:{100 * x / right:.2f}%">{brief(x)}</span>' for x in x_ticks)
         + f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">{grid}{marks}</svg>'
         f'<i class="cross" hidden></i><output class="tip" hidden></output></div>'
-        f'<script type="application/json">{_data(curves, right, form, x_name)}</script></figure>'
+        f'<script type="application/json">{_data(curves, right, form)}</script></figure>'
     )
 
 
@@ -187,7 +186,7 @@ def _legend(lines: Sequence[Line], levels: Sequence[Level], form: Format) -> str
     return f'<div class="legend">{"".join(items)}</div>'
 
 
-def _data(curves: Sequence[_Curve], right: float, form: Format, x_name: str) -> str:
+def _data(curves: Sequence[_Curve], right: float, form: Format) -> str:
     """Return what the script shows under the pointer, as JSON that cannot end its element."""
     lines = [
         {
@@ -200,7 +199,7 @@ def _data(curves: Sequence[_Curve], right: float, form: Format, x_name: str) -> 
         }
         for curve in curves
     ]
-    return json.dumps({"x": x_name, "lines": lines}, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps({"x": "epoch", "lines": lines}, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _ticks(low: float, high: float) -> Iterator[float]:
@@ -212,10 +211,10 @@ def _ticks(low: float, high: float) -> Iterator[float]:
         yield round(number * step, 12)
 
 
-def _in_words(line: Line, form: Format, x_name: str) -> str:
+def _in_words(line: Line, form: Format) -> str:
     first, last = (
-        f"{form(line.ys[0])} at {x_name} {brief(line.xs[0])}",
-        f"{form(line.ys[-1])} at {x_name} {brief(line.xs[-1])}",
+        f"{form(line.ys[0])} at epoch {brief(line.xs[0])}",
+        f"{form(line.ys[-1])} at epoch {brief(line.xs[-1])}",
     )
     return f"{line.name} {first}" + (f" to {last}" if len(line.xs) > 1 else "")
 

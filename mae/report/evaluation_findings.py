@@ -36,7 +36,7 @@ def evaluation_findings(run: RunFiles) -> Iterator[Finding]:
 
 
 def _rising_loss(run: RunFiles) -> Iterator[Finding]:
-    known = [record for record in _evaluations(run) if record["loss"] is not None]
+    known = [record for record in run.evaluations if record["loss"] is not None]
     if len(known) < 3:
         return
     least, last = min(known, key=lambda record: float(record["loss"])), known[-1]
@@ -134,7 +134,3 @@ def _least_loss(smoothing: float, classes: int) -> float:
     """Return the entropy of labels of which a share is spread evenly over all classes: no loss is below it."""
     other, own = smoothing / classes, 1 - smoothing + smoothing / classes
     return -sum(times * share * math.log(share) for times, share in ((1, own), (classes - 1, other)) if share > 0)
-
-
-def _evaluations(run: RunFiles) -> Sequence[dict[str, Any]]:
-    return run.online if run.kind == PRETRAINING else run.accuracies

@@ -79,6 +79,11 @@ class RunFiles:
         return self.path.name or str(self.path)
 
     @property
+    def evaluations(self) -> Sequence[dict[str, Any]]:
+        """Records of the evaluations while training."""
+        return self.online if self.kind == PRETRAINING else self.accuracies
+
+    @property
     def total(self) -> int | None:
         """Number of steps of the whole run; None before the first line of the log."""
         epochs = self.number("epochs")

@@ -91,16 +91,12 @@ def _target(run: RunFiles) -> str:
 
 def evaluation_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     """Return the charts of the accuracies and the rank that were measured during the runs; empty without any."""
-
-    def records(run: RunFiles) -> Sequence[dict[str, Any]]:
-        return run.online if run.kind == PRETRAINING else run.accuracies
-
     several = len(runs) > 1
     if several:
         parts = []
     else:
         frozen = (("nearest neighbours (k-NN)", "knn"), ("few labels (few-shot probe)", "few_shot"))
-        both = [_line(title, records(runs[0]), name, color) for color, (title, name) in enumerate(frozen)]
+        both = [_line(title, runs[0].evaluations, name, color) for color, (title, name) in enumerate(frozen)]
         parts = [chart("Accuracy of frozen features", [line for line in both if line.xs], (), percent)]
     wanted: tuple[tuple[str, str, Format], ...] = (
         ("Accuracy of the classifier", "accuracy", percent),
@@ -109,7 +105,7 @@ def evaluation_charts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
         ("Rank of the features (RankMe)", "rank", figure),
     )
     for title, name, form in wanted if several else (wanted[0], wanted[3]):
-        lines = [_line(name_of, records(run), name, color) for run, name_of, color in _drawn(runs, names)]
+        lines = [_line(name_of, run.evaluations, name, color) for run, name_of, color in _drawn(runs, names)]
         parts.append(chart(title, lines, (), form, is_named=several))
     charts = "".join(parts)
     return charts and f'<div class="charts">{charts}</div>'

@@ -9,6 +9,7 @@ import pytest
 
 from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
+from mae.data.settings import DataSettings
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ def write_tar(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def data_of(tmp_path: Path) -> Callable[..., DataSettings]:
+    """A function that gives settings with a cache of their own."""
+    return lambda **settings: DataSettings(cache_dir=tmp_path / "cache", **settings)
 
 
 @pytest.fixture

@@ -16,12 +16,6 @@ from mae.data.settings import DataSettings
 from mae.errors import UserError
 
 
-@pytest.fixture
-def data_of(tmp_path: Path) -> Callable[..., DataSettings]:
-    """A function that gives settings with a cache of their own."""
-    return lambda **settings: DataSettings(cache_dir=tmp_path / "cache", **settings)
-
-
 def npy(*shape: int) -> bytes:
     file = io.BytesIO()
     np.save(file, np.zeros(shape, np.uint8))

@@ -16,6 +16,7 @@ from conftest import png
 from PIL import Image
 from webdataset import ShardWriter
 
+from data.test_tar import header, padded
 from mae.data.images.decode import decode
 from mae.data.scan import NO_LABEL, ShardScan, scan, split_name
 from mae.errors import BadImageError, UserError
@@ -31,20 +32,10 @@ def sample(number: int, label: int | bytes | None = None, key: str | None = None
     return {f"{key}.png": png(number)} | ({} if label is None else {f"{key}.cls": text})
 
 
-def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.type = size, kind
-    return info.tobuf(tarfile.GNU_FORMAT)
-
-
 def checked(block: bytes) -> bytes:
     """A header with the checksum that belongs to it."""
     total = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
     return block[:148] + b"%06o\0 " % total + block[156:]
-
-
-def padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 512)
 
 
 def keys_of(path: Path, found: ShardScan) -> list[str]:
@@ -314,7 +305,7 @@ def test_what_is_no_file_is_counted_by_kind_and_named_s08(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("target", ["folder/a.png", LONG + ".png"], ids=["short", "long"])
 def test_a_hard_link_to_a_file_of_the_tar_is_a_sample_of_its_bytes_s08(
-    write_tar: Callable[..., Path], tmp_path: Path, target: str
+    write_tar: Callable[..., Path], target: str
 ) -> None:
     """As tar writes a file whose inode it has written already; `LONG` takes a record of its own."""
     path = write_tar("x.tar", {target: png(0), "z.cls": b"3"}, tarfile.GNU_FORMAT)

@@ -129,12 +129,6 @@ def test_pictures_of_a_shard_of_bad_images_are_refused(write_tar: Callable[..., 
         source.fixed_images(2, DataSettings(image_size=(8,), channels=1, cache_dir=path.parent))
 
 
-@pytest.fixture
-def data_of(tmp_path: Path) -> Callable[..., DataSettings]:
-    """A function that gives settings with a cache of their own."""
-    return lambda **settings: DataSettings(cache_dir=tmp_path / "cache", **settings)
-
-
 def resolved(folder: Path, data: DataSettings) -> tuple[DataSettings, list[str]]:
     """The settings with their statistics, and what was said beside the indexing."""
     said: list[str] = []

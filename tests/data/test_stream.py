@@ -88,9 +88,7 @@ def test_a_damaged_tar_stops_the_stream_before_any_of_it_is_used_d03(make_shards
     assert not any(batch.images.any() for batch in batches)
 
 
-def test_a_bad_image_is_named_and_the_next_takes_its_place_s01(
-    make_shards: Callable[..., Path], write_tar: Callable[..., Path]
-) -> None:
+def test_a_bad_image_is_named_and_the_next_takes_its_place_s01(write_tar: Callable[..., Path]) -> None:
     files = {f"{n:06d}.png": png(n) if n != 2 else png(n)[:40] for n in range(5)}
     folder = write_tar("x.tar", files).parent
     batches = taken(stream(folder, max_bad_samples=100), 10)

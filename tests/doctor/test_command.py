@@ -241,7 +241,7 @@ def test_unlabelled_shards_cannot_be_fine_tuned_on(doctor: Doctor, tmp_path: Pat
     assert "20 of 20 samples have no .cls label" in found["labels"][1]
 
 
-def test_a_stream_is_examined_without_an_index(doctor: Doctor, flags: list[str], tmp_path: Path) -> None:
+def test_a_stream_is_examined_without_an_index(doctor: Doctor, flags: list[str]) -> None:
     stream = ["--data.reader", "stream", "--data.stream_samples", "40"]
     code, found = doctor(*flags, *stream, "--data.mean", "0.5", "--data.std", "0.29")
     assert code == 0
@@ -253,9 +253,7 @@ def test_a_stream_is_examined_without_an_index(doctor: Doctor, flags: list[str],
     assert "a stream cannot measure them" in found["pixels"][1]
 
 
-def test_images_to_measure_on_while_training_are_opened(
-    doctor: Doctor, flags: list[str], make_shards: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_images_to_measure_on_while_training_are_opened(doctor: Doctor, flags: list[str], tmp_path: Path) -> None:
     code, found = doctor(*flags)
     assert found["held out"] == ("ok", "without evaluation.eval_shards, nothing is measured while training")
     write_shards(tmp_path / "more", [40, 9])  # the last nine are other images than the run's

@@ -24,7 +24,7 @@ from mae.doctor.places import broken_link, missing_mounts, nearest_folder
 def test_libraries_that_are_too_old_or_known_to_fail_are_a_problem(
     doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch, name: str, found: str, told: str
 ) -> None:
-    monkeypatch.setattr(machine, "version", lambda asked: found if asked == name else metadata.version(asked))
+    monkeypatch.setattr(machine, "installed", lambda asked: found if asked == name else metadata.version(asked))
     code, lines = doctor(*flags)
     assert code == 2
     assert lines["versions"][0] == "problem"
@@ -32,7 +32,7 @@ def test_libraries_that_are_too_old_or_known_to_fail_are_a_problem(
 
 
 def test_newer_libraries_are_welcome(doctor: Doctor, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "version", lambda asked: "9999.0.dev1+cu999")
+    monkeypatch.setattr(machine, "installed", lambda asked: "9999.0.dev1+cu999")
     assert doctor(*flags)[1]["versions"][0] == "ok"
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -141,7 +140,7 @@ def test_the_doctor_finds_the_batch_that_the_run_would_find(
 
 
 def test_the_doctor_holds_a_run_that_goes_on_against_the_batch_that_it_began_with(
-    doctor: Doctor, flags: list[str], tmp_path: Path
+    doctor: Doctor, flags: list[str]
 ) -> None:
     pretrain.main([*flags, "--micro_batch_size", "4"])
     code, found = doctor(*flags, "--micro_batch_size", "auto")

@@ -224,7 +224,7 @@ def test_missing_and_old_packages_are_named_in_one_line(tmp_path: Path, monkeypa
             raise PackageNotFoundError
         return "0.5.7" if name == "onnxscript" else "1.32.0"
 
-    monkeypatch.setattr("mae.export.target.version", version)
+    monkeypatch.setattr("mae.versions.version", version)
     message = (
         "export to onnx needs onnx>=1.18, onnxscript>=0.6; onnx is missing, onnxscript 0.5.7: "
         "pip install 'mae-pretraining[onnx]'"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import png
+from data.packing.packs import packed_files
 from PIL import Image
 
 from mae.data.packing.plan import Plan
@@ -30,10 +31,6 @@ def tree(tmp_path: Path) -> Path:
         path.write_bytes(png(number, size=(20, 30), mode="RGB"))
     (root / "README.txt").write_text("text")
     return root
-
-
-def packed_files(out: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.is_file()}
 
 
 def test_a_tree_is_packed_and_told_of(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

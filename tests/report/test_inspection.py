@@ -113,7 +113,7 @@ def test_shards_that_cannot_be_read(pretrained: RunFolder, setting: str, sentenc
     assert sentence in section(found.sections, "What the model sees")
 
 
-def test_damaged_models_leave_a_sentence(pretrained: RunFolder, tmp_path: Path) -> None:
+def test_damaged_models_leave_a_sentence(pretrained: RunFolder) -> None:
     pretrained.model.write_bytes(pretrained.model.read_bytes()[:-100])
     text = section(inspect(read_run(pretrained.path), CPU).sections, "What the model sees")
     assert "Pictures from the model are left out: " in text

@@ -237,7 +237,7 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.8])
-def test_the_weighted_loss_is_the_sum_of_its_definition(make_shards: Callable[..., Path], mixup: float) -> None:
+def test_the_weighted_loss_is_the_sum_of_its_definition(mixup: float) -> None:
     rules = RegularizationSettings(label_smoothing=0.2, mixup=mixup, cutmix=0.0)
     weights = torch.tensor([0.5, 1.0, 1.5, 2.0])
     logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 0])

@@ -18,12 +18,11 @@ from mae.errors import UserError, first_of
 from mae.files import read_bounded, write_atomically
 from mae.models.description import MODEL_FILE
 from mae.models.weights import write_weights
-from mae.output import warn
 from mae.run_files import CHECKPOINTS, METRICS_FILE, PICTURES, SETTINGS_FILE, keep_up_to, read_records
 from mae.settings import check, check_name, dump, flatten
 from mae.training.checkpoints.manifest import MALFORMED, FileIdentity, require_types
 from mae.training.run_folder.compare import differences
-from mae.training.run_folder.history import append_end
+from mae.training.run_folder.history import append_end, append_lines
 from mae.training.run_folder.lock import cannot_be_written, lock_folder
 from mae.training.settings import AUTO, TrainSettings
 from mae.yaml_files import load_yaml
@@ -212,15 +211,16 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
-        self._append(METRICS_FILE, [record])
+        append_lines(self.path / METRICS_FILE, [record])
 
     def record_samples(self, rank: int, step: int, ids: Sequence[int]) -> None:
         """Append the sample ids of one rank at one step to the file of that rank."""
-        self._append(f"samples-rank{rank}.jsonl", [{"step": step, "ids": list(ids)}])
+        append_lines(self.path / f"samples-rank{rank}.jsonl", [{"step": step, "ids": list(ids)}])
 
     def record_skipped(self, samples: Mapping[int, Sequence[int]]) -> None:
         """Append the sample ids of skipped steps, by step."""
-        self._append(SKIPPED_FILE, [{"step": step, "ids": sorted(ids)} for step, ids in samples.items()])
+        records = [{"step": step, "ids": sorted(ids)} for step, ids in samples.items()]
+        append_lines(self.path / SKIPPED_FILE, records)
 
     def record_rollback(self, rollback: Rollback) -> None:
         """Save a rollback, so that it is also known after a restart."""
@@ -298,12 +298,3 @@ class RunFolder:
             return "is missing"
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-
-    def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Append lines of JSON to a log; one that cannot be written, as on a full disk, does not end the run."""
-        path = self.path / name
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
-        except OSError as error:
-            warn(f"a line is missing from {path}: {error.strerror}")

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,15 @@ def read_history(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _append(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Append a line; one that cannot be written, as on a full disk, does not end the run."""
-    path = run_dir / HISTORY_FILE
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    append_lines(run_dir / HISTORY_FILE, [{"time": now, "host": socket.gethostname(), **record}])
+
+
+def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Append lines of JSON to a log; one that cannot be written, as on a full disk, does not end the run."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": now, "host": socket.gethostname(), **record}) + "\n")
+            file.writelines(json.dumps(record) + "\n" for record in records)
     except OSError as error:
         warn(f"a line is missing from {path}: {error.strerror}")
 

@@ -64,7 +64,7 @@ def test_r08_a_download_without_ranges_begins_again(
 
 
 def test_r09_a_download_without_ranges_does_not_wait_for_ever(
-    web: WebServer, small_blocks: None, short_stalls: None, shard: Shard, monkeypatch: pytest.MonkeyPatch
+    web: WebServer, small_blocks: None, short_stalls: None, shard: Shard
 ) -> None:
     web.has_ranges, web.faults = False, ["", "", "", "", "stall"]
     assert downloaded(shard) == DATA

@@ -46,6 +46,6 @@ def test_where_there_are_no_locks_work_goes_on(tmp_path: Path, number: int, monk
         assert is_ours
 
 
-def test_other_errors_are_not_hidden(tmp_path: Path) -> None:
+def test_other_errors_are_not_hidden() -> None:
     with pytest.raises(NotADirectoryError), lock(Path("/dev/null/a")):
         pass

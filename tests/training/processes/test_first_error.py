@@ -316,7 +316,7 @@ def test_r02_after_a_restart_the_ranks_find_each_other_and_their_own_first_error
     ids=["mistake", "bug"],
 )
 def test_without_a_store_each_rank_speaks_for_itself(
-    error: BaseException, text: str, start: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+    error: BaseException, text: str, start: Callable[..., Job]
 ) -> None:
     def fail_alone() -> None:
         os.environ["MASTER_PORT"] = f"{free_port()}"
