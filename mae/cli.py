@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from importlib import import_module
 
 from mae import __version__
-from mae.errors import USER_ERROR_EXIT_CODE
+from mae.errors import INTERRUPTED_EXIT_CODE, USER_ERROR_EXIT_CODE
 from mae.output import make_output_safe
 from mae.progress import working
 
@@ -61,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         # reads this when torch is imported.
         os.environ["GOMP_SPINCOUNT"] = "1000"
     with nullcontext() if {"--quiet", "-h", "--help"} & set(words) else working("starting"):
-        module = import_module(name)
+        try:
+            module = import_module(name)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED_EXIT_CODE)
     module.main(words[1:])
 
 

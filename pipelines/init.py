@@ -46,8 +46,8 @@ class InitSettings:
     """New file for the settings of pretraining. Those of fine-tuning are beside it, in a file named -finetune."""
     hours: float | None = None
     """Time that pretraining may take; None: 1 hour on a CPU, any time on a GPU."""
-    labels: Labels | None = None
-    """folders: the topmost folder of an image is its class; none: images in folders have no labels. None: folders if
+    labels: Labels = "auto"
+    """folders: the topmost folder of an image is its class; none: images in folders have no labels. auto: folders if
     the images are in folders, none if all are in one."""
     split: str | None = None
     """Name of the split, if folders called train, val or test are classes; else None."""
@@ -94,7 +94,7 @@ def _proposed(settings: InitSettings) -> tuple[Facts, Proposal]:
     if look.measured:  # on more images than the sample
         images = replace(images, statistics=look.statistics, measured=look.measured)
     accelerator = start_accelerator("auto")
-    flags = {"--labels": settings.labels, "--split": settings.split}
+    flags = {"--labels": None if settings.labels == "auto" else settings.labels, "--split": settings.split}
     facts = Facts(
         source=redacted(settings.source) if scheme_of(settings.source) else settings.source,
         name=_name_of(settings.source),

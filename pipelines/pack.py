@@ -45,9 +45,9 @@ class PackSettings:
     split: str | None = None
     """Name of the split: shards are called SPLIT-000000.tar. None: train, or the splits of the source: its folders
     train/, val/, valid/, validation/ and test/ (capitals or not); for digits train, val and test."""
-    labels: Labels | None = None
+    labels: Labels = "auto"
     """folders: the topmost folder of an image is its class; none: images have no label, at any depth, and .cls files
-    of shards stay out. None: folders if the images are in folders, none if all are in one."""
+    of shards stay out. auto: folders if the images are in folders, none if all are in one."""
     classes: Path | None = None
     """File with one class name per line, in the order of labels; it may list classes that have no images. None: the
     classes.txt in `out`, or else the names of the class folders in alphabetical order."""
@@ -128,8 +128,9 @@ def _sources(settings: PackSettings) -> Mapping[str, Source]:
     if settings.source == DIGITS:
         from mae.data.packing.digits import digit_sources  # noqa: PLC0415 (scikit-learn is slow to import)
 
-        for name in ("split", "labels", "classes"):
-            check(getattr(settings, name) is None, name, getattr(settings, name), "None for the source digits")
+        for name, usual in (("split", None), ("labels", "auto"), ("classes", None)):
+            found = getattr(settings, name)
+            check(found == usual, name, found, f"{usual} for the source digits")
         return digit_sources()
     known = fixed_classes(settings.classes, settings.out)
     return find_splits(settings.source, settings.split, default_cache_dir(), known, settings.labels)

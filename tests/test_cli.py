@@ -42,6 +42,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"mae {__version__}\n"
 
 
+def test_an_interrupt_while_torch_is_imported_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mae.cli.import_module", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain"])
+    assert end.value.code == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
 def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["pretran"])

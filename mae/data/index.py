@@ -121,10 +121,10 @@ class ShardIndex:
             number = int(unlabelled[0] - self.starts[shard])
             bad = self.left_out().get(BAD_LABELS)
             raise UserError(
-                f"{len(unlabelled)} of {len(self)} samples have no .{LABEL_EXTENSION} label; the first is image number "
-                f"{number} of {self.entries[shard].shard}; "
-                + (f"{bad.number} of these are {BAD_LABELS}, the first: {bad.first}; " if bad else "")
-                + "fine-tuning and evaluation need one label, a class, for each image"
+                f"{len(unlabelled)} of {len(self)} samples have no valid .{LABEL_EXTENSION} label; the first is image "
+                f"number {number} of {self.entries[shard].shard}; "
+                + (f"{bad.number} have {BAD_LABELS}, the first: {bad.first}; " if bad else "")
+                + "fine-tuning and evaluation need the number of one class for each image, not several or a real number"
             )
         return int(self.label.max()) + 1
 

@@ -19,6 +19,8 @@ from mae.training.run_folder.folder import RunFolder
 from mae.training.run_folder.lock import LOCK_FILE
 
 _USUAL_PROCESSES = (1, 2, 4, 8)
+_LONGEST_USUAL_WARMUP = 0.25
+"""Share of a run; published recipes have 0.05 or 0.1."""
 
 
 def settings(examination: Examination) -> Finding:
@@ -61,10 +63,20 @@ def schedule(examination: Examination) -> Finding:
         f"{examination.samples / asked.batch_size:,.1f} steps an epoch, {total:,} in all, warm-up "
         f"{curve.warmup_steps:,.0f}, peak lr {curve.peak:.3g}"
     )
+    warnings = []
+    if curve.warmup_steps > _LONGEST_USUAL_WARMUP * total:
+        usual = asked.epochs / 20
+        warnings.append(
+            f"the warm-up takes {curve.warmup_steps / total:.0%} of the run: lower optim.warmup_epochs to {usual:g}"
+        )
     if asked.checkpoint_every < total:
-        return Finding(f"{found}, {math.ceil(total / asked.checkpoint_every):,} checkpoints")
-    warning = f"checkpoint_every is {asked.checkpoint_every:,}, so no checkpoint is saved before the end"
-    return Finding(found, warnings=(f"{warning}: lower it to {max(1, total // 10):,}",))
+        found += f", {math.ceil(total / asked.checkpoint_every):,} checkpoints"
+    else:
+        warnings.append(
+            f"checkpoint_every is {asked.checkpoint_every:,}, so no checkpoint is saved before the end: lower it to "
+            f"{max(1, total // 10):,}"
+        )
+    return Finding(found, warnings=tuple(warnings))
 
 
 def exports(examination: Examination) -> Finding:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from mae.models.settings import MaskedAutoencoderSettings
 
+_CHECKPOINT_SECONDS = 600
+
 
 class Choice(NamedTuple):
     """Proposed value of one setting."""
@@ -55,6 +57,13 @@ def rounded_down(number: float) -> int:
     whole = max(1, int(number))
     step = 10 ** max(0, len(str(whole)) - 2)
     return int(whole // step * step)
+
+
+def checkpoints_of(steps: int, seconds: float) -> Choice:
+    """Return the steps between the checkpoints of a run of so many steps that takes so many seconds."""
+    tenth, of_time = rounded_down(steps / 10), rounded_down(steps * _CHECKPOINT_SECONDS / seconds)
+    why = "steps: a tenth of the run" if tenth < of_time else "steps: about ten minutes"
+    return Choice("checkpoint_every", min(tenth, of_time), why)
 
 
 def power_of_two(number: float, least: int, most: int) -> int:

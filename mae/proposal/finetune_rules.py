@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mae.models.flops import classifier_flops
-from mae.proposal.choice import Choice, in_words, power_of_two, rounded_down
+from mae.proposal.choice import Choice, checkpoints_of, in_words, power_of_two, rounded_down
 from mae.proposal.facts import Facts
 from mae.proposal.pace import Pace
 from mae.proposal.shapes import FEW_IMAGES, MANY_IMAGES, Shape
@@ -34,6 +34,7 @@ def finetuning_of(facts: Facts, shape: Shape, pace: Pace, channels: int, limit: 
         Choice("run_dir", facts.tuned_dir, "the same command resumes the run in this folder"),
         Choice("epochs", epochs, f"{why}: about {in_words(seconds)}"),
         *_schedule(facts, epochs),
+        checkpoints_of(max(1, round(epochs * images / _batch_of(images))), seconds),
         Choice("data.shards", list(facts.shards_of(facts.train)), f"{facts.classes} classes"),
         Choice("data.workers", pace.workers, "as for pretraining"),
         *([Choice("data.keep_decoded", True, "all decoded images fit into memory")] if pace.kept else []),

@@ -48,7 +48,7 @@ class Look(NamedTuple):
     """Number of images on which they were measured."""
 
 
-def look_into(source: str, labels: Labels | None, split: str | None, say: Say) -> Look:
+def look_into(source: str, labels: Labels, split: str | None, say: Say) -> Look:
     """Count the images of a source that `mae pack` takes, or of shards, and draw some of the split to train on.
 
     Raises:

@@ -68,8 +68,8 @@ def _about_images(facts: Facts) -> Iterator[str]:
             "it is better than plain pixels."
         )
     if images.bad:
-        what = "and stop a run" if train.shards else "and are left out by mae pack --skip_bad"
-        yield f"{len(images.bad)} of {images.sampled} sampled images are bad {what}; the first: {images.bad[0]}"
+        what = "and would stop a run" if train.shards else "(mae pack --skip_bad True leaves them out)"
+        yield f"{len(images.bad)} of {images.sampled} sampled images cannot be read {what}; the first: {images.bad[0]}"
     sides = sorted(min(size) for size in images.sizes)
     if sides[-1] >= 8 * sides[0]:
         yield f"Short sides go from {sides[0]} to {sides[-1]} pixels: small images are enlarged, large ones reduced."

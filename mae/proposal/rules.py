@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mae.errors import UserError
 from mae.models.flops import Flops, autoencoder_flops
 from mae.models.sizes import SIZES, TEMPERATURE
-from mae.proposal.choice import Choice, Proposal, in_words, power_of_two, rounded_down
+from mae.proposal.choice import Choice, Proposal, checkpoints_of, in_words, power_of_two, rounded_down
 from mae.proposal.facts import Facts, ImageFacts
 from mae.proposal.finetune_rules import finetuning_of
 from mae.proposal.pace import Pace, pace_of
@@ -19,7 +19,6 @@ WANTED_EPOCHS = 800
 """Epochs of the paper's recipe."""
 _LEAST_EPOCHS, _LEAST_SAMPLES = 20, 300_000
 _CPU_HOURS = 1.0
-_CHECKPOINT_SECONDS = 600
 _PAPERS_BATCH, _SMALL_BATCH = 4096, 256
 # In docs/results.md, batches of 256 and 1,200 steps were as good as smaller ones; 1,024 and 300 steps were far worse.
 _WANTED_STEPS = 1000
@@ -127,13 +126,14 @@ def _schedule(facts: Facts, shape: Shape, flops: Flops, pace: Pace, epochs: int)
     images, machine = facts.train.images, facts.machine
     batch = batch_of(images, epochs)
     steps = max(1, round(epochs * images / batch))
-    seconds = in_words(epochs * images * pace.seconds)
+    seconds = epochs * images * pace.seconds
     why = "the paper's schedule" if epochs == WANTED_EPOCHS else "what the time allows"
     precision = "bf16 on this GPU" if machine.has_bf16 else "fp32: bf16 needs a GPU that has it"
-    between = max(10, rounded_down(_CHECKPOINT_SECONDS / (batch * pace.seconds)))
     found = [
         Choice(
-            "epochs", epochs, f"{why}: {steps:,} steps, about {seconds} ({flops.training / 1e9:.2g} GFLOP per image)"
+            "epochs",
+            epochs,
+            f"{why}: {steps:,} steps, about {in_words(seconds)} ({flops.training / 1e9:.2g} GFLOP per image)",
         ),
         Choice("batch_size", batch, _batch_reason(batch)),
     ]
@@ -142,7 +142,7 @@ def _schedule(facts: Facts, shape: Shape, flops: Flops, pace: Pace, epochs: int)
     return [
         *found,
         Choice("precision", "auto", precision),
-        Choice("checkpoint_every", between, "steps: about ten minutes"),
+        checkpoints_of(steps, seconds),
         Choice("picture_every", max(1, steps // 10), "steps: ten pictures of the same images"),
         Choice("log_every", max(1, min(50, steps // 200)), "steps between lines of the log"),
     ]

@@ -77,7 +77,8 @@ def cosine_schedule(
         UserError: if the warm-up is not shorter than the run, or the last learning rate is above the peak.
     """
     peak = optim.peak_lr(batch_size)
-    check(optim.warmup_epochs < epochs, "optim.warmup_epochs", optim.warmup_epochs, f"less than epochs = {epochs}")
+    shorter = f"less than epochs = {epochs:g}; lower it with epochs"
+    check(optim.warmup_epochs < epochs, "optim.warmup_epochs", optim.warmup_epochs, shorter)
     check(optim.min_lr <= peak, "optim.min_lr", optim.min_lr, f"at most the peak learning rate {peak:g}")
     return CosineSchedule(peak, optim.min_lr, optim.warmup_epochs * steps_per_epoch, total_steps)
 

@@ -125,7 +125,7 @@ def test_a_stream_asks_for_the_range_too(shards: Path, tmp_path: Path) -> None:
 def test_index_and_pack_propose_a_range_and_store_no_mean(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    advice = "25 images of more than 8 bits have values from 0 to 4095"
+    advice = "25 images of more than 8 bits with values from 0 to 4095"
     found = index.run(IndexSettings(shards=(str(shards),), check=True, workers=0))
     assert found.pixels is None
     assert advice in capsys.readouterr().out

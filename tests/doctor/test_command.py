@@ -238,7 +238,7 @@ def test_unlabelled_shards_cannot_be_fine_tuned_on(doctor: Doctor, tmp_path: Pat
             tar.write({"__key__": f"{number:02}", "png": png(number)})
     code, found = doctor("finetune", *TINY, "--data.shards", path, "--run_dir", tmp_path / "run")
     assert code == 2
-    assert "20 of 20 samples have no .cls label" in found["labels"][1]
+    assert "20 of 20 samples have no valid .cls label" in found["labels"][1]
 
 
 def test_a_stream_is_examined_without_an_index(doctor: Doctor, flags: list[str]) -> None:

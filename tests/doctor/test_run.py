@@ -28,6 +28,13 @@ def test_too_little_disk_is_told_before_it_is_needed_c04(
     assert "8 checkpoints of" in found["disk space"][1], "2 and one more, and 5 that stay for ever"
 
 
+def test_a_warm_up_of_most_of_the_run_is_told(doctor: Doctor, flags: list[str]) -> None:
+    code, found = doctor(*flags, "--optim.warmup_epochs", "1.5")
+    assert code == 0
+    assert "the warm-up takes 75% of the run: lower optim.warmup_epochs to 0.1" in found["schedule"][1]
+    assert "warm-up takes" not in doctor(*flags, "--optim.warmup_epochs", "0.4")[1]["schedule"][1]
+
+
 @pytest.mark.parametrize(
     ("more", "has_average", "optimizer"),
     [([], False, "adamw"), (["--ema_decay", "0.9"], True, "adamw"), (["--optim.name", "muon"], False, "muon")],

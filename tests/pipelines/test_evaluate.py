@@ -266,7 +266,7 @@ def test_unlabelled_and_bad_images_are_named(places: Path, capfd: pytest.Capture
     with TarWriter(str(places / "plain.tar"), encoder=False) as tar:
         tar.write({"__key__": "a", "png": png(0)})
     words = ["run", "--data.workers", "0", "--eval_shards", "test.tar", "--data.shards"]
-    assert "1 of 1 samples have no .cls label" in message(capfd, *words, "plain.tar")
+    assert "1 of 1 samples have no valid .cls label" in message(capfd, *words, "plain.tar")
     with TarWriter(str(places / "bad.tar"), encoder=False) as tar:
         for number in range(8):
             tar.write({"__key__": f"{number}", "png": png(number)[:50], "cls": f"{number % 4}".encode()})

@@ -92,7 +92,7 @@ def test_odd_images_become_a_sentence_in_the_file(capsys: pytest.CaptureFixture[
     commands = start("photos", capsys)
     text = " ".join(Path("config.yaml").read_text().replace("\n# ", " ").split())
     assert "All images are of one class" in text
-    assert "1 of 22 sampled images are bad" in text
+    assert "1 of 22 sampled images cannot be read" in text
     assert "1 in 1 images, 3 in 20 images" in text
     assert commands[0] == "mae pack photos --out shards/photos --skip_bad True"
     cli.main(shlex.split(commands[0])[1:])

@@ -394,6 +394,6 @@ def test_killed_and_started_again_it_goes_on_o08(shards: Path, tmp_path: Path) -
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused_before_anything_is_made_k07(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"optim\.warmup_epochs is 9\.0; allowed: less than epochs = 4\.0"):
+    with pytest.raises(UserError, match=r"optim\.warmup_epochs is 9\.0; allowed: less than epochs = 4; lower it"):
         run(settings(shards, tmp_path / "run", "--optim.warmup_epochs", "9"))
     assert not (tmp_path / "run").exists()

@@ -33,7 +33,7 @@ def test_splits_and_classes_are_counted_and_the_first_split_is_decoded(tmp_path:
         for number, name in enumerate(("cat", "dog")):
             write_images(tmp_path / "photos" / split / name, count + number)
     (tmp_path / "photos" / "train" / "notes.txt").write_text("x")
-    look = look_into(str(tmp_path / "photos"), None, None, quiet)
+    look = look_into(str(tmp_path / "photos"), "auto", None, quiet)
     train, val = look.splits
     assert (train.name, train.images, train.per_class) == ("train", 11, {0: 5, 1: 6})
     assert (val.name, val.images, val.folder) == ("val", 5, str(tmp_path / "photos" / "val"))
@@ -48,7 +48,7 @@ def test_of_many_images_some_are_drawn_by_a_fixed_seed_from_all_places(tmp_path:
     (original,) = (tmp_path / "many").iterdir()
     for number in range(1, 2 * IMAGES):
         (tmp_path / "many" / f"{number:04d}.png").hardlink_to(original)
-    drawn = [[name for name, _ in look_into(str(tmp_path / "many"), None, None, quiet).images] for _ in range(2)]
+    drawn = [[name for name, _ in look_into(str(tmp_path / "many"), "auto", None, quiet).images] for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0])) == IMAGES
     late = sum(name >= f"{IMAGES:04d}" for name in drawn[0])
@@ -66,7 +66,7 @@ def test_gray_colour_alpha_wide_and_bad_images_are_told_apart(tmp_path: Path) ->
     np.save(folder / "array.npy", np.zeros((8, 8, 5), np.float32))
     Image.new("P", (9, 9)).save(folder / "old.gif")
     (folder / "cut.jpg").write_bytes(b"nothing")
-    images = look_at(look_into(str(folder), None, None, quiet).images)
+    images = look_at(look_into(str(folder), "auto", None, quiet).images)
     assert images.planes == {3: 4, 1: 2, 5: 1}
     assert (images.transparent, images.arrays, images.wide.images) == (1, 1, 2)
     assert images.statistics is None
@@ -77,13 +77,13 @@ def test_gray_colour_alpha_wide_and_bad_images_are_told_apart(tmp_path: Path) ->
 def test_shards_are_grouped_by_split_and_named_by_one_glob(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", [4, 6])
     shutil.copy(shards / "train-000000.tar", shards / "a-val-000000.tar")
-    look = look_into(str(shards), None, None, quiet)
+    look = look_into(str(shards), "auto", None, quiet)
     train, val = look.splits
     assert (train.images, train.shards, train.labelled) == (10, (f"{shards}/train-*.tar",), True)
     assert (val.images, val.shards) == (4, (f"{shards}/a-val-000000.tar",))
     assert look.measured == 10
     assert look_at(look.images).sampled == 10
-    only = look_into(f"{shards}/train-*.tar", None, None, quiet)
+    only = look_into(f"{shards}/train-*.tar", "auto", None, quiet)
     assert [split.shards for split in only.splits] == [(f"{shards}/train-*.tar",)]
 
 
@@ -91,7 +91,7 @@ def test_shards_in_folders_of_splits_need_no_packing(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     write_shards(tmp_path / "set" / "train", [4, 6])
     write_shards(tmp_path / "set" / "val", [4])
-    train, val = look_into(str(tmp_path / "set"), None, None, quiet).splits
+    train, val = look_into(str(tmp_path / "set"), "auto", None, quiet).splits
     assert (train.name, train.images, val.name, val.images) == ("train", 10, "val", 4)
     assert train.shards
     assert not train.folder
@@ -122,11 +122,11 @@ def test_what_is_no_set_of_images_is_refused_in_one_line(
 ) -> None:
     make(tmp_path / "set")
     with pytest.raises(UserError, match=message) as error:
-        look_into(str(tmp_path / "set"), None, None, quiet)
+        look_into(str(tmp_path / "set"), "auto", None, quiet)
     assert "\n" not in str(error.value)
 
 
 def test_a_single_image_file_is_no_set(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(0))
     with pytest.raises(UserError, match="is one image"):
-        look_into(str(tmp_path / "a.png"), None, None, quiet)
+        look_into(str(tmp_path / "a.png"), "auto", None, quiet)

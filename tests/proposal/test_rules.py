@@ -11,7 +11,7 @@ import yaml
 from mae.data.images.levels import WideValues
 from mae.data.statistics import PixelStatistics
 from mae.errors import UserError
-from mae.proposal.choice import Choice, Proposal, in_words, power_of_two, rounded_down, times_in_words
+from mae.proposal.choice import Choice, Proposal, checkpoints_of, in_words, power_of_two, rounded_down, times_in_words
 from mae.proposal.commands import next_commands
 from mae.proposal.facts import Facts, ImageFacts, MachineFacts, SplitFacts
 from mae.proposal.rules import batch_of, propose
@@ -197,6 +197,16 @@ def test_images_of_more_than_8_bits_get_a_range(wide: WideValues, value_range: l
     assert chosen["data.value_range"] == value_range
 
 
+@pytest.mark.parametrize(
+    ("steps", "seconds", "between", "why"),
+    [(3094, 72.0, 300, "a tenth of the run"), (10_000, 1e5, 60, "ten minutes"), (5, 1.0, 1, "a tenth of the run")],
+)
+def test_a_checkpoint_is_saved_long_before_the_end(steps: int, seconds: float, between: int, why: str) -> None:
+    choice = checkpoints_of(steps, seconds)
+    assert (choice.name, choice.value) == ("checkpoint_every", between)
+    assert why in choice.reason
+
+
 def test_what_is_missing_or_wrong_is_said() -> None:
     def said(facts: Facts) -> str:
         return " ".join(propose(facts).remarks)
@@ -205,7 +215,7 @@ def test_what_is_missing_or_wrong_is_said() -> None:
     assert "of one class" in said(facts_of(2000, images_of(64, 64), classes=1))
     assert "No split is held out" in said(facts_of(2000, images_of(64, 64), classes=3))
     assert "are few" in said(facts_of(20, images_of(64, 64)))
-    assert "1 of 100 sampled images are bad" in said(facts_of(2000, images_of(64, 64, bad=("a.jpg (cut)",))))
+    assert "1 of 100 sampled images cannot be read" in said(facts_of(2000, images_of(64, 64, bad=("a.jpg (cut)",))))
     busy = replace(LAPTOP, load=9.0)
     assert "Other programs" in said(facts_of(2000, images_of(64, 64), busy))
     lopsided = SplitFacts("train", 2000, {0: 1990, 1: 10}, folder="photos")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae.errors import BadImageError
+from mae.output import counted
 from mae.settings import check
 
 ValueRange = tuple[float, ...] | None
@@ -125,7 +126,9 @@ class WideValues:
         return f"{self}; train with --data.value_range {self.proposal}"
 
     def __str__(self) -> str:
-        return f"{self.images:,} images of more than 8 bits have values from {self.least:g} to {self.greatest:g}"
+        return (
+            f"{counted(self.images, 'image')} of more than 8 bits with values from {self.least:g} to {self.greatest:g}"
+        )
 
 
 def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -17,11 +17,11 @@ SPLITS = ("train", "val", "valid", "validation", "test")
 DEFAULT_SPLIT = SPLITS[0]
 
 
-def find_images(source: str, cache_dir: Path, known: ClassList = NO_CLASSES, labels: Labels | None = None) -> Source:
+def find_images(source: str, cache_dir: Path, known: ClassList = NO_CLASSES, labels: Labels = "auto") -> Source:
     """Find the images of a labelled tree (`class/image`), a flat folder, or existing shards.
 
     The label of an image is the index of its class folder in `known`, or in alphabetical order if `known` is empty.
-    Without `labels`, images in folders have labels, and those of a flat folder have none.
+    With `labels` "auto", images in folders have labels, and those of a flat folder have none.
 
     Raises:
         UserError: here or while the items are listed, if there is no image, a tree mixes both layouts, or a class is
@@ -38,12 +38,12 @@ def find_images(source: str, cache_dir: Path, known: ClassList = NO_CLASSES, lab
         names, folders, _ = entries(source)
         if others := [name for name in names if name in folders or image_extension(name)]:
             found.remarks.append(f"only the shards in {source} are packed, not {quoted(others)} beside them")
-    found.items = list_tars(found, shards, cache_dir, known, has_labels=labels is None)
+    found.items = list_tars(found, shards, cache_dir, known, has_labels=labels == "auto")
     return found
 
 
 def find_splits(
-    source: str, split: str | None, cache_dir: Path, known: ClassList = NO_CLASSES, labels: Labels | None = None
+    source: str, split: str | None, cache_dir: Path, known: ClassList = NO_CLASSES, labels: Labels = "auto"
 ) -> dict[str, Source]:
     """Find the images of each split by its name: of `source` itself, or of folders in it that are called like splits.
 

@@ -10,14 +10,14 @@ from mae.data.packing.convert import is_image
 from mae.data.packing.items import Extent, Item, Source, no_image, shown
 from mae.errors import UserError
 
-Labels: TypeAlias = Literal["folders", "none"]
+Labels: TypeAlias = Literal["auto", "folders", "none"]
 
 _MAX_BYTES = 2**32 - 1
 # Well below Python's limit of recursion.
 _MAX_DEPTH = 256
 
 
-def list_tree(source: Source, known: ClassList, labels: Labels | None) -> Iterator[Item]:
+def list_tree(source: Source, known: ClassList, labels: Labels) -> Iterator[Item]:
     """Yield the images of a folder, and fill in the other attributes of `source`.
 
     The label of an image is that of the topmost folder that contains it, see `labels_of`. With `labels` "none", and

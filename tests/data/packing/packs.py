@@ -36,9 +36,7 @@ def jpeg(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def listed(
-    source: Path | str, known: tuple[str, ...] = (), labels: Labels | None = None
-) -> tuple[Source, dict[str, Item]]:
+def listed(source: Path | str, known: tuple[str, ...] = (), labels: Labels = "auto") -> tuple[Source, dict[str, Item]]:
     """A source after its listing, and its images by name."""
     found = find_images(str(source), NOWHERE, ClassList(known, "the packed classes.txt"), labels)
     return found, {item.name: item for item in found.items}

@@ -21,7 +21,7 @@ def images(root: Path, *names: str) -> Path:
 
 
 def splits_of(
-    root: Path, split: str | None = None, known: ClassList = NO_CLASSES, labels: Labels | None = None
+    root: Path, split: str | None = None, known: ClassList = NO_CLASSES, labels: Labels = "auto"
 ) -> dict[str, Source]:
     return find_splits(str(root), split, NOWHERE, known, labels)
 

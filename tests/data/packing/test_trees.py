@@ -126,8 +126,8 @@ def test_a_tree_without_labels_may_be_of_any_depth(tree: Path) -> None:
     assert (found.classes, found.remarks) == ([], [])
 
 
-@pytest.mark.parametrize("labels", [None, "folders"])
-def test_images_beside_folders_of_images_are_refused(tree: Path, labels: Labels | None) -> None:
+@pytest.mark.parametrize("labels", ["auto", "folders"])
+def test_images_beside_folders_of_images_are_refused(tree: Path, labels: Labels) -> None:
     (tree / "stray.png").write_bytes(png(0))
     with pytest.raises(
         UserError, match=r"1 images \(the first is stray\.png\) beside 12 in class folders; .*: --labels none$"
