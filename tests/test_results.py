@@ -12,10 +12,7 @@ from benchmarks.tables import table as tables
 from benchmarks.tables.table import Row, Table, markdown_table, percent
 
 # Measured before tables were made from stored figures; each section names its command.
-BY_HAND = {
-    "Scanned digits, all protocols",
-    "Fashion-MNIST, protocols that train, with a small budget",
-}
+BY_HAND = {"Fashion-MNIST, protocols that train, with a small budget"}
 MADE = [table for table in TABLES.values() if table.path.exists()]
 
 
