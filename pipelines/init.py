@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
+from mae.data.packing.label_table import read_label_table
 from mae.data.packing.trees import Labels
 from mae.data.store.urls import redacted, scheme_of
 from mae.errors import UserError, one_line_errors
@@ -49,6 +50,8 @@ class InitSettings:
     labels: Labels = "auto"
     """folders: the topmost folder of an image is its class; none: images in folders have no labels. auto: folders if
     the images are in folders, none if all are in one."""
+    label_file: Path | None = None
+    """CSV file with the class of each image, as `mae pack` takes it."""
     split: str | None = None
     """Name of the split, if folders called train, val or test are classes; else None."""
     overwrite: bool = False
@@ -56,6 +59,7 @@ class InitSettings:
 
     def __post_init__(self) -> None:
         check(self.hours is None or 0 < self.hours < 1e6, "hours", self.hours, "above 0, or None")
+        check(self.label_file is None or self.labels == "auto", "labels", self.labels, "auto with --label_file")
         check(self.out.suffix in (".yaml", ".yml"), "out", self.out, "a name in .yaml or .yml")
 
     @property
@@ -89,12 +93,18 @@ def run(settings: InitSettings) -> Proposal:
 
 def _proposed(settings: InitSettings) -> tuple[Facts, Proposal]:
     """Propose by the speed of a small model; then time what is proposed, until that is not new any more."""
-    look = look_into(settings.source, settings.labels, settings.split, say)
+    table = read_label_table(settings.label_file) if settings.label_file else None
+    look = look_into(settings.source, settings.labels, settings.split, say, table)
     images = look_at(look.images)
     if look.measured:  # on more images than the sample
         images = replace(images, statistics=look.statistics, measured=look.measured)
     accelerator = start_accelerator("auto")
-    flags = {"--labels": None if settings.labels == "auto" else settings.labels, "--split": settings.split}
+    labels, file = settings.labels, settings.label_file
+    flags = {
+        "--labels": None if labels == "auto" else labels,
+        "--label_file": str(file) if file else None,
+        "--split": settings.split,
+    }
     facts = Facts(
         source=redacted(settings.source) if scheme_of(settings.source) else settings.source,
         name=_name_of(settings.source),

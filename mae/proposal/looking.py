@@ -12,6 +12,7 @@ from mae.data.index import ShardIndex
 from mae.data.indexing import open_index
 from mae.data.packing.convert import CONVERTED, to_png
 from mae.data.packing.items import Item, Source
+from mae.data.packing.label_table import LabelTable
 from mae.data.packing.sources import SPLITS, find_splits, is_tree
 from mae.data.packing.trees import Labels, image_extension
 from mae.data.prepare import not_used
@@ -48,7 +49,7 @@ class Look(NamedTuple):
     """Number of images on which they were measured."""
 
 
-def look_into(source: str, labels: Labels, split: str | None, say: Say) -> Look:
+def look_into(source: str, labels: Labels, split: str | None, say: Say, table: LabelTable | None = None) -> Look:
     """Count the images of a source that `mae pack` takes, or of shards, and draw some of the split to train on.
 
     Raises:
@@ -59,9 +60,9 @@ def look_into(source: str, labels: Labels, split: str | None, say: Say) -> Look:
         raise UserError(f"{source} is one image; give the folder that holds your images, or shards")
     if not path.exists() and not scheme_of(source) and not set(source) & set("*?[{~"):
         raise UserError(f"{source} does not exist; give a folder of images, or shards")
-    if not is_tree(source):
+    if not is_tree(source) and table is None:
         return _look_into_shards(by_split(expand([source])), source, say)
-    found = find_splits(source, split, default_cache_dir(), labels=labels)
+    found = find_splits(source, split, default_cache_dir(), labels=labels, table=table)
     if all(not is_tree(one.name) for one in found.values()):
         return _look_into_shards({name: expand([one.name]) for name, one in found.items()}, "", say)
     return _look_into_folders(found, source, say)

@@ -72,6 +72,23 @@ def test_shards_need_no_packing_and_unlabelled_ones_are_embedded(
     assert not Path("other-finetune.yaml").exists()
 
 
+def test_a_table_of_labels_goes_from_proposal_to_shards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 20)
+    names = sorted(path.name for path in (tmp_path / "photos").iterdir())
+    lines = [f"{name},{'red oak' if number % 2 else 'elm'}" for number, name in enumerate(names[:18])]
+    Path("my labels.csv").write_text("\n".join(["image,class", *lines]))
+    pack, *others = start("photos --label_file 'my labels.csv'", capsys)
+    assert pack == "mae pack photos --out shards/photos --label_file 'my labels.csv'"
+    assert [line.split()[1] for line in others] == ["pretrain", "finetune", "predict"]
+    cli.main([*shlex.split(pack)[1:], "--workers", "0"])
+    assert "2 files are left out: 2 without a line in my labels.csv" in capsys.readouterr().out
+    assert Path("shards/photos/classes.txt").read_text() == "elm\nred oak\n"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["init", "shards/photos", "--label_file", "my labels.csv", "--out", "third.yaml"])
+    assert end.value.code == 2
+    assert "label_file is for folders of images" in capsys.readouterr().err
+
+
 def test_existing_files_stay_unless_told_otherwise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_images(tmp_path / "photos", 20)
     Path("config.yaml").write_text("mine")

@@ -203,6 +203,8 @@ def test_bad_images_are_told_of(tree: Path, tmp_path: Path, capsys: pytest.Captu
         ("--split a/b", "split is 'a/b'"),
         ("--split .a", "split is '.a'"),
         ("--labels none --classes x", "classes is x; allowed: None with --labels none"),
+        ("--labels none --label_file x", "labels is none; allowed: auto with --label_file"),
+        ("--label_file x", "label_file x cannot be read: No such file"),
     ],
 )
 def test_k02_values_out_of_range_are_refused(

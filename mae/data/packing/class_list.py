@@ -47,7 +47,7 @@ def fixed_classes(file: Path | None, out: Path) -> ClassList:
         return packed
     wanted = ClassList(read_classes(file), str(file))
     for name in wanted.names:
-        _require_writable(name, f"class {name!r} in {file}")
+        require_writable(name, f"class {name!r} in {file}")
     if packed.names:
         require_equal(wanted, packed)
     return wanted
@@ -72,7 +72,7 @@ def class_name(folder: str, root: str) -> str:
         UserError: if classes.txt cannot hold the name.
     """
     name = os.fsencode(folder).decode(**NAMES)
-    _require_writable(name, f"class folder {name!r} in {root}")
+    require_writable(name, f"class folder {name!r} in {root}")
     return name
 
 
@@ -85,16 +85,24 @@ def labels_of(folders: Sequence[str], root: str, known: ClassList) -> tuple[dict
         UserError: if a folder is not in the known list.
     """
     names = {folder: class_name(folder, root) for folder in folders}
-    classes = list(known.names) or sorted(names.values())
-    number = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in names.values() if name not in number]
-    if unknown:
+    number = number_classes(names.values(), f"{root} has class folders", known)
+    return {folder: number[name] for folder, name in names.items()}, list(number)
+
+
+def number_classes(names: Iterable[str], which: str, known: ClassList) -> dict[str, int]:
+    """Return the label of each class, in the order of labels: that of the known list, else the alphabet.
+
+    Raises:
+        UserError: if a class is not in the known list; the message begins with `which`.
+    """
+    different = dict.fromkeys(names)
+    number = {name: label for label, name in enumerate(known.names or sorted(different))}
+    if unknown := [name for name in different if name not in number]:
         raise UserError(
-            f"{root} has class folders that {known.origin} does not list: {quoted(unknown)} (it lists "
-            f"{quoted(classes)}); remove them, or pack all splits into another --out with one --classes FILE of all "
-            "classes"
+            f"{which} that {known.origin} does not list: {quoted(unknown)} (it lists {quoted(number)}); remove them, "
+            "or pack all splits into another --out with one --classes FILE of all classes"
         )
-    return {folder: number[name] for folder, name in names.items()}, classes
+    return number
 
 
 def quoted(names: Iterable[str], most: int = 5) -> str:
@@ -102,7 +110,8 @@ def quoted(names: Iterable[str], most: int = 5) -> str:
     return first_of([name if name.isprintable() else repr(name) for name in names], most, ", ")
 
 
-def _require_writable(name: str, what: str) -> None:
+def require_writable(name: str, what: str) -> None:
+    """Raise a `UserError`, which begins with `what`, if classes.txt cannot hold the name."""
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
         raise UserError(
             f"{what} has control characters (such as a line break) or bytes that are not UTF-8, which {CLASSES_FILE} "

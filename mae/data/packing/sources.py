@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mae.data.packing.class_list import NO_CLASSES, ClassList, labels_of, quoted
 from mae.data.packing.items import Source
+from mae.data.packing.label_table import LabelTable, list_by_table
 from mae.data.packing.tars import list_tars
 from mae.data.packing.trees import Labels, entries, image_extension, list_tree
 from mae.data.store.shards import SUFFIXES, expand
@@ -17,11 +18,18 @@ SPLITS = ("train", "val", "valid", "validation", "test")
 DEFAULT_SPLIT = SPLITS[0]
 
 
-def find_images(source: str, cache_dir: Path, known: ClassList = NO_CLASSES, labels: Labels = "auto") -> Source:
+def find_images(
+    source: str,
+    cache_dir: Path,
+    known: ClassList = NO_CLASSES,
+    labels: Labels = "auto",
+    table: LabelTable | None = None,
+) -> Source:
     """Find the images of a labelled tree (`class/image`), a flat folder, or existing shards.
 
     The label of an image is the index of its class folder in `known`, or in alphabetical order if `known` is empty.
-    With `labels` "auto", images in folders have labels, and those of a flat folder have none.
+    With `labels` "auto", images in folders have labels, and those of a flat folder have none. With a table, the images
+    that it names have the classes that it gives, at any depth.
 
     Raises:
         UserError: here or while the items are listed, if there is no image, a tree mixes both layouts, or a class is
@@ -29,8 +37,10 @@ def find_images(source: str, cache_dir: Path, known: ClassList = NO_CLASSES, lab
     """
     found = Source(redacted(source) if scheme_of(source) else os.path.realpath(source), iter(()))
     if is_tree(source):
-        found.items = list_tree(found, known, labels)
+        found.items = list_by_table(found, known, table) if table else list_tree(found, known, labels)
         return found
+    if table:
+        raise UserError(f"label_file is for folders of images, but {source} is made of shards; leave it out")
     shards = expand([source])
     if labels == "folders":
         raise UserError(f"--labels folders is for folders of images, but {source} is made of shards; leave it out")
@@ -43,18 +53,23 @@ def find_images(source: str, cache_dir: Path, known: ClassList = NO_CLASSES, lab
 
 
 def find_splits(
-    source: str, split: str | None, cache_dir: Path, known: ClassList = NO_CLASSES, labels: Labels = "auto"
+    source: str,
+    split: str | None,
+    cache_dir: Path,
+    known: ClassList = NO_CLASSES,
+    labels: Labels = "auto",
+    table: LabelTable | None = None,
 ) -> dict[str, Source]:
     """Find the images of each split by its name: of `source` itself, or of folders in it that are called like splits.
 
-    All splits have one class list: `known`, or the names of the class folders of all splits.
+    All splits have one class list: `known`, or the names of the class folders of all splits. A table is of one split.
 
     Raises:
         UserError: for a reason of `find_images`, or if folders in it may be splits or classes.
     """
-    folders = _split_folders(source, split, known) if is_tree(source) else {}
+    folders = _split_folders(source, split, known) if is_tree(source) and not table else {}
     if not folders:
-        return {split or DEFAULT_SPLIT: find_images(source, cache_dir, known, labels)}
+        return {split or DEFAULT_SPLIT: find_images(source, cache_dir, known, labels, table)}
     if not known.names and labels != "none":
         known = _union(folders)
     splits = {name: find_images(folder, cache_dir, known, labels) for name, folder in folders.items()}

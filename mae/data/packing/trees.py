@@ -26,7 +26,7 @@ def list_tree(source: Source, known: ClassList, labels: Labels) -> Iterator[Item
     number: dict[str, int] = {}
     flat, first_flat, nested, deep, first_deep = 0, "", 0, 0, ""
     for name in walk(source.name, "", frozenset()):
-        item = _item(source, name)
+        item = image_of(source, name)
         if item is None:
             continue
         folder, *below = name.split("/")
@@ -82,7 +82,7 @@ def image_extension(name: str) -> str:
     return extension if is_image(extension) else ""
 
 
-def _item(source: Source, name: str) -> Item | None:
+def image_of(source: Source, name: str) -> Item | None:
     """Return the image of a file; count any other file as left out."""
     path, extension = f"{source.name}/{name}", image_extension(name)
     size = _size(path)
