@@ -88,10 +88,10 @@ def _about_labels(facts: Facts) -> Iterator[str]:
         yield "All images are of one class, so there is nothing to tell apart: no fine-tuning is proposed."
         return
     if held_out is None:
-        yield (
-            "No split is held out, so no accuracy is measured: move a tenth of each class into a folder val beside a "
-            "folder train, and start again."
-        )
+        how = "move a tenth of each class into a folder val beside a folder train, and start again"
+        if "--label_file" in facts.pack_flags:
+            how = "divide the table in two, pack each (the second with --split val), and start again with the shards"
+        yield f"No split is held out, so no accuracy is measured: {how}."
     elif held_out.name == "test":
         yield "Only test is held out, and the best model is chosen on it: its accuracy there is a little too good."
     elif not held_out.labelled:

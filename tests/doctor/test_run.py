@@ -19,13 +19,16 @@ def test_too_little_disk_is_told_before_it_is_needed_c04(
     usual = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usual(path)._replace(free=100 << 10))
     assert doctor(*flags)[0] == 0
-    code, found = doctor(*flags, "--keep_checkpoints", "9", "--model.width", "16")
+    flags += ["--epochs", "20", "--checkpoint_every", "2", "--model.width", "16"]  # 50 steps, 25 checkpoints
+    code, found = doctor(*flags, "--keep_checkpoints", "9")
     assert code == 2
     assert "10 checkpoints of" in found["disk space"][1]
     assert "free another " in found["disk space"][1]
     assert "lower keep_checkpoints from 9" in found["disk space"][1]
-    code, found = doctor(*flags, "--keep_every", "1", "--model.width", "16")
-    assert "8 checkpoints of" in found["disk space"][1], "2 and one more, and 5 that stay for ever"
+    found = doctor(*flags, "--keep_every", "5")[1]
+    assert "8 checkpoints of" in found["disk space"][1], "2 and one more, and 5, at steps 10 to 50, that stay for ever"
+    found = doctor(*flags, "--keep_every", "1")[1]
+    assert "25 checkpoints of" in found["disk space"][1], "all that there are"
 
 
 def test_a_warm_up_of_most_of_the_run_is_told(doctor: Doctor, flags: list[str]) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from mae.data.packing.class_list import ClassList, number_classes, quoted, require_writable
 from mae.data.packing.items import Item, Source, no_image
-from mae.data.packing.trees import image_of, walk
+from mae.data.packing.trees import image_extension, image_of, walk
 from mae.errors import UserError
 from mae.files import read_bounded
 
 _MAX_BYTES = 1 << 30
-_NEEDED = "it needs a line of headings, then a line for each image: its path in the source, and its class"
+_NEEDED = (
+    "it needs a line of headings, then a line for each image: its path in the source, and its class, separated by "
+    "commas (in .tsv files by tabs)"
+)
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,14 @@ def list_by_table(source: Source, known: ClassList, table: LabelTable) -> Iterat
     if missing := [line for line in table.classes if line not in found]:
         raise UserError(
             f"{len(missing):,} of {len(table.classes):,} images in {table.path} are not in {source.name}: "
-            f"{quoted(missing)}; give their paths in that folder, or remove their lines"
+            f"{quoted(missing)}; give the paths of image files in that folder, each once, or remove their lines"
         )
 
 
 def _parse(text: str, path: Path) -> LabelTable:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # Without `skipinitialspace`, the quotes of `a.jpg, "cat"` would be a part of the class.
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     heading, classes = "", dict[str, str]()
     for row in rows:
         if not row:
@@ -105,9 +110,12 @@ def _line_of(name: str, table: LabelTable, found: Mapping[str, str]) -> str | No
     stem = name.removesuffix(f".{name.rpartition('.')[2]}")
     if table.heading in (name, stem):
         raise UserError(
-            f"line 1 of label_file {table.path} names the image {name}; it must be headings, such as image,class"
+            f"line 1 of label_file {table.path} names the image {name}; it must be headings, such as file,class, "
+            "and no image may be called like the first"
         )
-    line = next((path for path in (name, stem) if path in table.classes), None)
+    # `a.jpg` in the table is not the mask `a.jpg.png`.
+    names = (name,) if image_extension(stem) else (name, stem)
+    line = next((path for path in names if path in table.classes), None)
     if line is not None and line in found:
         raise UserError(f"{line} in {table.path} names two images, {found[line]} and {name}; give their extensions")
     return line

@@ -39,9 +39,9 @@ def find_images(
     if is_tree(source):
         found.items = list_by_table(found, known, table) if table else list_tree(found, known, labels)
         return found
+    shards = expand([source])
     if table:
         raise UserError(f"label_file is for folders of images, but {source} is made of shards; leave it out")
-    shards = expand([source])
     if labels == "folders":
         raise UserError(f"--labels folders is for folders of images, but {source} is made of shards; leave it out")
     if Path(source).is_dir():
@@ -69,7 +69,13 @@ def find_splits(
     """
     folders = _split_folders(source, split, known) if is_tree(source) and not table else {}
     if not folders:
-        return {split or DEFAULT_SPLIT: find_images(source, cache_dir, known, labels, table)}
+        found = find_images(source, cache_dir, known, labels, table)
+        if table and (like := [name for name in entries(source)[1] if name.lower() in SPLITS]):
+            found.remarks.append(
+                f"folders called like splits ({quoted(like)}) in {source} are taken as plain folders: all images that "
+                f"{table.path.name} names are packed together; to pack splits, give each a table and its own --split"
+            )
+        return {split or DEFAULT_SPLIT: found}
     if not known.names and labels != "none":
         known = _union(folders)
     splits = {name: find_images(folder, cache_dir, known, labels) for name, folder in folders.items()}

@@ -1,5 +1,6 @@
 """Room on the disk that checkpoints need."""
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,11 @@ def room(model: nn.Module, settings: TrainSettings, total_steps: int, checkpoint
 
     There is one checkpoint more than are kept, because the oldest is removed after the newest is written.
     """
-    permanent = total_steps // settings.keep_every if settings.keep_every else 0
+    every = settings.checkpoint_every
+    permanent = total_steps // math.lcm(settings.keep_every, every) if settings.keep_every else 0
     return Room(
         size=checkpoint_bytes(model, settings.ema_decay is not None, settings.optim.name),
-        together=settings.keep_checkpoints + 1 + permanent,
+        together=min(settings.keep_checkpoints + 1 + permanent, math.ceil(total_steps / every)),
         there=len(list(checkpoints.glob("step-*"))),
         free=shutil.disk_usage(place).free,
     )

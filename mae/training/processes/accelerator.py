@@ -111,7 +111,8 @@ def _mixed_precision(precision: Precision) -> str:
 
 
 def _is_on_cpu() -> bool:
-    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    uses_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return uses_cpu or os.environ.get(_DEVICE, "").startswith("cpu")
 
 
 def _refuse_a_lost_gpu() -> None:
@@ -130,7 +131,7 @@ def _refuse_an_unusable_device() -> None:
         return
     try:
         torch.ones(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{_DEVICE} is {name!r}, which cannot be used here ({reason}); unset it to take a GPU if there is one"

@@ -37,16 +37,31 @@ def test_images_have_the_classes_of_their_lines_and_others_are_left_out(photos: 
     source, labels = listed(photos, 'image,class,who\n./a.png,wild rose,x\nb.v2,"oak, red"\nold/d.png,wild rose\n')
     assert labels == {"a.png": 1, "b.v2.png": 0, "old/d.png": 1}
     assert source.classes == ["oak, red", "wild rose"]
-    assert source.notices() == ["3 files are left out: 2 without a line in labels.csv, 1 notes.txt"]
+    assert source.notices()[1:] == ["3 files are left out: 2 without a line in labels.csv, 1 notes.txt"]
 
 
 def test_folders_called_like_splits_are_folders(photos: Path) -> None:
-    assert listed(photos, "image,class\ntrain/e,rose\n")[1] == {"train/e.png": 0}
+    source, labels = listed(photos, "image,class\ntrain/e,rose\n")
+    assert labels == {"train/e.png": 0}
+    assert "splits (train) in " in source.remarks[0]
+    assert "are taken as plain folders: all images that labels.csv names are packed together" in source.remarks[0]
+
+
+def test_a_mask_is_not_the_image_that_it_is_called_after(photos: Path) -> None:
+    (photos / "a.png.png").write_bytes(png(8))
+    assert listed(photos, "image,class\na.png,rose\n")[1] == {"a.png": 0}
+    (photos / "a.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 1 images in .* are not in .*: a\.png; give the paths of image files"):
+        listed(photos, "image,class\na.png,rose\n")
 
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("\ufeffimage,class\r\na,é\r\n\r\nc,o\r\n", "labels.csv"), ("image\tclass\na\té\nc\to\n", "labels.tsv")],
+    [
+        ("\ufeffimage,class\r\na,é\r\n\r\nc,o\r\n", "labels.csv"),
+        ("image\tclass\na\té\nc\to\n", "labels.TSV"),
+        ('image, class\na, "é"\nc,o\n', "labels.csv"),
+    ],
 )
 def test_what_programs_for_tables_write_is_read(photos: Path, text: str, name: str) -> None:
     source, labels = listed(photos, text, name=name)

@@ -34,6 +34,7 @@ def test_one_process_on_the_cpu_runs_in_fp32() -> None:
         ({"ACCELERATE_DYNAMO_BACKEND": "EAGER"}, "allowed: no, because the setting compile compiles the model"),
         ({"ACCELERATE_TORCH_DEVICE": "xx"}, r"'xx', which cannot be used here \(Expected one of cpu"),
         ({"ACCELERATE_TORCH_DEVICE": "meta"}, "'meta', which cannot be used here"),
+        ({"ACCELERATE_TORCH_DEVICE": "hpu"}, "'hpu', which cannot be used here"),
     ],
 )  # fmt: skip
 def test_variables_of_a_launcher_without_a_meaning_are_named(
