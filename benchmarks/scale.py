@@ -44,9 +44,9 @@ from mae.data.scan import RECORD
 from mae.data.settings import DataSettings
 from mae.data.store.shards import expand
 from mae.data.train_batches import TrainBatches
-from mae.doctor.run import checkpoint_bytes
 from mae.models.autoencoder import MaskedAutoencoder
 from mae.models.settings import MaskedAutoencoderSettings
+from mae.training.checkpoints.room import checkpoint_bytes
 
 BATCH, RANKS = 4096, 64
 SHARDS, SHARD_SAMPLES = 64, 1024
