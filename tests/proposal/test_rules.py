@@ -106,6 +106,8 @@ def test_hours_bound_the_run_on_a_gpu_too() -> None:
 @pytest.mark.parametrize(
     ("images", "epochs", "batch"),
     [
+        (8, 800, 8),
+        (31, 800, 16),
         (2000, 10, 64),
         (60_000, 1, 256),
         (100_000, 10, 512),  # with 1,024, it would be 977 steps
@@ -115,8 +117,15 @@ def test_hours_bound_the_run_on_a_gpu_too() -> None:
         (1_281_167, 800, 4096),
     ],
 )
-def test_few_epochs_get_smaller_batches(images: int, epochs: int, batch: int) -> None:
+def test_few_epochs_or_images_get_smaller_batches(images: int, epochs: int, batch: int) -> None:
     assert batch_of(images, epochs) == batch
+
+
+@pytest.mark.parametrize("images", [2, 8, 31])
+def test_no_batch_is_larger_than_the_set(images: int) -> None:
+    proposal = propose(facts_of(images, images_of(64, 64), classes=2))
+    assert values(proposal.pretrain)["batch_size"] <= images
+    assert values(proposal.finetune)["batch_size"] <= images
 
 
 def test_a_set_that_is_too_large_for_a_laptop_is_proposed_with_a_warning() -> None:
