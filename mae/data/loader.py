@@ -46,7 +46,7 @@ _WORKER_GONE = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (?:is killed by signal|exited unexpectedly)"
 )
 _TIMED_OUT = "DataLoader timed out"
-# torch 2.11 reports a full /dev/shm by the second text.
+# torch 2.11 reports a full /dev/shm by this text instead of that of ENOSPC.
 _NO_SHARED_MEMORY = "unable to allocate shared memory"
 
 AnyBatch = TypeVar("AnyBatch")
