@@ -8,6 +8,7 @@ lock is released: the next process that needs the range downloads the part again
 import fcntl
 import hashlib
 import os
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +41,7 @@ class RangeCache:
         self.folder, self.budget = folder, budget
         self._space = CacheSpace(folder, budget)
         self._process = 0
-        self._requests = SimpleQueue[_Request]()
+        self._requests = SimpleQueue[_Request | None]()
         self._pending = set[Path]()
 
     def fetch(self, shard: Shard, start: int, stop: int, verify: Verify) -> int:
@@ -91,14 +92,15 @@ class RangeCache:
         """Start threads and a new queue in each process: a fork copies no threads, and may copy a locked queue."""
         self._process, self._requests, self._pending = os.getpid(), SimpleQueue(), set()
         for _ in range(PREFETCH_THREADS):
-            Thread(target=self._serve_requests, daemon=True).start()
+            # The threads must not keep the cache alive: they end when nobody needs it any more.
+            Thread(target=_serve, args=(weakref.ref(self), self._requests), daemon=True).start()
+        weakref.finalize(self, _end_threads, self._requests)
 
-    def _serve_requests(self) -> None:
-        while True:
-            path, shard, start, stop, verify = self._requests.get()
-            with suppress(Exception):  # `fetch` raises it again in the thread that needs the range
-                os.close(self.fetch(shard, start, stop, verify))
-            self._pending.discard(path)
+    def _fetch_early(self, request: _Request) -> None:
+        path, shard, start, stop, verify = request
+        with suppress(Exception):  # `fetch` raises it again in the thread that needs the range
+            os.close(self.fetch(shard, start, stop, verify))
+        self._pending.discard(path)
 
     def _path(self, shard: Shard, start: int, stop: int) -> Path:
         identity = f"{shard.url}\0{shard.size}\0{shard.version}".encode("utf-8", "surrogateescape")
@@ -121,3 +123,14 @@ class RangeCache:
             raise
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         return descriptor
+
+
+def _serve(cache: "weakref.ref[RangeCache]", requests: SimpleQueue[_Request | None]) -> None:
+    while (request := requests.get()) is not None and (alive := cache()) is not None:
+        alive._fetch_early(request)
+        del alive
+
+
+def _end_threads(requests: SimpleQueue[_Request | None]) -> None:
+    for _ in range(PREFETCH_THREADS):
+        requests.put(None)

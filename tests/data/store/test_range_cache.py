@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 
 from data import servers
 from data.servers import WebServer
-from mae.data.store.range_cache import RangeCache, Verify
+from mae.data.store.range_cache import PREFETCH_THREADS, RangeCache, Verify
 from mae.data.store.storage import Shard, find
 from mae.errors import UserError
 
@@ -114,6 +115,19 @@ def test_a_range_is_downloaded_once_and_then_read_from_the_file(
     assert names(cache) == ["2000-3000"]
     assert read(RangeCache(cache.folder, cache.budget), shard, 2) == piece(2)
     assert len(web.requests) == 1
+
+
+def test_its_threads_end_with_the_cache(cache: RangeCache, shard: Shard) -> None:
+    others = set(threading.enumerate())
+    short = RangeCache(cache.folder, cache.budget)
+    short.prefetch(shard, 0, PIECE, crc_of(0, PIECE))
+    threads = set(threading.enumerate()) - others
+    assert len(threads) >= PREFETCH_THREADS
+    del short
+    for thread in threads:
+        if "_serve" in thread.name:
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 def test_ranges_of_s3_objects_are_cached(s3: Any, cache: RangeCache) -> None:
