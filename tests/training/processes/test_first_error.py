@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -360,27 +361,28 @@ def test_r02_the_rank_that_kept_the_store_is_killed(start: Callable[..., Job]) -
     assert job.said[1].count("\n") == 1
 
 
+def lose_contact(end: str) -> tuple[str, bool]:
+    """What rank 0 is told as rank 1 leaves or freezes, and whether that is taken for the loss of another rank."""
+    from torch import distributed
+
+    consensus = RankConsensus(start_accelerator("fp32"), 1.0)
+    if os.environ["RANK"] == "1":
+        if end == "freeze":
+            time.sleep(3)
+        distributed.destroy_process_group()
+        return "", True
+    consensus.submit(0)
+    with pytest.raises(RuntimeError) as failure:
+        consensus.maximum()
+    return str(failure.value), first_error._is_echo(failure.value)
+
+
 @pytest.mark.parametrize(("end", "words"), [("leave", "closed|reset"), ("freeze", "Timed out")])
 def test_the_words_of_gloo_still_tell_a_loss_of_contact(
     end: str, words: str, on_two_ranks: Callable[[Callable[[], Any]], list[Any]]
 ) -> None:
     """Texts of libraries may change with any release."""
-
-    def lose_contact() -> tuple[str, bool]:
-        from torch import distributed
-
-        consensus = RankConsensus(start_accelerator("fp32"), 1.0)
-        if os.environ["RANK"] == "1":
-            if end == "freeze":
-                time.sleep(3)
-            distributed.destroy_process_group()
-            return "", True
-        consensus.submit(0)
-        with pytest.raises(RuntimeError) as failure:
-            consensus.maximum()
-        return str(failure.value), first_error._is_echo(failure.value)
-
-    (text, is_echo), _ = on_two_ranks(lose_contact)
+    (text, is_echo), _ = on_two_ranks(partial(lose_contact, end))
     assert re.search(words, text)
     assert is_echo
 
