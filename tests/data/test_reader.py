@@ -270,7 +270,7 @@ def test_a_reader_that_is_no_longer_used_closes_its_files(
 def few_files() -> Iterator[None]:
     """This process may open 300 files beside those that earlier tests have left open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (300 + len(os.listdir("/proc/self/fd")), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300 + len(list(Path("/proc/self/fd").iterdir())), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
