@@ -1,20 +1,16 @@
 """What the whole suite shares: shape checks at every border, an empty cache, and shards made on the fly."""
 
-import faulthandler
 import functools
 import io
 import multiprocessing
 import os
 import platform
 import queue
-import socket
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -41,85 +37,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if reporter is not None:
         libraries = ", ".join(f"{name} {version(name)}" for name in SHOWN)
         reporter.write_line(f"Python {platform.python_version()}, torch {torch.__version__}, {libraries}")
-
-
-# The checks of shapes are set up before mae is imported. Where the first is not found from the current folder, the
-# processes import all of it themselves.
-PRELOADED = ["tests.conftest", "accelerate", "mae.training.loop"]
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the server of clean processes before any test does, which would leave the imports to each of them."""
-    if any("clean_processes" in getattr(item, "fixturenames", ()) for item in session.items):
-        multiprocessing.set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
-
-
-@pytest.fixture
-def clean_processes() -> ForkServerContext:
-    """Processes that start at once, forked from a server that has imported what they need, and done nothing else.
-
-    The test's own process has threads, and objects of torch whose threads would be missing in a fork, which may crash.
-    What a test has replaced is not replaced there.
-    """
-    return multiprocessing.get_context("forkserver")
-
-
-def on_rank(
-    rank: int, environment: dict[str, str], work: Callable[[], Any], results: "multiprocessing.Queue[tuple[int, Any]]"
-) -> None:
-    """Put what `work` returns on this rank, or the text of its `UserError`, into `results`."""
-    from accelerate.state import PartialState
-
-    from mae.errors import UserError
-
-    os.environ.clear()
-    os.environ |= environment | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
-    faulthandler.enable()  # where a rank crashed is told with the output of its test
-    try:
-        results.put((rank, work()))
-    except UserError as error:
-        results.put((rank, f"error: {error}"))
-    except Exception as error:
-        results.put((rank, f"{type(error).__name__}: {error}"))
-    PartialState().destroy_process_group()
-
-
-@pytest.fixture
-def on_ranks(clean_processes: ForkServerContext) -> Callable[[int, Callable[[], Any]], list[Any]]:
-    """A function that does some work on several ranks at once and gives what each returned, or why it stopped.
-
-    They have the environment of the test.
-    """
-
-    def run(number: int, work: Callable[[], Any]) -> list[Any]:
-        environment = dict(os.environ) | {
-            "WORLD_SIZE": f"{number}", "ACCELERATE_USE_CPU": "true",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}",
-        }  # fmt: skip
-        results: multiprocessing.Queue[tuple[int, Any]] = clean_processes.Queue()
-        arguments = environment, work, results
-        ranks = [clean_processes.Process(target=on_rank, args=(rank, *arguments)) for rank in range(number)]
-        for rank in ranks:
-            rank.start()
-        found = dict(results_of(ranks, results))
-        return [found[rank] for rank in range(number)]
-
-    return run
-
-
-@pytest.fixture
-def on_two_ranks(
-    on_ranks: Callable[[int, Callable[[], Any]], list[Any]],
-) -> Callable[[Callable[[], Any]], list[Any]]:
-    return functools.partial(on_ranks, 2)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @pytest.fixture(autouse=True)

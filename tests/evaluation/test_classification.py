@@ -1,12 +1,16 @@
 """Accuracy equals a plain count over all samples."""
 
+import multiprocessing
+import os
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import results_of
 from torch import nn
 
 from mae.data.eval_batches import EvalBatches
@@ -51,6 +55,9 @@ def test_a_bad_image_ends_the_evaluation_by_name(make_shards: Callable[..., Path
         evaluate(start_accelerator("fp32"), model, batches, STATISTICS, workers=0)
 
 
+RANKS = 4
+
+
 def measure(shards: Path, cache: Path, batch_size: int) -> tuple[int, Accuracy]:
     """How many ranks there are, and the accuracy of one and the same model on all of them."""
     index = open_index([str(shards)], cache)
@@ -62,20 +69,38 @@ def measure(shards: Path, cache: Path, batch_size: int) -> tuple[int, Accuracy]:
     return ranks, evaluate(accelerator, model, batches, STATISTICS, workers=0)
 
 
+def on_rank(rank: int, port: int, work: Callable[[], object], results: "multiprocessing.Queue[object]") -> None:
+    """Put what `work` returns, or the text of its error, into `results`."""
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{RANKS}", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    # The test's own process has been a world of one.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    try:
+        results.put(work())
+    except Exception as error:
+        results.put(f"{type(error).__name__}: {error}")
+    PartialState().destroy_process_group()
+
+
 @pytest.mark.parametrize(("lengths", "batch_size"), [([13, 12], 3), ([3], 8), ([8, 8], 4)])
 def test_four_processes_count_every_sample_once_and_measure_the_same_as_one_r12(
-    lengths: list[int],
-    batch_size: int,
-    make_shards: Callable[..., Path],
-    tmp_path: Path,
-    on_ranks: Callable[[int, Callable[[], Any]], list[Any]],
+    lengths: list[int], batch_size: int, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
     # 25 samples are 3 batches on one rank and 2 on the others; of 3 samples one rank gets none at all.
     work = partial(measure, make_shards(lengths), tmp_path, batch_size)
     alone, expected = work()
-    found = on_ranks(4, work)
-    assert found == [found[0]] * 4
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ranks = [context.Process(target=on_rank, args=(rank, port, work, results)) for rank in range(RANKS)]
+    for rank in ranks:
+        rank.start()
+    found = results_of(ranks, results)
+    assert found == [found[0]] * RANKS
     together, accuracy = found[0]
-    assert (alone, together) == (1, 4)
+    assert (alone, together) == (1, RANKS)
     assert (accuracy.samples, accuracy.accuracy) == (sum(lengths), expected.accuracy)
     assert accuracy.loss == pytest.approx(expected.loss, rel=1e-6)

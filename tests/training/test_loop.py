@@ -4,7 +4,6 @@ import os
 import random
 import tarfile
 from collections.abc import Callable
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -102,10 +101,6 @@ def run(job: Job, steps: int) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def run_anew(shard: Path, run_dir: Path, allowed: int, steps: int) -> list[str]:
-    return run(job_of(shard, run_dir, allowed), steps)
-
-
 def listed(lines: list[str]) -> list[str]:
     return sorted(line.partition(" (")[0] for line in lines)
 
@@ -156,9 +151,9 @@ def test_bad_images_of_any_rank_are_counted_on_all_s01_s02(
 ) -> None:
     """The same images, on the same steps, whichever rank met them; and all ranks stay in step."""
     alone = run(job_of(bad_shard, tmp_path / "one", allowed=3), 2 * STEPS_PER_EPOCH)
-    accepted = on_two_ranks(partial(run_anew, bad_shard, tmp_path / "two", 3, 2 * STEPS_PER_EPOCH))
+    accepted = on_two_ranks(lambda: run(job_of(bad_shard, tmp_path / "two", allowed=3), 2 * STEPS_PER_EPOCH))
     assert accepted[0] == alone
-    first, second = on_two_ranks(partial(run_anew, bad_shard, tmp_path / "three", 2, STEPS_PER_EPOCH))
+    first, second = on_two_ranks(lambda: run(job_of(bad_shard, tmp_path / "three", 2), STEPS_PER_EPOCH))
     assert first == second
     assert first.startswith("error: 3 bad images, 2 are allowed")
 
@@ -166,6 +161,6 @@ def test_bad_images_of_any_rank_are_counted_on_all_s01_s02(
 def test_lost_data_of_one_rank_stop_all_d13(bad_shard: Path, tmp_path: Path, on_two_ranks: OnTwoRanks) -> None:
     open_index([str(bad_shard)], tmp_path / "cache")
     spoil(bad_shard, 7, b"x")
-    first, second = on_two_ranks(partial(run_anew, bad_shard, tmp_path / "run", 100, STEPS_PER_EPOCH))
+    first, second = on_two_ranks(lambda: run(job_of(bad_shard, tmp_path / "run", 100), STEPS_PER_EPOCH))
     assert first == second
     assert first.startswith(f"error: data are lost: {bad_shard}: 000007.png (its crc32 is ")

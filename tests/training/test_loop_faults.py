@@ -290,34 +290,30 @@ def test_a_signal_within_skipped_steps_saves_none_of_them_p06(shard: Path, tmp_p
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))[-1] == "step-000000004"
 
 
-def cut(shard: Path, run_dir: Path) -> None:
-    """Signal rank 1 in step 6, with a record of the end that takes a second to write."""
+def test_a_signal_to_one_rank_is_one_to_all_p02(
+    shard: Path, tmp_path: Path, on_two_ranks: OnTwoRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rank that is told leaves when the end is recorded: the launcher then ends the other."""
     record = RunFolder.record_exit
 
     def slowly(self: RunFolder, reason: str, message: str) -> None:
         time.sleep(1)
         record(self, reason, message)
 
-    one = job(shard, run_dir, log_every=5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "record_exit", slowly)
+    monkeypatch.setattr(RunFolder, "record_exit", slowly)
+
+    def cut() -> None:
+        one = job(shard, tmp_path / "cut", log_every=5)
         if one.accelerator.process_index == 0:
             run(one)
         try:
             interrupted(one, 6)
         finally:
-            assert (run_dir / "exit.json").exists()
+            assert (tmp_path / "cut" / "exit.json").exists()
 
-
-def run_with_few_lines(make: Callable[..., Job], shard: Path, run_dir: Path) -> Weights:
-    return run(make(shard, run_dir, log_every=5))
-
-
-def test_a_signal_to_one_rank_is_one_to_all_p02(shard: Path, tmp_path: Path, on_two_ranks: OnTwoRanks) -> None:
-    """The rank that is told leaves when the end is recorded: the launcher then ends the other."""
-    first, second = on_two_ranks(partial(cut, shard, tmp_path / "cut"))
+    first, second = on_two_ranks(cut)
     assert first == second == f"error: SIGTERM: saved at step 7 of {TOTAL}; the same command resumes from there"
-    straight = on_two_ranks(partial(run_with_few_lines, job, shard, tmp_path / "straight"))
-    again = on_two_ranks(partial(run_with_few_lines, resumed, shard, tmp_path / "cut"))
+    straight = on_two_ranks(lambda: run(job(shard, tmp_path / "straight", log_every=5)))
+    again = on_two_ranks(lambda: run(resumed(shard, tmp_path / "cut", log_every=5)))
     assert again[0] == straight[0]
     assert trace(RunFolder(tmp_path / "cut")) == trace(RunFolder(tmp_path / "straight"))

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def test_a_line_tells_step_time_operations_and_memory(shard: Path, tmp_path: Pat
 def test_operations_are_those_of_one_device(
     shard: Path, tmp_path: Path, on_two_ranks: Callable[[Callable[[], Any]], list[Any]]
 ) -> None:
-    line = on_two_ranks(partial(lines, shard, tmp_path / "run"))[0][-1]
+    line = on_two_ranks(lambda: lines(shard, tmp_path / "run"))[0][-1]
     assert line["tflops"] == pytest.approx(FLOPS * line["images_per_second"] / 2 / 1e12, rel=1e-2)
 
 

@@ -321,30 +321,29 @@ def test_a_share_that_is_no_multiple_of_what_stays_together_is_refused() -> None
 OnTwoRanks = Callable[[Callable[[], Any]], list[Any]]
 
 
-def agree_with_less_room_on_rank_one() -> tuple[BatchPlan, list[str]]:
-    rank, said = int(os.environ["RANK"]), list[str]()
-    fit = MicroBatch(8, "16 do not fit into 1 GB") if rank else MicroBatch(16, "32 do not fit into 2 GB")
-    plan = plan_batches(128, 2, None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(micro_batch, "find_micro_batch", lambda *given: fit)
+def test_the_rank_with_the_least_room_decides_and_says_why(
+    on_two_ranks: OnTwoRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def agree() -> tuple[BatchPlan, list[str]]:
+        rank, said = int(os.environ["RANK"]), list[str]()
+        fit = MicroBatch(8, "16 do not fit into 1 GB") if rank else MicroBatch(16, "32 do not fit into 2 GB")
+        plan = plan_batches(128, 2, None)
+        monkeypatch.setattr(micro_batch, "find_micro_batch", lambda *given: fit)
         return agree_on_micro_batch(task_of(), start_accelerator("fp32"), plan, said.append), said
 
-
-def test_the_rank_with_the_least_room_decides_and_says_why(on_two_ranks: OnTwoRanks) -> None:
-    first, second = on_two_ranks(agree_with_less_room_on_rank_one)
+    first, second = on_two_ranks(agree)
     assert first == second
     plan, (said,) = first
     assert plan == BatchPlan(128, processes=2, per_process=8, accumulation=8)
     assert said == ("micro_batch_size auto takes 8 images at a time: 16 do not fit into 1 GB; batch of 128 = 2 x 8 x 8")
 
 
-def agree_by_trying() -> BatchPlan:
-    plan = plan_batches(16, 2, None)
-    return agree_on_micro_batch(task_of(), start_accelerator("fp32"), plan, lambda text: None)
-
-
 def test_two_ranks_that_try_at_once_agree(on_two_ranks: OnTwoRanks) -> None:
-    first, second = on_two_ranks(agree_by_trying)
+    def agree() -> BatchPlan:
+        plan = plan_batches(16, 2, None)
+        return agree_on_micro_batch(task_of(), start_accelerator("fp32"), plan, lambda text: None)
+
+    first, second = on_two_ranks(agree)
     assert first == second
     assert replace(first, per_process=1, accumulation=8) == BatchPlan(16, 2, 1, 8)
     assert first.per_process * first.accumulation == 8

@@ -245,10 +245,17 @@ def test_a_header_that_claims_too_much_is_refused(data: bytes, tmp_path: Path) -
             read(tmp_path, ["model.safetensors"])
 
 
-def cut_in_every_way() -> list[Any]:
+def on_a_mesh(work: Callable[[], Any]) -> Callable[[], Any]:
     from mae.training.processes.accelerator import start_accelerator
 
-    start_accelerator("fp32")
+    def run() -> Any:
+        start_accelerator("fp32")
+        return work()
+
+    return run
+
+
+def cut_in_every_way() -> list[Any]:
     mesh = init_device_mesh("cpu", (2,))
     rank = mesh.get_local_rank()
 
@@ -268,7 +275,7 @@ def cut_in_every_way() -> list[Any]:
 
 
 def test_the_rows_that_a_rank_keeps_are_known_c18(on_two_ranks: Callable[[Callable[[], Any]], list[Any]]) -> None:
-    first, second = on_two_ranks(cut_in_every_way)
+    first, second = on_two_ranks(on_a_mesh(cut_in_every_way))
     assert first == [
         (0, [], (0, 2)),
         (0, [[0.0, 1.0]], (1, 2)),

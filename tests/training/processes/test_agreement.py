@@ -2,26 +2,12 @@
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
 
 from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.agreement import require_agreement
-
-
-def agree(values: dict[str, str]) -> str:
-    """Compare the facts of this rank, some of which differ on rank 1."""
-    facts = {
-        "settings": "seed: 1\nlr: 0.2\nwd: 0\n",
-        "data": "5eed",
-        "libraries": '{"mae": "1", "torch": "2.15.0"}',
-    }
-    if os.environ["RANK"] == "1":
-        facts |= values
-    require_agreement(start_accelerator("fp32"), **facts)
-    return "agreed"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +41,18 @@ def agree(values: dict[str, str]) -> str:
 def test_ranks_must_hold_the_same_facts(
     values: dict[str, str], difference: str | None, on_two_ranks: Callable[[Callable[[], Any]], list[Any]]
 ) -> None:
-    first, second = on_two_ranks(partial(agree, values))
+    def agree() -> str:
+        facts = {
+            "settings": "seed: 1\nlr: 0.2\nwd: 0\n",
+            "data": "5eed",
+            "libraries": '{"mae": "1", "torch": "2.15.0"}',
+        }
+        if os.environ["RANK"] == "1":
+            facts |= values
+        require_agreement(start_accelerator("fp32"), **facts)
+        return "agreed"
+
+    first, second = on_two_ranks(agree)
     assert first == second
     assert first == (
         f"error: the processes differ in their {difference}; "

@@ -11,21 +11,20 @@ from mae.training.processes.accelerator import start_accelerator
 from mae.training.processes.consensus import RankConsensus
 
 
-def submit_fifty_times() -> list[list[int]]:
-    rank = int(os.environ["RANK"])
-    consensus = RankConsensus(start_accelerator("fp32"), 20.0)
-    results = []
-    for step in range(50):
-        consensus.submit(rank * step, 1 - rank, 2**40)
-        results.append(consensus.maximum())
-    return results
-
-
 def test_p02_each_place_gets_the_greatest_number_of_all_ranks(
     on_two_ranks: Callable[[Callable[[], Any]], list[Any]],
 ) -> None:
+    def submit() -> list[list[int]]:
+        rank = int(os.environ["RANK"])
+        consensus = RankConsensus(start_accelerator("fp32"), 20.0)
+        results = []
+        for step in range(50):
+            consensus.submit(rank * step, 1 - rank, 2**40)
+            results.append(consensus.maximum())
+        return results
+
     expected = [[step, 1, 2**40] for step in range(50)]
-    assert on_two_ranks(submit_fifty_times) == [expected, expected]
+    assert on_two_ranks(submit) == [expected, expected]
 
 
 def test_one_rank_gets_its_own_numbers() -> None:
@@ -34,41 +33,37 @@ def test_one_rank_gets_its_own_numbers() -> None:
     assert consensus.maximum() == [3, 0]
 
 
-def submit_half_a_second_late() -> tuple[float, list[int]]:
-    """Seconds that it took, for rank 1 after half a second, and the result."""
-    consensus = RankConsensus(start_accelerator("fp32"), 20.0)
-    consensus.submit(0)
-    consensus.maximum()
-    if os.environ["RANK"] == "1":
-        time.sleep(0.5)
-    began = time.perf_counter()
-    consensus.submit(1)
-    seconds = time.perf_counter() - began
-    return seconds, consensus.maximum()
-
-
 def test_numbers_are_submitted_without_waiting_for_the_others(
     on_two_ranks: Callable[[Callable[[], Any]], list[Any]],
 ) -> None:
-    for seconds, result in on_two_ranks(submit_half_a_second_late):
+    def submit() -> tuple[float, list[int]]:
+        consensus = RankConsensus(start_accelerator("fp32"), 20.0)
+        consensus.submit(0)
+        consensus.maximum()
+        if os.environ["RANK"] == "1":
+            time.sleep(0.5)
+        began = time.perf_counter()
+        consensus.submit(1)
+        seconds = time.perf_counter() - began
+        return seconds, consensus.maximum()
+
+    for seconds, result in on_two_ranks(submit):
         assert seconds < 0.4
         assert result == [1]
-
-
-def submit_in_vain() -> float:
-    """Seconds until rank 0 waits no more for rank 1."""
-    consensus = RankConsensus(start_accelerator("fp32"), 1.0)
-    began = time.perf_counter()
-    if os.environ["RANK"] == "1":
-        time.sleep(3)
-        return 0.0
-    consensus.submit(1)
-    with pytest.raises(RuntimeError, match="Timed out waiting 1000ms"):
-        consensus.maximum()
-    return time.perf_counter() - began
 
 
 def test_r03_waiting_for_another_rank_ends_by_the_timeout(
     on_two_ranks: Callable[[Callable[[], Any]], list[Any]],
 ) -> None:
-    assert 0.9 < on_two_ranks(submit_in_vain)[0] < 2.9
+    def submit() -> float:
+        consensus = RankConsensus(start_accelerator("fp32"), 1.0)
+        began = time.perf_counter()
+        if os.environ["RANK"] == "1":
+            time.sleep(3)
+            return 0.0
+        consensus.submit(1)
+        with pytest.raises(RuntimeError, match="Timed out waiting 1000ms"):
+            consensus.maximum()
+        return time.perf_counter() - began
+
+    assert 0.9 < on_two_ranks(submit)[0] < 2.9

@@ -1,5 +1,6 @@
 """Whichever rank fails, and however: one message, the first one, and no rank stays behind."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -8,14 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import free_port
+from accelerate.state import AcceleratorState, GradientState
 from torch.distributed import HashStore, TCPStore
 
 from mae.errors import BadDataError, PreemptedError, UserError
@@ -30,10 +30,10 @@ HOST = socket.gethostname()
 
 @dataclass
 class Job:
-    """Ranks, and the folder of what they say."""
+    """Ranks forked from the test."""
 
     folder: Path
-    ranks: list[ForkServerProcess]
+    ranks: list[ForkProcess]
 
     def wait(self, *ranks: int, seconds: float = 30) -> None:
         for rank in ranks or range(len(self.ranks)):
@@ -51,11 +51,24 @@ class Job:
         return [re.sub(r"^\[.*\n", "", text, flags=re.MULTILINE) for text in texts]
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ranks, forked from the test, wait for each other."""
+    monkeypatch.setattr(first_error, "_SECONDS_OF_ROLL_CALL", 1.25)
+    monkeypatch.setattr(first_error, "_SECONDS_BEHIND_THE_REPORTER", 0.2)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 def on_rank(rank: int, environment: dict[str, str], folder: Path, work: Callable[[int], object]) -> None:
     os.environ |= {**environment, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "ACCELERATE_USE_CPU": "true"}
-    # So long do ranks wait for each other.
-    first_error._SECONDS_OF_ROLL_CALL = 1.25
-    first_error._SECONDS_BEHIND_THE_REPORTER = 0.2
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     os.dup2(os.open(folder / f"{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - a descriptor
     with errors_said_once():
@@ -69,13 +82,17 @@ def keep_store(port: Connection) -> None:
 
 
 @pytest.fixture
-def launcher(clean_processes: ForkServerContext) -> Iterator[Callable[[], int]]:
-    """A function that starts a launcher, as far as it is needed: a store, whose port it returns."""
-    launchers: list[ForkServerProcess] = []
+def launcher() -> Iterator[Callable[[], int]]:
+    """A function that starts a launcher, as far as it is needed: a store, whose port it returns.
+
+    It is a process of its own: with threads of C++ in the test's process, forking would not be safe.
+    """
+    context = multiprocessing.get_context("fork")
+    launchers: list[ForkProcess] = []
 
     def run() -> int:
-        here, there = clean_processes.Pipe()
-        launchers.append(clean_processes.Process(target=keep_store, args=(there,)))
+        here, there = context.Pipe()
+        launchers.append(context.Process(target=keep_store, args=(there,)))
         launchers[-1].start()
         port: int = here.recv()
         return port
@@ -87,9 +104,7 @@ def launcher(clean_processes: ForkServerContext) -> Iterator[Callable[[], int]]:
 
 
 @pytest.fixture
-def start(
-    tmp_path: Path, launcher: Callable[[], int], clean_processes: ForkServerContext
-) -> Iterator[Callable[..., Job]]:
+def start(tmp_path: Path, launcher: Callable[[], int]) -> Iterator[Callable[..., Job]]:
     """A function that starts some work on each of several ranks, which meet at the port of a launcher's store; with
     None, rank 0 has its own."""
     jobs: list[Job] = []
@@ -105,9 +120,10 @@ def start(
             "TORCHELASTIC_USE_AGENT_STORE": f"{store is not None}",
             "TORCHELASTIC_RESTART_COUNT": f"{restart}",
             "WORLD_SIZE": f"{world}",
+            "OMP_NUM_THREADS": "1",
         }
-        arguments = environment, folder, work
-        ranks = [clean_processes.Process(target=on_rank, args=(rank, *arguments)) for rank in range(world)]
+        context = multiprocessing.get_context("fork")
+        ranks = [context.Process(target=on_rank, args=(rank, environment, folder, work)) for rank in range(world)]
         for rank in ranks:
             rank.start()
         jobs.append(Job(folder, ranks))
@@ -134,17 +150,8 @@ def raise_error(error: BaseException) -> None:
     raise error
 
 
-def signal_itself(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-def fails_on(rank: int, failure: Callable[[], object], timeout: float = 20.0) -> Callable[[int], None]:
-    """Work that one of the ranks does not get through."""
-    return partial(train, fails=rank, failure=failure, timeout=timeout)
-
-
 def test_r01_a_bug_on_one_rank_is_shown_once_with_its_traceback_and_its_rank(start: Callable[..., Job]) -> None:
-    job = start(fails_on(1, partial(raise_error, ZeroDivisionError("of rank one"))))
+    job = start(lambda rank: train(rank, 1, lambda: raise_error(ZeroDivisionError("of rank one"))))
     job.wait()
     quiet, loud = job.said
     assert quiet == ""
@@ -157,7 +164,7 @@ def test_r01_a_bug_on_one_rank_is_shown_once_with_its_traceback_and_its_rank(sta
 def test_r01_a_mistake_on_one_rank_is_one_line_and_all_leave_with_its_exit_code(
     rank: int, start: Callable[..., Job]
 ) -> None:
-    job = start(fails_on(rank, partial(raise_error, BadDataError("shard 3 is lost"))))
+    job = start(lambda me: train(me, rank, lambda: raise_error(BadDataError("shard 3 is lost"))))
     job.wait()
     assert job.said[rank] == "error: shard 3 is lost\n"
     assert job.said[1 - rank] == ""
@@ -166,7 +173,7 @@ def test_r01_a_mistake_on_one_rank_is_one_line_and_all_leave_with_its_exit_code(
 
 @pytest.mark.slow
 def test_one_of_64_ranks_fails_and_says_so_alone(start: Callable[..., Job]) -> None:
-    job = start(fails_on(37, partial(raise_error, BadDataError("shard 3 is lost")), timeout=120.0), world=64)
+    job = start(lambda me: train(me, 37, lambda: raise_error(BadDataError("shard 3 is lost")), timeout=120.0), world=64)
     job.wait(seconds=240)
     assert {rank: text for rank, text in enumerate(job.said) if text} == {37: "error: shard 3 is lost\n"}
     assert job.exit_codes == [3] * 64
@@ -188,19 +195,13 @@ def test_the_roll_call_goes_on_as_long_as_ranks_answer(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_one_of_64_ranks_is_killed_and_another_names_it(start: Callable[..., Job]) -> None:
-    job = start(fails_on(41, partial(signal_itself, signal.SIGKILL), timeout=120.0), world=64)
+    job = start(lambda me: train(me, 41, lambda: os.kill(os.getpid(), signal.SIGKILL), timeout=120.0), world=64)
     job.wait(seconds=240)
     (line,) = [text for text in job.said if text]
     assert "41" in line, line
     assert HOST in line, line
     assert job.exit_codes.count(1) == 63
     assert job.exit_codes[41] == -signal.SIGKILL
-
-
-def meet_and_raise(rank: int, error: BaseException, is_initialized: bool) -> None:
-    if is_initialized:
-        start_accelerator("fp32")
-    raise error
 
 
 @pytest.mark.parametrize(
@@ -215,29 +216,33 @@ def meet_and_raise(rank: int, error: BaseException, is_initialized: bool) -> Non
 def test_what_all_ranks_meet_is_said_by_one(
     error: BaseException, line: str, exit_code: int, is_initialized: bool, start: Callable[..., Job]
 ) -> None:
-    job = start(partial(meet_and_raise, error=error, is_initialized=is_initialized), world=3)
+    def work(rank: int) -> None:
+        if is_initialized:
+            start_accelerator("fp32")
+        raise error
+
+    job = start(work, world=3)
     job.wait()
     assert sorted(job.said) == ["", "", line]
     assert job.exit_codes == [exit_code] * 3
 
 
-def lose_contact_then_fail() -> None:
-    from torch import distributed
-
-    distributed.destroy_process_group()
-    time.sleep(2)
-    raise ZeroDivisionError("the cause")
-
-
 def test_r01_an_echo_waits_for_the_error_that_comes_after_it(start: Callable[..., Job]) -> None:
-    job = start(fails_on(1, lose_contact_then_fail))
+    def lose_contact_then_fail() -> None:
+        from torch import distributed
+
+        distributed.destroy_process_group()
+        time.sleep(2)
+        raise ZeroDivisionError("the cause")
+
+    job = start(lambda rank: train(rank, 1, lose_contact_then_fail))
     job.wait()
     assert job.said[0] == ""
     assert job.said[1].endswith("ZeroDivisionError: the cause\n")
 
 
 def test_r02_ranks_that_were_killed_are_named_while_the_launcher_clears_away(start: Callable[..., Job]) -> None:
-    job = start(fails_on(1, partial(signal_itself, signal.SIGKILL)), world=3)
+    job = start(lambda rank: train(rank, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)), world=3)
     job.wait(1)
     time.sleep(1)
     for rank in (0, 2):
@@ -252,7 +257,7 @@ def test_r02_ranks_that_were_killed_are_named_while_the_launcher_clears_away(sta
 
 def test_r03_a_frozen_rank_is_named_after_the_timeout(start: Callable[..., Job]) -> None:
     began = time.monotonic()
-    job = start(fails_on(0, partial(signal_itself, signal.SIGSTOP), timeout=2.0))
+    job = start(lambda rank: train(rank, 0, lambda: os.kill(os.getpid(), signal.SIGSTOP), timeout=2.0))
     job.wait(1)
     assert time.monotonic() - began < 20
     assert job.said[1].startswith(f"error: rank 0 on {HOST} of 2 ranks stopped answering: killed, frozen, or cut off;")
@@ -260,7 +265,7 @@ def test_r03_a_frozen_rank_is_named_after_the_timeout(start: Callable[..., Job])
 
 
 def test_ranks_that_all_answer_are_not_blamed(start: Callable[..., Job]) -> None:
-    job = start(fails_on(0, partial(time.sleep, 60), timeout=2.0))
+    job = start(lambda rank: train(rank, 0, lambda: time.sleep(60), timeout=2.0))
     job.wait(1)
     assert re.match(
         r"error: rank 1 lost contact with the others, none of which is known to be gone \(.*Timed out waiting 2000ms.*",
@@ -269,17 +274,19 @@ def test_ranks_that_all_answer_are_not_blamed(start: Callable[..., Job]) -> None
     assert job.said[1].count("\n") == 1
 
 
-def be_stuck_on_rank_zero(rank: int) -> None:
-    first_error._SECONDS_LEFT_TO_THE_STUCK = 1.0
-    start_accelerator("fp32")
-    if rank:
-        raise UserError("what, got, allowed")
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    time.sleep(60)
+def test_r01_a_rank_whose_main_thread_is_stuck_follows_the_first_to_fail(
+    start: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_error, "_SECONDS_LEFT_TO_THE_STUCK", 1.0)
 
+    def work(rank: int) -> None:
+        start_accelerator("fp32")
+        if rank:
+            raise UserError("what, got, allowed")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        time.sleep(60)
 
-def test_r01_a_rank_whose_main_thread_is_stuck_follows_the_first_to_fail(start: Callable[..., Job]) -> None:
-    job = start(be_stuck_on_rank_zero)
+    job = start(work)
     job.wait()
     assert job.said == ["", "error: what, got, allowed\n"]
     assert job.exit_codes == [2, 2]
@@ -293,17 +300,14 @@ def test_r02_after_a_restart_the_ranks_find_each_other_and_their_own_first_error
     store = launcher()
     for count, restart in enumerate(restarts):
         job = start(
-            fails_on(count % 2, partial(raise_error, UserError(f"start {count}"))), restart=restart, store=store
+            lambda rank, n=count: train(rank, n % 2, lambda: raise_error(UserError(f"start {n}"))),
+            restart=restart,
+            store=store,
         )
         job.wait()
         assert job.said[count % 2] == f"error: start {count}\n"
         assert job.said[1 - count % 2] == ""
         assert job.exit_codes == [2, 2]
-
-
-def fail_alone(error: BaseException) -> None:
-    os.environ["MASTER_PORT"] = f"{free_port()}"
-    raise error
 
 
 @pytest.mark.parametrize(
@@ -314,60 +318,46 @@ def fail_alone(error: BaseException) -> None:
 def test_without_a_store_each_rank_speaks_for_itself(
     error: BaseException, text: str, start: Callable[..., Job]
 ) -> None:
-    job = start(fails_on(1, partial(fail_alone, error)))
+    def fail_alone() -> None:
+        os.environ["MASTER_PORT"] = f"{free_port()}"
+        raise error
+
+    job = start(lambda rank: train(rank, 1, fail_alone))
     job.wait(1)
     assert job.said[1].startswith(f"rank 1 of 2 on {HOST}:{text}" if "T" in text else f"rank 1 of 2 on {HOST}: {text}")
 
 
-def raise_the_answers(rank: int) -> None:
-    start_accelerator("fp32")
-    errors = UserError("why"), UserError("why not"), ZeroDivisionError()
-    answers = {failure_of(error).is_first for error in errors}
-    raise UserError(f"{answers}")
-
-
 def test_the_first_call_decides_who_speaks(start: Callable[..., Job]) -> None:
-    job = start(raise_the_answers)
+    def work(rank: int) -> None:
+        start_accelerator("fp32")
+        errors = UserError("why"), UserError("why not"), ZeroDivisionError()
+        answers = {failure_of(error).is_first for error in errors}
+        raise UserError(f"{answers}")
+
+    job = start(work)
     job.wait()
     assert sorted(job.said) == ["", "error: {True}\n"]
-
-
-def finish(rank: int, last: int) -> None:
-    train(rank, -1, lambda: None, steps=10)
-    time.sleep(0.3 if rank == last else 0.0)
 
 
 @pytest.mark.parametrize("store", [0, None], ids=["launcher's store", "rank 0's store"])
 @pytest.mark.parametrize("last", [0, 1])
 def test_a_job_that_finishes_says_nothing(store: int | None, last: int, start: Callable[..., Job]) -> None:
-    job = start(partial(finish, last=last), store=store)
+    def work(rank: int) -> None:
+        train(rank, -1, lambda: None, steps=10)
+        time.sleep(0.3 if rank == last else 0.0)
+
+    job = start(work, store=store)
     job.wait()
     assert [(job.folder / f"{rank}.txt").read_text() for rank in range(2)] == ["", ""]
     assert job.exit_codes == [0, 0]
 
 
 def test_r02_the_rank_that_kept_the_store_is_killed(start: Callable[..., Job]) -> None:
-    job = start(fails_on(0, partial(signal_itself, signal.SIGKILL)), store=None)
+    job = start(lambda rank: train(rank, 0, lambda: os.kill(os.getpid(), signal.SIGKILL)), store=None)
     job.wait()
     assert job.exit_codes == [-9, 1]
     assert job.said[1].startswith(f"rank 1 of 2 on {HOST}: error: rank 1 lost contact with the others")
     assert job.said[1].count("\n") == 1
-
-
-def lose_contact(end: str) -> tuple[str, bool]:
-    """What rank 0 is told as rank 1 leaves or freezes, and whether that is taken for the loss of another rank."""
-    from torch import distributed
-
-    consensus = RankConsensus(start_accelerator("fp32"), 1.0)
-    if os.environ["RANK"] == "1":
-        if end == "freeze":
-            time.sleep(3)
-        distributed.destroy_process_group()
-        return "", True
-    consensus.submit(0)
-    with pytest.raises(RuntimeError) as failure:
-        consensus.maximum()
-    return str(failure.value), first_error._is_echo(failure.value)
 
 
 @pytest.mark.parametrize(("end", "words"), [("leave", "closed|reset"), ("freeze", "Timed out")])
@@ -375,7 +365,22 @@ def test_the_words_of_gloo_still_tell_a_loss_of_contact(
     end: str, words: str, on_two_ranks: Callable[[Callable[[], Any]], list[Any]]
 ) -> None:
     """Texts of libraries may change with any release."""
-    (text, is_echo), _ = on_two_ranks(partial(lose_contact, end))
+
+    def lose_contact() -> tuple[str, bool]:
+        from torch import distributed
+
+        consensus = RankConsensus(start_accelerator("fp32"), 1.0)
+        if os.environ["RANK"] == "1":
+            if end == "freeze":
+                time.sleep(3)
+            distributed.destroy_process_group()
+            return "", True
+        consensus.submit(0)
+        with pytest.raises(RuntimeError) as failure:
+            consensus.maximum()
+        return str(failure.value), first_error._is_echo(failure.value)
+
+    (text, is_echo), _ = on_two_ranks(lose_contact)
     assert re.search(words, text)
     assert is_echo
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,11 +122,11 @@ def losses_of_ten_steps(precision: str, name: Name) -> tuple[bool, list[float]]:
 def test_the_losses_are_those_of_ddp(
     precision: str, name: Name, tolerance: float, on_two_ranks: TwoRanks, fsdp2: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sharded, same = on_two_ranks(partial(losses_of_ten_steps, precision, name))
+    sharded, same = on_two_ranks(lambda: losses_of_ten_steps(precision, name))
     assert sharded == same
     assert sharded[0]
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    is_split, by_ddp = on_two_ranks(partial(losses_of_ten_steps, precision, name))[0]
+    is_split, by_ddp = on_two_ranks(lambda: losses_of_ten_steps(precision, name))[0]
     assert not is_split
     assert sharded[1] == pytest.approx(by_ddp, rel=tolerance)
     assert by_ddp[-1] < by_ddp[0] / 2
@@ -135,7 +134,6 @@ def test_the_losses_are_those_of_ddp(
 
 def train_with_deep_decoder(decoder: str) -> tuple[set[str], list[float]]:
     """Names of the modules whose weights are gathered by themselves, and losses."""
-    DECODERS["toy"] = ToyDecoder
     trainer = Trainer(build=lambda: tiny_model(decoder, decoder_depth=3))
     alone = {name for name, module in trainer.bare.named_modules() if isinstance(module, FSDPModule)}
     return alone, [trainer.step(number) for number in range(4)]
@@ -145,12 +143,12 @@ def train_with_deep_decoder(decoder: str) -> tuple[set[str], list[float]]:
 def test_each_block_of_encoder_and_decoder_is_gathered_by_itself_whatever_its_class(
     decoder: str, on_two_ranks: TwoRanks, fsdp2: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = on_two_ranks(partial(train_with_deep_decoder, decoder))
+    monkeypatch.setitem(DECODERS, "toy", ToyDecoder)
+    first, second = on_two_ranks(lambda: train_with_deep_decoder(decoder))
     assert first == second
     blocks = {f"encoder.blocks.{n}" for n in range(2)} | {f"decoder.decoder_blocks.{n}" for n in range(3)}
     assert first[0] == {"", *blocks}  # the whole model holds the rest
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    monkeypatch.setitem(DECODERS, "toy", ToyDecoder)  # to be taken out of this process after the test
     alone, losses = train_with_deep_decoder(decoder)
     assert not alone
     assert first[1] == pytest.approx(losses, rel=1e-5)
@@ -163,7 +161,7 @@ def model_with_two_classes_of_one_name() -> MaskedAutoencoder:
 
 
 def test_blocks_of_two_classes_with_one_name_are_refused(on_two_ranks: TwoRanks, fsdp2: None) -> None:
-    first, second = on_two_ranks(partial(Trainer, build=model_with_two_classes_of_one_name))
+    first, second = on_two_ranks(lambda: Trainer(build=model_with_two_classes_of_one_name))
     assert first == second
     assert first.startswith("TypeError: FSDP2 finds transformer blocks by the names of their classes (Block, DecoderB")
     assert first.endswith("several classes share one: rename the decoder's")
@@ -236,7 +234,7 @@ def train_with_a_bad_batch_on_one_rank(value: float) -> tuple[bool, list[str], l
 
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=["n01-nan", "n01-inf"])
 def test_a_bad_batch_of_one_rank_is_skipped_by_all(value: float, on_two_ranks: TwoRanks, fsdp2: None) -> None:
-    first, second = on_two_ranks(partial(train_with_a_bad_batch_on_one_rank, value))
+    first, second = on_two_ranks(lambda: train_with_a_bad_batch_on_one_rank(value))
     assert first == second
     is_finite, changed, losses = first
     assert not is_finite
@@ -282,10 +280,10 @@ def load_and_train(root: Path, optimizer: Name = "adamw") -> list[float]:
 def test_c18_saved_by_two_ranks_with_parts_it_goes_on_with_two_and_with_one(
     name: Name, tolerance: float, on_two_ranks: TwoRanks, fsdp2: None, tmp_path: Path
 ) -> None:
-    on, same = on_two_ranks(partial(train_and_save, tmp_path, name))
+    on, same = on_two_ranks(lambda: train_and_save(tmp_path, name))
     assert on == same
     assert len(list((tmp_path / "step-000000005").glob("model-0000?-of-00002.safetensors"))) == 2
-    assert on_two_ranks(partial(load_and_train, tmp_path, name)) == [on, on]  # to the last bit
+    assert on_two_ranks(lambda: load_and_train(tmp_path, name)) == [on, on]  # to the last bit
     assert load_and_train(tmp_path, name) == pytest.approx(on, rel=tolerance)
 
 
@@ -294,6 +292,6 @@ def test_c18_saved_by_one_rank_it_goes_on_with_parts_on_two(
 ) -> None:
     on = train_and_save(tmp_path)
     assert (tmp_path / "step-000000005" / "model.safetensors").exists()
-    first, second = on_two_ranks(partial(load_and_train, tmp_path))
+    first, second = on_two_ranks(lambda: load_and_train(tmp_path))
     assert first == second
     assert first == pytest.approx(on, rel=1e-5)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -51,22 +50,13 @@ def test_ranks_that_do_not_come_are_named() -> None:
             _agree(store, 0, 4, timedelta(seconds=0.5))
 
 
-def processes_and_word() -> tuple[int, str]:
-    return start_accelerator("fp32").num_processes, start_word()
-
-
 def test_without_a_launcher_rank_zero_has_a_store_that_is_always_new(
     on_two_ranks: Callable[[Callable[[], Any]], list[Any]],
 ) -> None:
-    assert on_two_ranks(processes_and_word) == [(2, ""), (2, "")]
+    def meet() -> tuple[int, str]:
+        return start_accelerator("fp32").num_processes, start_word()
 
-
-def timeout_of_collectives(timeout: float) -> float:
-    device = start_accelerator("fp32", timeout).device
-    group = distributed.group.WORLD
-    assert group is not None
-    seconds: float = group._get_backend(device).options._timeout.total_seconds()
-    return round(seconds, 3)
+    assert on_two_ranks(meet) == [(2, ""), (2, "")]
 
 
 @pytest.mark.parametrize("timeout", [600.0, 60.0])
@@ -74,4 +64,12 @@ def test_the_timeout_reaches_the_collectives(
     timeout: float, on_two_ranks: Callable[[Callable[[], Any]], list[Any]]
 ) -> None:
     """Accelerate does not pass 600 s on."""
-    assert on_two_ranks(partial(timeout_of_collectives, timeout)) == [timeout, timeout]
+
+    def meet() -> float:
+        device = start_accelerator("fp32", timeout).device
+        group = distributed.group.WORLD
+        assert group is not None
+        seconds: float = group._get_backend(device).options._timeout.total_seconds()
+        return round(seconds, 3)
+
+    assert on_two_ranks(meet) == [timeout, timeout]
