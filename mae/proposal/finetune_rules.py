@@ -79,9 +79,7 @@ def _schedule(facts: Facts, epochs: int) -> Iterator[Choice]:
 
 
 def _batch_of(images: int) -> int:
-    if images >= MANY_IMAGES:
-        return 1024
-    return min(power_of_two(images / 32, 16, 256), power_of_two(float(images), 1, 256))
+    return 1024 if images >= MANY_IMAGES else power_of_two(min(max(images / 32, 16.0), float(images)), 1, 256)
 
 
 def _augmentation(facts: Facts, shape: Shape, channels: int) -> Iterator[Choice]:

@@ -86,7 +86,7 @@ def batch_of(images: int, epochs: int) -> int:
     Where epochs are so few that there would be less than 1,000 steps, it is halved until there are, down to 256.
     """
     if images < 100_000:
-        return min(power_of_two(images / 16, 32, _SMALL_BATCH), power_of_two(float(images), 1, _SMALL_BATCH))
+        return power_of_two(min(max(images / 16, 32.0), float(images)), 1, _SMALL_BATCH)
     batch = _PAPERS_BATCH if images >= MANY_IMAGES else 1024
     while batch > _SMALL_BATCH and epochs * images < _WANTED_STEPS * batch:
         batch //= 2

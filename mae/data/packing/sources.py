@@ -1,7 +1,7 @@
 """Sources of images to pack: a labelled tree, a flat folder, tar shards, or a folder with one of these per split."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mae.data.packing.class_list import NO_CLASSES, ClassList, labels_of, quoted
@@ -70,7 +70,7 @@ def find_splits(
     folders = _split_folders(source, split, known) if is_tree(source) and not table else {}
     if not folders:
         found = find_images(source, cache_dir, known, labels, table)
-        if table and (like := [name for name in entries(source)[1] if name.lower() in SPLITS]):
+        if table and (like := _called_like_splits(entries(source)[1])):
             found.remarks.append(
                 f"folders called like splits ({quoted(like)}) in {source} are taken as plain folders: all images that "
                 f"{table.path.name} names are packed together; to pack splits, give each a table and its own --split"
@@ -98,7 +98,7 @@ def is_tree(source: str) -> bool:
 def _split_folders(source: str, split: str | None, known: ClassList) -> Mapping[str, str]:
     """Return the path of each split folder by the name of its split; empty if the source is one split."""
     names, folders, _ = entries(source)
-    splits = [folder for folder in folders if folder.lower() in SPLITS]
+    splits = _called_like_splits(folders)
     if not splits or set(splits) <= set(known.names):
         return {}
     others = [name for name in names if name not in splits and (name in folders or image_extension(name))]
@@ -121,6 +121,10 @@ def _split_folders(source: str, split: str | None, known: ClassList) -> Mapping[
         if len(several) > 1:
             raise UserError(f"{source} contains the same split more than once: {quoted(several)}; rename one")
     return {name: f"{source}/{found[0]}" for name, found in by_name.items() if found}
+
+
+def _called_like_splits(folders: Iterable[str]) -> list[str]:
+    return [folder for folder in folders if folder.lower() in SPLITS]
 
 
 def _union(folders: Mapping[str, str]) -> ClassList:

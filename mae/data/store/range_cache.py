@@ -91,8 +91,8 @@ class RangeCache:
     def _start_threads(self) -> None:
         """Start threads and a new queue in each process: a fork copies no threads, and may copy a locked queue."""
         self._process, self._requests, self._pending = os.getpid(), SimpleQueue(), set()
+        # The threads must not keep the cache alive: they end when nobody needs it any more.
         for _ in range(PREFETCH_THREADS):
-            # The threads must not keep the cache alive: they end when nobody needs it any more.
             Thread(target=_serve, args=(weakref.ref(self), self._requests), daemon=True).start()
         weakref.finalize(self, _end_threads, self._requests)
 

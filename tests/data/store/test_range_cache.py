@@ -121,13 +121,12 @@ def test_its_threads_end_with_the_cache(cache: RangeCache, shard: Shard) -> None
     others = set(threading.enumerate())
     short = RangeCache(cache.folder, cache.budget)
     short.prefetch(shard, 0, PIECE, crc_of(0, PIECE))
-    threads = set(threading.enumerate()) - others
-    assert len(threads) >= PREFETCH_THREADS
+    threads = [thread for thread in set(threading.enumerate()) - others if "(_serve)" in thread.name]
+    assert len(threads) == PREFETCH_THREADS
     del short
     for thread in threads:
-        if "_serve" in thread.name:
-            thread.join(10)
-            assert not thread.is_alive()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_ranges_of_s3_objects_are_cached(s3: Any, cache: RangeCache) -> None:
